@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Userspace connection-tracking helpers for Linux. The API is cthelper.core.api."""
