@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bounded reading of network-order bytes."""
+
+from cthelper.core.errors import Truncated
+
+
+class Cursor:
+    """Reads forward through one message and never past its end.
+
+    Every read raises Truncated where the bytes do not suffice, and then has read
+    nothing.
+    """
+
+    __slots__ = ("_data", "position")
+
+    def __init__(self, data: bytes, position: int = 0) -> None:
+        self._data = data
+        self.position = position
+
+    @property
+    def remaining(self) -> int:
+        """Number of bytes that are left."""
+        return len(self._data) - self.position
+
+    def take(self, length: int) -> bytes:
+        """The next `length` bytes, 0 or more."""
+        if not 0 <= length <= self.remaining:
+            raise Truncated(
+                f"{length} bytes wanted at offset {self.position}, "
+                f"{self.remaining} are left"
+            )
+        start = self.position
+        self.position = start + length
+        return self._data[start : self.position]
+
+    def skip(self, length: int) -> None:
+        """Pass over `length` bytes, 0 or more."""
+        self.take(length)
+
+    def u8(self) -> int:
+        """The next byte as an unsigned integer."""
+        return self.take(1)[0]
+
+    def u16(self) -> int:
+        """The next 2 bytes as an unsigned integer."""
+        return int.from_bytes(self.take(2))
+
+    def u32(self) -> int:
+        """The next 4 bytes as an unsigned integer."""
+        return int.from_bytes(self.take(4))

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The exceptions of cthelper. Each says who is at fault and what the host does."""
+
+import errno as errno_module
+import os
+from pathlib import Path
+
+
+class CthelperError(Exception):
+    """Anything that cthelper raises on purpose."""
+
+
+class Malformed(CthelperError):
+    """The bytes break the protocol. The traffic's fault: accepted and counted."""
+
+
+class Truncated(Malformed):
+    """A length points past the end of the message."""
+
+
+class Oversized(Malformed):
+    """No complete message within the helper's limit."""
+
+
+class StreamLost(CthelperError):
+    """The bytes of a TCP flow cannot be followed; the host stops inspecting it.
+
+    `reason` is ``mid-stream`` (the first packet seen is not the handshake's),
+    ``gap`` (a missing segment did not come within the limit) or ``overlap`` (a
+    segment repeats bytes already seen with other content).
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class ExpectationRefused(CthelperError):
+    """Policy or kernel said no to an expectation.
+
+    It comes out of `cthelper.core.api.expect`; a helper may catch it, and may raise
+    it where the protocol itself forbids the expectation. `reason` is a code in words
+    joined by hyphens, such as ``third-party-address``; it names a counter.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class HelperFault(CthelperError):
+    """A helper broke its contract. A bug: the flow is detached, the packet accepted."""
+
+
+class RegistryError(CthelperError):
+    """A helper class cannot be installed. Its author's fault; names class and field."""
+
+
+class ConfigError(CthelperError):
+    """The configuration is wrong. The operator's fault: exit code 2.
+
+    The message is one line that names the file, the key, the value and what is
+    allowed.
+    """
+
+    def __init__(self, file: Path, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"{file}: {key} = {value!r}: {allowed}")
+
+
+class RulesetError(CthelperError):
+    """nft refused a ruleset, or is not there."""
+
+
+class QueueError(CthelperError):
+    """An NFQUEUE cannot be bound or read."""
+
+
+class RestartNeeded(CthelperError):
+    """The kernel cannot take a new configuration while the old one is in use."""
+
+
+class NetlinkError(CthelperError):
+    """The kernel refused a netlink request.
+
+    `errno` is the positive error number; the subclasses name those that callers tell
+    apart. `NetlinkError.of` picks the class. `reason` is a code that names a counter,
+    such as ``kernel-ebusy``.
+    """
+
+    def __init__(self, errno: int, request: str) -> None:
+        name = errno_module.errorcode.get(errno, str(errno))
+        super().__init__(f"{request}: {os.strerror(errno)} ({name})")
+        self.errno = errno
+        self.request = request
+        self.reason = f"kernel-{name.lower()}"
+
+    @staticmethod
+    def of(errno: int, request: str) -> "NetlinkError":
+        """The named error for `errno`, or a plain NetlinkError."""
+        return _BY_ERRNO.get(errno, NetlinkError)(errno, request)
+
+
+class NotFound(NetlinkError):
+    """No such entry, expectation, helper or queued packet (ENOENT)."""
+
+
+class AlreadyExists(NetlinkError):
+    """It is there already and the request forbids replacing it (EEXIST)."""
+
+
+class Busy(NetlinkError):
+    """In use, or it clashes with what another owner holds (EBUSY)."""
+
+
+class NotPermitted(NetlinkError):
+    """The process lacks CAP_NET_ADMIN, or another process owns the thing (EPERM)."""
+
+
+class Invalid(NetlinkError):
+    """The kernel rejects the request's form (EINVAL)."""
+
+
+class NotSupported(NetlinkError):
+    """The kernel has no such feature, or the flow has no helper (EOPNOTSUPP)."""
+
+
+class TableFull(NetlinkError):
+    """A limit of the kernel is reached (EMFILE, ENFILE, ENOMEM)."""
+
+
+_BY_ERRNO: dict[int, type[NetlinkError]] = {
+    errno_module.ENOENT: NotFound,
+    errno_module.EEXIST: AlreadyExists,
+    errno_module.EBUSY: Busy,
+    errno_module.EPERM: NotPermitted,
+    errno_module.EINVAL: Invalid,
+    errno_module.EOPNOTSUPP: NotSupported,
+    errno_module.EMFILE: TableFull,
+    errno_module.ENFILE: TableFull,
+    errno_module.ENOMEM: TableFull,
+}

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Values of connection tracking: endpoints, tuples, conntrack entries, expectations."""
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+)
+from typing import Final
+
+from cthelper.core.errors import Malformed
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+class Transport(enum.IntEnum):
+    """The transports that a helper can serve, by IP protocol number."""
+
+    TCP = 6
+    UDP = 17
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+TCP: Final = Transport.TCP
+UDP: Final = Transport.UDP
+
+
+class Direction(enum.Enum):
+    """Direction of a packet relative to the first packet of its flow."""
+
+    ORIGINAL = "original"
+    REPLY = "reply"
+
+
+ORIGINAL: Final = Direction.ORIGINAL
+REPLY: Final = Direction.REPLY
+
+
+def host_network(address: Address) -> Network:
+    """The network that holds `address` alone."""
+    if isinstance(address, IPv4Address):
+        return IPv4Network(address)
+    return IPv6Network(address)
+
+
+def collapsed(networks: Iterable[Network], version: int) -> tuple[Network, ...]:
+    """The networks of one IP version, those inside others left out."""
+    if version == 4:
+        return tuple(
+            collapse_addresses(
+                each for each in networks if isinstance(each, IPv4Network)
+            )
+        )
+    return tuple(
+        collapse_addresses(each for each in networks if isinstance(each, IPv6Network))
+    )
+
+
+def _with_port(address: Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address and a port, 0 to 65535.
+
+    Raises Malformed where the port is outside that range, so that a parser may build
+    an Endpoint from what the wire said. Port 0 is a value here; the guard refuses it.
+    """
+
+    address: Address
+    port: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 0xFFFF:
+            raise Malformed(f"port {self.port} is over 65535")
+
+    def __str__(self) -> str:
+        return _with_port(self.address, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple:
+    """One direction of a flow, as conntrack keys it (nf_conntrack_tuple.h)."""
+
+    transport: Transport
+    source: Endpoint
+    destination: Endpoint
+
+    def __str__(self) -> str:
+        return f"{self.transport} {self.source} > {self.destination}"
+
+
+class Status(enum.IntFlag):
+    """IPS_* of include/uapi/linux/netfilter/nf_conntrack_common.h."""
+
+    EXPECTED = 1 << 0
+    SEEN_REPLY = 1 << 1
+    ASSURED = 1 << 2
+    CONFIRMED = 1 << 3
+    SRC_NAT = 1 << 4
+    DST_NAT = 1 << 5
+    SEQ_ADJUST = 1 << 6
+    SRC_NAT_DONE = 1 << 7
+    DST_NAT_DONE = 1 << 8
+    DYING = 1 << 9
+    FIXED_TIMEOUT = 1 << 10
+    TEMPLATE = 1 << 11
+    UNTRACKED = 1 << 12
+    HELPER = 1 << 13
+    OFFLOAD = 1 << 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conntrack:
+    """A conntrack entry as the kernel reported it.
+
+    `timeout` is in seconds from the report. `helper` is the name of the helper that
+    is attached now; `master` is the original tuple of the flow that expected this one.
+    """
+
+    id: int
+    original: Tuple
+    reply: Tuple
+    status: Status
+    zone: int = 0
+    helper: str | None = None
+    mark: int = 0
+    timeout: int = 0
+    master: Tuple | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the entry is in the kernel's table (IPS_CONFIRMED)."""
+        return Status.CONFIRMED in self.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """Permission for a flow that has not begun, as the kernel takes it.
+
+    `source` is the network that the flow may come from, or None for anywhere;
+    `source_port` is None for any. Address and port of `destination` are always exact
+    (the kernel ignores a mask there). `timeout` is in seconds and is that of the
+    helper's policy: the kernel takes no other. `policy` is the policy's name
+    (None: read back from the kernel, which keeps none) and `class_` its index among the
+    helper's policies. `helper` names the helper of the
+    expected flow, or is None.
+    """
+
+    master: Tuple
+    transport: Transport
+    source: Network | None
+    source_port: int | None
+    destination: Endpoint
+    policy: str | None
+    timeout: int
+    class_: int = 0
+    permanent: bool = False
+    helper: str | None = None
+    zone: int = 0
+
+    def __str__(self) -> str:
+        if self.source is None:
+            source = "any"
+        elif self.source.num_addresses == 1:
+            source = str(self.source.network_address)
+        else:
+            source = str(self.source)
+        if self.source_port is not None:
+            source += f" port {self.source_port}"
+        return f"{self.transport} {source} > {self.destination}"
