@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All that the author of a helper imports.
+
+A helper is one class per protocol; the host makes one instance per flow, so ``self``
+is the flow's state. It reads whole messages and yields effects: `expect` asks for an
+expectation, `Rewrite` changes bytes of the message, `DONE` ends the inspection of the
+flow. It does no I/O and holds no globals: clock, tuples and options come with the
+message.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final, final
+
+from cthelper.core.cursor import Cursor
+from cthelper.core.errors import (
+    ExpectationRefused,
+    Malformed,
+    Oversized,
+    Truncated,
+)
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    TCP,
+    UDP,
+    Address,
+    Direction,
+    Endpoint,
+    Network,
+    Transport,
+    Tuple,
+)
+
+__all__ = [
+    "ANY",
+    "DONE",
+    "ON_LINK",
+    "ORIGINAL",
+    "PEER",
+    "REPLY",
+    "TCP",
+    "UDP",
+    "Address",
+    "Cursor",
+    "Direction",
+    "Done",
+    "Effect",
+    "Effects",
+    "Endpoint",
+    "Expect",
+    "ExpectationRefused",
+    "Grant",
+    "Helper",
+    "Hook",
+    "Malformed",
+    "Message",
+    "Network",
+    "Option",
+    "OptionValue",
+    "Oversized",
+    "Policy",
+    "Rewrite",
+    "Source",
+    "Transport",
+    "Truncated",
+    "Tuple",
+    "expect",
+]
+
+OptionValue = bool | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Limits on one class of expectations (nf_conntrack_helper.h).
+
+    `max_expected` is 1 to 255 live expectations for each master flow: the kernel
+    evicts the oldest beyond it. `timeout` is in seconds, 1 to 86400, and runs from
+    the creation of the expectation. An expectation that names no helper for the
+    expected flow always gets the first policy: the kernel takes a class only beside a
+    helper's name (ctnetlink_alloc_expect in nf_conntrack_netlink.c).
+    """
+
+    name: str
+    max_expected: int = 1
+    timeout: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A key that the helper adds to its table of the configuration.
+
+    The value's type is the default's: bool, int or str. `choices` lists the values
+    that are allowed, where not every value of the type is.
+    """
+
+    name: str
+    default: OptionValue
+    meaning: str
+    choices: tuple[OptionValue, ...] = ()
+
+
+class Hook(enum.Enum):
+    """Where the ruleset tags the helper's flows."""
+
+    PREROUTING = "prerouting"
+    OUTPUT = "output"
+
+
+class Source(enum.Enum):
+    """Who may open the expected flow, where it is not a network given outright."""
+
+    PEER = "peer"
+    ON_LINK = "on-link"
+    ANY = "any"
+
+
+PEER: Final = Source.PEER
+"""The receiver of the message."""
+ON_LINK: Final = Source.ON_LINK
+"""Hosts of the networks that the announced address is on-link with."""
+ANY: Final = Source.ANY
+"""Anybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One whole message of the protocol, in the direction that it travelled.
+
+    `source` and `destination` are those of the message's direction, taken from the
+    conntrack entry; `original` and `reply` are the entry's tuples. `now` is a clock in
+    seconds that only moves forward. `options` holds the helper's options. `forwarded`
+    is whether the packet came in through an interface, and so from another host.
+    """
+
+    direction: Direction
+    transport: Transport
+    source: Endpoint
+    destination: Endpoint
+    payload: bytes
+    original: Tuple
+    reply: Tuple
+    now: float
+    options: Mapping[str, OptionValue]
+    forwarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Ask that a flow to `endpoint` be expected. Use `expect` to yield one."""
+
+    endpoint: Endpoint
+    policy: str
+    transport: Transport | None = None
+    source: Source | Network = PEER
+    source_port: int | None = None
+    permanent: bool = False
+    helper: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What was expected, as the receiver of the message must see it."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Put `data` in the place of ``payload[span[0]:span[1]]`` of the message."""
+
+    span: tuple[int, int]
+    data: bytes
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The flow announces nothing more; stop inspecting it. Yield `DONE`."""
+
+
+DONE: Final = Done()
+
+Effect = Expect | Rewrite | Done
+Effects = Generator[Effect, Grant | None, None]
+
+
+def expect(
+    endpoint: Endpoint,
+    *,
+    policy: str,
+    transport: Transport | None = None,
+    source: Source | Network = PEER,
+    source_port: int | None = None,
+    permanent: bool = False,
+    helper: str | None = None,
+) -> Generator[Effect, Grant | None, Grant]:
+    """Announce that the receiver of this message will open a flow to `endpoint`.
+
+    Use it as ``grant = yield from expect(...)``. The transport is the flow's own
+    unless it is given. `source` says who may open the flow, `source_port` from which
+    port (None: any). A `permanent` expectation admits any number of flows until its
+    policy's timeout; else the first flow uses it up. `helper` names a helper for the
+    expected flow. Raises ExpectationRefused where the configuration forbids it.
+    """
+    grant = yield Expect(
+        endpoint, policy, transport, source, source_port, permanent, helper
+    )
+    if grant is None:
+        raise RuntimeError("the engine answers every Expect with a Grant")
+    return grant
+
+
+class Helper(ABC):
+    """One protocol. The host makes an instance for each flow.
+
+    `name` is known to the kernel and to nft: 1 to 15 characters of a-z, 0-9, ``-``
+    and ``_``. `ports` are the control ports that the ruleset tags by default, and
+    `destinations` the only addresses that it tags, where they are not all. `policies`
+    holds one to four policies. `lowest_port` is the lowest port that may be announced.
+    `message_limit` bounds a message on TCP, in bytes.
+    """
+
+    name: ClassVar[str]
+    transports: ClassVar[frozenset[Transport]]
+    ports: ClassVar[tuple[int, ...]]
+    policies: ClassVar[tuple[Policy, ...]]
+    options: ClassVar[tuple[Option, ...]] = ()
+    hooks: ClassVar[frozenset[Hook]] = frozenset(Hook)
+    destinations: ClassVar[tuple[Network, ...]] = ()
+    lowest_port: ClassVar[int] = 1024
+    message_limit: ClassVar[int] = 16 * 1024
+
+    def frame(self, data: memoryview) -> int | None:
+        """Length of the first message in `data`, which is not empty; None: need more.
+
+        Called for TCP only: a UDP datagram is a message. Raises Malformed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} serves TCP without frame()")
+
+    @abstractmethod
+    def on_message(self, message: Message) -> Effects:
+        """React to one message. Raises Malformed, ExpectationRefused, nothing else."""

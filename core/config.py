@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TOML to frozen dataclasses. Every error names file, key, value and what is allowed.
+
+A missing key has its default; an unknown one is an error. ``cthelper.toml`` beside this
+module shows every key.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cthelper.core.api import Helper, Network, Option, OptionValue, Policy
+from cthelper.core.errors import ConfigError
+from cthelper.core.guard import DENIED_PORTS
+
+DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
+
+_T = TypeVar("_T")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+# An interface name for nft: the kernel's 15 bytes (IFNAMSIZ), a * at the end matches
+# the rest.
+_INTERFACE = re.compile(r'[^\s/"*\\]{1,15}|[^\s/"*\\]{1,14}\*')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """Table ``[daemon]``.
+
+    `queue` is the NFQUEUE number, 0 to 65535. `receive_buffer` bounds what may wait in
+    a queue, in bytes of packets and their bookkeeping; packets beyond it pass without
+    being inspected. `flow_limit` bounds the flows that are followed at a time.
+    """
+
+    queue: int = 2077
+    receive_buffer: int = 8 * 1024 * 1024
+    flow_limit: int = 65536
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelperConfig:
+    """What is configured for one helper; table ``[helpers.NAME]``.
+
+    `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
+    empty ones do not. `policies` are the helper's own with the configured limits.
+    """
+
+    helper: type[Helper]
+    queue: int
+    ports: tuple[int, ...]
+    policies: tuple[Policy, ...]
+    options: Mapping[str, OptionValue]
+    interfaces: tuple[str, ...] = ()
+    sources: tuple[Network, ...] = ()
+    destinations: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration. `helpers` holds the enabled ones, by name."""
+
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    denied_ports: frozenset[int] = DENIED_PORTS
+    helpers: Mapping[str, HelperConfig]
+
+    @property
+    def queues(self) -> frozenset[int]:
+        """The numbers of all queues that the enabled helpers use."""
+        return frozenset(each.queue for each in self.helpers.values())
+
+
+def load(path: Path | None, helpers: Mapping[str, type[Helper]]) -> Config:
+    """The configuration in the file at `path`.
+
+    None is DEFAULT_PATH, or all defaults where that file is absent. `helpers` are
+    those installed, by name. Raises ConfigError.
+    """
+    if path is None:
+        path = DEFAULT_PATH
+        if not path.exists():
+            return parse("", path, helpers)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, "file", str(path), f"cannot be read: {error}") from None
+    return parse(text, path, helpers)
+
+
+def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
+    """The configuration in `text`, which came from the file `path`.
+
+    Raises ConfigError.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(path, text, error) from None
+    root = _Table(path, "", document)
+    daemon = _daemon(root.table("daemon"))
+    guard = root.table("guard")
+    denied = guard.list_of("denied_ports", _port, tuple(sorted(DENIED_PORTS)))
+    guard.close()
+    tables = root.table("helpers")
+    configured = {
+        name: _helper(tables.table(name), helper, daemon)
+        for name, helper in helpers.items()
+    }
+    tables.close()
+    root.close()
+    return Config(
+        daemon=daemon,
+        denied_ports=frozenset(denied),
+        helpers={name: each for name, each in configured.items() if each is not None},
+    )
+
+
+def _syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+    found = re.search(r"at line (\d+)", str(error))
+    lines = text.splitlines()
+    number = int(found[1]) if found else len(lines)
+    line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    return ConfigError(path, f"line {number}", line, f"not TOML: {error}")
+
+
+class _Table:
+    """One TOML table: hands out its keys once and refuses those nobody asked for."""
+
+    def __init__(self, path: Path, name: str, values: dict[str, object]) -> None:
+        self._path = path
+        self._name = name
+        self._values = dict(values)
+        self._known: list[str] = []
+
+    def error(self, key: str, value: object, allowed: str) -> ConfigError:
+        return ConfigError(self._path, self._full(key), value, allowed)
+
+    def table(self, key: str) -> "_Table":
+        value = self._pop(key, {})
+        if not isinstance(value, dict):
+            raise self.error(key, value, f"must be a table [{self._full(key)}]")
+        return _Table(self._path, self._full(key), value)
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        value = self._pop(key, default)
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(key, value, f"must be a number from {low} to {high}")
+        return value
+
+    def boolean(self, key: str, *, default: bool) -> bool:
+        value = self._pop(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, value, "must be true or false")
+        return value
+
+    def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
+        value = self._pop(key, default)
+        if not isinstance(value, str) or value not in choices:
+            raise self.error(key, value, "must be one of " + ", ".join(choices))
+        return value
+
+    def option(self, option: Option) -> OptionValue:
+        value = self._pop(option.name, option.default)
+        kind = type(option.default)
+        if type(value) is not kind:
+            names = {bool: "true or false", int: "a number", str: "a string"}
+            raise self.error(option.name, value, f"must be {names[kind]}")
+        assert isinstance(value, bool | int | str)  # noqa: S101 - kind is one of them
+        if option.choices and value not in option.choices:
+            allowed = ", ".join(str(each) for each in option.choices)
+            raise self.error(option.name, value, f"must be one of {allowed}")
+        return value
+
+    def list_of(
+        self, key: str, read: Callable[[object], _T], default: tuple[_T, ...]
+    ) -> tuple[_T, ...]:
+        """A list whose elements `read` takes.
+
+        `read` raises ValueError with what is allowed. No element may stand twice.
+        """
+        if key not in self._values:
+            self._known.append(key)
+            return default
+        values = self._pop(key, [])
+        if not isinstance(values, list):
+            raise self.error(key, values, "must be a list")
+        result: list[_T] = []
+        for value in values:
+            try:
+                element = read(value)
+            except ValueError as error:
+                raise self.error(key, value, str(error)) from None
+            if element in result:
+                raise self.error(key, value, "stands there twice")
+            result.append(element)
+        return tuple(result)
+
+    def close(self) -> None:
+        """Raise ConfigError where a key is left that nothing has read."""
+        for key, value in self._values.items():
+            allowed = ", ".join(self._known) or "none"
+            raise self.error(key, value, f"unknown key, known are {allowed}")
+
+    def _pop(self, key: str, default: object) -> object:
+        self._known.append(key)
+        return self._values.pop(key, default)
+
+    def _full(self, key: str) -> str:
+        # A quoted key may hold anything, such as a dot or the end of a line.
+        shown = key if _BARE_KEY.fullmatch(key) else repr(key)
+        return f"{self._name}.{shown}" if self._name else shown
+
+
+def _daemon(table: _Table) -> DaemonConfig:
+    plain = DaemonConfig()
+    daemon = DaemonConfig(
+        queue=table.integer("queue", plain.queue, 0, 0xFFFF),
+        receive_buffer=table.integer(
+            "receive_buffer", plain.receive_buffer, 64 * 1024, 1 << 30
+        ),
+        flow_limit=table.integer("flow_limit", plain.flow_limit, 1, 1 << 24),
+        log_level=table.choice(
+            "log_level", plain.log_level, ("debug", "info", "warning", "error")
+        ),
+        log_format=table.choice("log_format", plain.log_format, ("text", "json")),
+    )
+    table.close()
+    return daemon
+
+
+def _helper(
+    table: _Table, helper: type[Helper], daemon: DaemonConfig
+) -> HelperConfig | None:
+    """The helper's configuration, checked in any case; None where it is disabled."""
+    enabled = table.boolean("enabled", default=True)
+    ports = table.list_of("ports", _port, helper.ports)
+    if not ports:
+        raise table.error("ports", [], "must name a port; enabled = false turns it off")
+    config = HelperConfig(
+        helper=helper,
+        queue=table.integer("queue", daemon.queue, 0, 0xFFFF),
+        ports=ports,
+        policies=_policies(table.table("policies"), helper.policies),
+        options={option.name: table.option(option) for option in helper.options},
+        interfaces=table.list_of("interfaces", _interface, ()),
+        sources=table.list_of("sources", _network, ()),
+        destinations=table.list_of("destinations", _network, helper.destinations),
+    )
+    table.close()
+    return config if enabled else None
+
+
+def _policies(table: _Table, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    result = []
+    for policy in policies:
+        limits = table.table(policy.name)
+        result.append(
+            Policy(
+                policy.name,
+                limits.integer("max_expected", policy.max_expected, 1, 255),
+                limits.integer("timeout", policy.timeout, 1, 86400),
+            )
+        )
+        limits.close()
+    table.close()
+    return tuple(result)
+
+
+def _port(value: object) -> int:
+    if type(value) is not int or not 0 < value <= 0xFFFF:
+        raise ValueError("must be a port from 1 to 65535")
+    return value
+
+
+def _interface(value: object) -> str:
+    if not isinstance(value, str) or not _INTERFACE.fullmatch(value):
+        raise ValueError(
+            "must be the name of an interface, at most 15 characters, "
+            "a * at its end matches any rest"
+        )
+    return value
+
+
+def _network(value: object) -> Network:
+    if not isinstance(value, str):
+        raise ValueError('must be a network such as "192.0.2.0/24"')
+    try:
+        return ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"must be a network: {error}") from None

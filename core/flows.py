@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flow table: conntrack id and zone to the helper's instance and its streams."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cthelper.core.api import Helper
+from cthelper.core.stream import Stream
+from cthelper.core.tuples import Conntrack, Direction, Tuple
+
+FlowKey = tuple[int, int]
+"""Conntrack id and zone."""
+
+
+def key_of(entry: Conntrack) -> FlowKey:
+    """The key of a conntrack entry in the flow table."""
+    return entry.id, entry.zone
+
+
+@dataclass(slots=True)
+class Side:
+    """What the host keeps for one direction of a flow.
+
+    `stream` and `pending` (bytes of a message that is not complete) are TCP's;
+    `malformed` counts the malformed datagrams in a row of UDP. `parsed` turns false
+    for good when the direction is no longer worth reading.
+    """
+
+    stream: Stream
+    pending: bytearray = field(default_factory=bytearray)
+    malformed: int = 0
+    parsed: bool = True
+
+
+@dataclass(slots=True)
+class Flow:
+    """A flow that a helper inspects.
+
+    `name` is the helper's; its instance, `helper`, is made for the first packet that
+    is read. `finished` says why the flow is no longer inspected.
+    """
+
+    key: FlowKey
+    original: Tuple
+    name: str
+    sides: dict[Direction, Side]
+    helper: Helper | None = None
+    finished: str | None = None
+
+    @classmethod
+    def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":
+        """A flow of which nothing has been read yet."""
+        limit = helper.message_limit
+        sides = {direction: Side(Stream(limit)) for direction in Direction}
+        return cls(key_of(entry), entry.original, helper.name, sides)
+
+    def finish(self, reason: str) -> None:
+        """Stop inspecting the flow, and let go of its bytes and of the helper."""
+        self.finished = self.finished or reason
+        self.sides.clear()
+        self.helper = None
+
+
+class FlowTable:
+    """Flows by conntrack id and zone; the least recently used go when it is full.
+
+    A flow that was evicted and goes on is met again as new: on TCP in mid-stream, so
+    that it is detached, on UDP with a fresh instance. `evicted` counts them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(self._flows.values())
+
+    def find(self, entry: Conntrack) -> Flow | None:
+        """The flow of `entry`, now the most recently used; None: not known.
+
+        The kernel derives the id from the entry's address and tuple, so an id can
+        come again: a flow whose original tuple differs is another one and is dropped.
+        """
+        key = key_of(entry)
+        flow = self._flows.get(key)
+        if flow is None:
+            return None
+        if flow.original != entry.original:
+            del self._flows[key]
+            return None
+        self._flows.move_to_end(key)
+        return flow
+
+    def add(self, flow: Flow) -> None:
+        """Put in a new flow, evicting the least recently used one if need be."""
+        self._flows[flow.key] = flow
+        if len(self._flows) > self._limit:
+            self._flows.popitem(last=False)
+            self.evicted += 1
+
+    def remove(self, key: FlowKey) -> None:
+        """Forget a flow, if it is known."""
+        self._flows.pop(key, None)

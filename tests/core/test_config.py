@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration: what it becomes, and what the operator reads if it is wrong."""
+
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cthelper.core import config
+from cthelper.core.api import UDP, Effects, Helper, Message, Option, Policy
+from cthelper.core.config import Config, DaemonConfig, load, parse
+from cthelper.core.errors import ConfigError
+from cthelper.core.guard import DENIED_PORTS
+
+PATH = Path("cthelper.toml")
+
+
+class Plain(Helper):
+    """All defaults."""
+
+    name = "plain"
+    transports = frozenset({UDP})
+    ports = (7000, 7001)
+    policies = (Policy("data", max_expected=2, timeout=60), Policy("chained"))
+
+    def on_message(self, message: Message) -> Effects:
+        yield from ()
+
+
+class Chosen(Helper):
+    """Options of every type, and a destination."""
+
+    name = "chosen"
+    transports = frozenset({UDP})
+    ports = (5353,)
+    policies = (Policy("data"),)
+    options = (
+        Option("strict", False, "a switch"),
+        Option("depth", 3, "a number"),
+        Option("greeting", "hello", "a text"),
+        Option("mode", "narrow", "a choice", ("narrow", "wide")),
+        Option("version", 2, "a choice of numbers", (2, 3)),
+    )
+    destinations = (ip_network("224.0.0.251/32"),)
+
+    def on_message(self, message: Message) -> Effects:
+        yield from ()
+
+
+HELPERS: dict[str, type[Helper]] = {"plain": Plain, "chosen": Chosen}
+
+
+def read(text: str) -> Config:
+    return parse(text, PATH, HELPERS)
+
+
+def error_of(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    return str(caught.value)
+
+
+def test_empty_text_is_all_defaults() -> None:
+    result = read("")
+    assert result.daemon == DaemonConfig()
+    assert result.denied_ports == DENIED_PORTS
+    assert list(result.helpers) == ["plain", "chosen"]
+    plain, chosen = result.helpers["plain"], result.helpers["chosen"]
+    assert plain.helper is Plain
+    assert plain.queue == result.daemon.queue
+    assert plain.ports == (7000, 7001)
+    assert plain.policies == Plain.policies
+    assert plain.options == {}
+    assert (plain.interfaces, plain.sources, plain.destinations) == ((), (), ())
+    assert chosen.destinations == Chosen.destinations
+    assert chosen.options == {
+        "strict": False,
+        "depth": 3,
+        "greeting": "hello",
+        "mode": "narrow",
+        "version": 2,
+    }
+
+
+def test_every_key_is_read() -> None:
+    result = read(
+        """
+        [daemon]
+        queue = 65535
+        receive_buffer = 65536
+        flow_limit = 1
+        log_level = "debug"
+        log_format = "json"
+        [guard]
+        denied_ports = [6000, 6001]
+        [helpers.plain]
+        enabled = true
+        queue = 0
+        ports = [1, 65535]
+        interfaces = ["eth0", "wg-*", "a234567890123.5", "a2345678901234*"]
+        sources = ["192.0.2.0/24", "2001:db8::/32"]
+        destinations = ["198.51.100.2"]
+        [helpers.plain.policies.chained]
+        max_expected = 255
+        timeout = 86400
+        [helpers.chosen]
+        strict = true
+        depth = -1
+        greeting = ""
+        mode = "wide"
+        version = 3
+        destinations = []
+        """
+    )
+    assert result.daemon == DaemonConfig(
+        queue=65535,
+        receive_buffer=65536,
+        flow_limit=1,
+        log_level="debug",
+        log_format="json",
+    )
+    assert result.denied_ports == {6000, 6001}
+    plain, chosen = result.helpers["plain"], result.helpers["chosen"]
+    assert plain.queue == 0
+    assert plain.ports == (1, 65535)
+    assert plain.interfaces == ("eth0", "wg-*", "a234567890123.5", "a2345678901234*")
+    assert plain.sources == (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
+    assert plain.destinations == (ip_network("198.51.100.2/32"),)
+    assert plain.policies == (Plain.policies[0], Policy("chained", 255, 86400))
+    assert chosen.destinations == ()
+    assert chosen.options == {
+        "strict": True,
+        "depth": -1,
+        "greeting": "",
+        "mode": "wide",
+        "version": 3,
+    }
+    assert result.queues == {0, 65535}
+
+
+def test_disabled_helper_is_left_out() -> None:
+    result = read("daemon.queue = 5\nhelpers.plain = {enabled = false, queue = 9}")
+    assert set(result.helpers) == {"chosen"}
+    assert result.queues == {5}
+
+
+def test_disabled_helper_is_checked_all_the_same() -> None:
+    assert "helpers.plain.ports" in error_of(
+        "helpers.plain = {enabled = false, ports = [0]}"
+    )
+
+
+def test_empty_list_of_denied_ports_denies_none() -> None:
+    assert read("guard.denied_ports = []").denied_ports == frozenset()
+
+
+PORT = "must be a port from 1 to 65535"
+INTERFACE = (
+    "must be the name of an interface, at most 15 characters, "
+    "a * at its end matches any rest"
+)
+PLAIN_KEYS = "enabled, ports, queue, policies, interfaces, sources, destinations"
+DAEMON_KEYS = "queue, receive_buffer, flow_limit, log_level, log_format"
+
+WRONG = [
+    # Keys that nobody knows, at each level.
+    ("port = 1", "port = 1: unknown key, known are daemon, guard, helpers"),
+    (
+        "[daemon]\nbuffer = 1",
+        f"daemon.buffer = 1: unknown key, known are {DAEMON_KEYS}",
+    ),
+    (
+        "[guard]\ndenied = []",
+        "guard.denied = []: unknown key, known are denied_ports",
+    ),
+    (
+        "[helpers.plain]\nport = 1",
+        f"helpers.plain.port = 1: unknown key, known are {PLAIN_KEYS}",
+    ),
+    (
+        "[helpers.plain.policies.data]\nlimit = 1",
+        "helpers.plain.policies.data.limit = 1: "
+        "unknown key, known are max_expected, timeout",
+    ),
+    (
+        "[helpers.plain]\nstrict = true",
+        f"helpers.plain.strict = True: unknown key, known are {PLAIN_KEYS}",
+    ),
+    (
+        '"a\\nb" = 1',
+        "'a\\nb' = 1: unknown key, known are daemon, guard, helpers",
+    ),
+    (
+        '"daemon.queue" = 1',
+        "'daemon.queue' = 1: unknown key, known are daemon, guard, helpers",
+    ),
+    # Helpers and policies that are not there.
+    (
+        "[helpers.ftp]\nports = [21]",
+        "helpers.ftp = {'ports': [21]}: unknown key, known are plain, chosen",
+    ),
+    (
+        "[helpers.plain.policies.more]\ntimeout = 1",
+        "helpers.plain.policies.more = {'timeout': 1}: "
+        "unknown key, known are data, chained",
+    ),
+    # Tables that are none.
+    ("daemon = 1", "daemon = 1: must be a table [daemon]"),
+    ("helpers = []", "helpers = []: must be a table [helpers]"),
+    (
+        "helpers.plain = true",
+        "helpers.plain = True: must be a table [helpers.plain]",
+    ),
+    (
+        "helpers.plain.policies.data = 60",
+        "helpers.plain.policies.data = 60: "
+        "must be a table [helpers.plain.policies.data]",
+    ),
+    # Numbers and choices of the daemon.
+    (
+        'daemon.queue = "2077"',
+        "daemon.queue = '2077': must be a number from 0 to 65535",
+    ),
+    ("daemon.queue = true", "daemon.queue = True: must be a number from 0 to 65535"),
+    ("daemon.queue = 1.0", "daemon.queue = 1.0: must be a number from 0 to 65535"),
+    ("daemon.queue = -1", "daemon.queue = -1: must be a number from 0 to 65535"),
+    ("daemon.queue = 65536", "daemon.queue = 65536: must be a number from 0 to 65535"),
+    (
+        "daemon.receive_buffer = 65535",
+        "daemon.receive_buffer = 65535: must be a number from 65536 to 1073741824",
+    ),
+    (
+        "daemon.flow_limit = 0",
+        "daemon.flow_limit = 0: must be a number from 1 to 16777216",
+    ),
+    (
+        'daemon.log_level = "loud"',
+        "daemon.log_level = 'loud': must be one of debug, info, warning, error",
+    ),
+    (
+        "daemon.log_format = true",
+        "daemon.log_format = True: must be one of text, json",
+    ),
+    # Lists of the guard and of helpers.
+    ("guard.denied_ports = 22", "guard.denied_ports = 22: must be a list"),
+    ("guard.denied_ports = [0]", f"guard.denied_ports = 0: {PORT}"),
+    ("helpers.plain.ports = [65536]", f"helpers.plain.ports = 65536: {PORT}"),
+    ("helpers.plain.ports = [true]", f"helpers.plain.ports = True: {PORT}"),
+    ('helpers.plain.ports = ["ftp"]', f"helpers.plain.ports = 'ftp': {PORT}"),
+    (
+        "helpers.plain.ports = [21, 22, 21]",
+        "helpers.plain.ports = 21: stands there twice",
+    ),
+    (
+        "helpers.plain.ports = []",
+        "helpers.plain.ports = []: must name a port; enabled = false turns it off",
+    ),
+    (
+        'helpers.plain.enabled = "yes"',
+        "helpers.plain.enabled = 'yes': must be true or false",
+    ),
+    (
+        "helpers.plain.enabled = 1",
+        "helpers.plain.enabled = 1: must be true or false",
+    ),
+    (
+        "helpers.plain.queue = 70000",
+        "helpers.plain.queue = 70000: must be a number from 0 to 65535",
+    ),
+    (
+        'helpers.plain.sources = ["192.0.2.1/24"]',
+        "helpers.plain.sources = '192.0.2.1/24': "
+        "must be a network: 192.0.2.1/24 has host bits set",
+    ),
+    (
+        'helpers.plain.destinations = ["lan"]',
+        "helpers.plain.destinations = 'lan': must be a network: "
+        "'lan' does not appear to be an IPv4 or IPv6 network",
+    ),
+    (
+        "helpers.plain.sources = [1]",
+        'helpers.plain.sources = 1: must be a network such as "192.0.2.0/24"',
+    ),
+    (
+        'helpers.plain.sources = ["192.0.2.0/24", "192.0.2.0/255.255.255.0"]',
+        "helpers.plain.sources = '192.0.2.0/255.255.255.0': stands there twice",
+    ),
+    (
+        'helpers.plain.interfaces = ["eth0", "eth0"]',
+        "helpers.plain.interfaces = 'eth0': stands there twice",
+    ),
+    *(
+        (
+            f"helpers.plain.interfaces = [{text}]",
+            f"helpers.plain.interfaces = {value!r}: {INTERFACE}",
+        )
+        for text, value in [
+            ("1", 1),
+            ('""', ""),
+            ('"a234567890123456"', "a234567890123456"),
+            ('"a23456789012345*"', "a23456789012345*"),
+            ('"*"', "*"),
+            ('"e*0"', "e*0"),
+            ('"eth 0"', "eth 0"),
+            ('"eth/0"', "eth/0"),
+            (r'"eth\"0"', 'eth"0'),
+            (r'"eth\n0"', "eth\n0"),
+            (r'"eth0\n"', "eth0\n"),
+        ]
+    ),
+    # Limits of policies.
+    *(
+        (
+            f"helpers.plain.policies.data.{key} = {value}",
+            f"helpers.plain.policies.data.{key} = {value}: "
+            f"must be a number from 1 to {most}",
+        )
+        for key, value, most in [
+            ("max_expected", 0, 255),
+            ("max_expected", 256, 255),
+            ("timeout", 0, 86400),
+            ("timeout", 86401, 86400),
+        ]
+    ),
+    # Options of helpers.
+    ("helpers.chosen.strict = 1", "helpers.chosen.strict = 1: must be true or false"),
+    ("helpers.chosen.depth = true", "helpers.chosen.depth = True: must be a number"),
+    ("helpers.chosen.greeting = 1", "helpers.chosen.greeting = 1: must be a string"),
+    (
+        'helpers.chosen.mode = "tall"',
+        "helpers.chosen.mode = 'tall': must be one of narrow, wide",
+    ),
+    ("helpers.chosen.version = 4", "helpers.chosen.version = 4: must be one of 2, 3"),
+]
+
+
+@pytest.mark.parametrize(("text", "error"), WRONG, ids=[text for text, _ in WRONG])
+def test_error_names_file_key_value_and_what_is_allowed(text: str, error: str) -> None:
+    assert error_of(text) == f"cthelper.toml: {error}"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[daemon]\nqueue 2077\n", "line 2 = 'queue 2077'"),
+        ("[daemon]\nqueue = \n\n", "line 2 = 'queue ='"),
+        ("[guard]\ndenied_ports = [1,\n", "line 2 = 'denied_ports = [1,'"),
+        ("queue = 1\nqueue = 2\n", "line 2 = 'queue = 2'"),
+        ("[daemon]\n\n[guard]\n[daemon]\n", "line 4 = '[daemon]'"),
+        ('[daemon]\nlog_level = "info\n', "line 2 = 'log_level = \"info'"),
+    ],
+    ids=[
+        "no equals sign",
+        "no value",
+        "list without an end",
+        "key twice",
+        "table twice",
+        "string without an end",
+    ],
+)
+def test_syntax_error_names_the_line(text: str, place: str) -> None:
+    error = error_of(text)
+    assert error.startswith(f"cthelper.toml: {place}: not TOML: ")
+    assert len(error.splitlines()) == 1
+
+
+LINES = st.sampled_from(
+    [text for text, _ in WRONG] + ["[daemon]", "queue = 1", "[helpers.plain", "x = '"]
+)
+
+
+@given(st.text(max_size=40) | st.lists(LINES, max_size=4).map("\n".join))
+def test_any_text_is_a_configuration_or_an_error_of_one_line(text: str) -> None:
+    error = ""
+    try:
+        read(text)
+    except ConfigError as raised:
+        error = str(raised)
+    assert len(error.splitlines()) == (1 if error else 0)
+
+
+def test_file_is_read_as_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "cthelper.toml"
+    path.write_bytes('helpers.chosen.greeting = "grüß"'.encode())
+    chosen = load(path, HELPERS).helpers["chosen"]
+    assert chosen.options["greeting"] == "grüß"
+
+
+@pytest.mark.parametrize("case", ["absent", "directory", "not UTF-8"])
+def test_unreadable_file_is_an_error_of_one_line(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "cthelper.toml"
+    if case == "directory":
+        path.mkdir()
+    elif case == "not UTF-8":
+        path.write_bytes(b"# \xff")
+    with pytest.raises(ConfigError) as caught:
+        load(path, HELPERS)
+    error = str(caught.value)
+    assert error.startswith(f"{path}: file = {str(path)!r}: cannot be read: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_absent_file_at_the_usual_path_is_all_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cthelper.toml"
+    monkeypatch.setattr(config, "DEFAULT_PATH", path)
+    assert load(None, HELPERS).daemon == DaemonConfig()
+    path.write_text("daemon.queue = 5", encoding="utf-8")
+    assert load(None, HELPERS).daemon.queue == 5

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration that is installed: every key is there, at its default."""
+
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+from cthelper.core.config import Config, parse
+from cthelper.core.registry import builtin_helpers
+
+SHIPPED = files("cthelper.core").joinpath("cthelper.toml").read_text("utf-8")
+# A commented key, as opposed to prose, has no blank after its mark.
+WHOLE = re.sub(r"^#(?=[a-z_]+ = )", "", SHIPPED, flags=re.MULTILINE)
+
+
+def read(text: str) -> Config:
+    return parse(text, Path("cthelper.toml"), builtin_helpers())
+
+
+def test_shipped_file_is_the_default_configuration() -> None:
+    assert read(SHIPPED) == read("")
+
+
+def test_commented_keys_stand_at_their_defaults() -> None:
+    assert WHOLE != SHIPPED
+    assert read(WHOLE) == read("")
+
+
+def test_every_key_is_there() -> None:
+    written = tomllib.loads(WHOLE)
+    assert set(written) == {"daemon", "guard", "helpers"}
+    assert set(written["daemon"]) == {
+        "queue",
+        "receive_buffer",
+        "flow_limit",
+        "log_level",
+        "log_format",
+    }
+    assert set(written["guard"]) == {"denied_ports"}
+    common = {"enabled", "queue", "ports", "interfaces", "sources", "destinations"}
+    for name, helper in builtin_helpers().items():
+        options = {option.name for option in helper.options}
+        table = written["helpers"][name]
+        assert set(table) == common | options | {"policies"}
+        assert set(table["policies"]) == {policy.name for policy in helper.policies}
+        for policy in table["policies"].values():
+            assert set(policy) == {"max_expected", "timeout"}
