@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The header and the question section of a DNS message (RFC 1035, section 4)."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from cthelper.core.api import Cursor, Malformed
+
+_LABEL_TYPE: Final = 0xC0
+_NAME_LIMIT: Final = 255
+
+_RESPONSE: Final = 0x8000
+_OPCODE: Final = 0x7800
+_RCODE: Final = 0x000F
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """RFC 1035, section 4.1.1; of the counts only that of the questions."""
+
+    flags: int
+    questions: int
+
+    @property
+    def is_standard_query(self) -> bool:
+        """A query with operation code and response code 0."""
+        return not self.flags & (_RESPONSE | _OPCODE | _RCODE)
+
+
+def read_header(cursor: Cursor) -> Header:
+    """The 12 bytes of the header. Raises Truncated."""
+    cursor.skip(2)
+    flags = cursor.u16()
+    questions = cursor.u16()
+    cursor.skip(6)
+    return Header(flags, questions)
+
+
+def read_question_class(cursor: Cursor) -> int:
+    """Pass over one question; its class field, 0 to 65535. Raises Malformed."""
+    _skip_name(cursor)
+    cursor.skip(2)
+    return cursor.u16()
+
+
+def _skip_name(cursor: Cursor) -> None:
+    """Pass over a name (RFC 1035, section 4.1.4).
+
+    A compression pointer ends a name and is not followed: nothing here needs the
+    labels that it points to, and so it cannot lead in circles.
+    """
+    start = cursor.position
+    while (length := cursor.u8()) != 0:
+        if length & _LABEL_TYPE == _LABEL_TYPE:
+            cursor.skip(1)
+            return
+        if length & _LABEL_TYPE:
+            raise Malformed(f"label of the reserved type {length:#04x}")
+        cursor.skip(length)
+        if cursor.position - start >= _NAME_LIMIT:
+            raise Malformed(f"name over {_NAME_LIMIT} bytes")

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Multicast DNS (RFC 6762): a query that is answered by unicast to the asker's port.
+
+Queries go to 224.0.0.251 or ff02::fb, port 5353. Conntrack matches the answer to no
+flow, since it comes from the responder's own address. Two kinds of query get a unicast
+answer: a one-shot query, sent from any port but 5353 (sections 5.1 and 6.7), and a
+question with the unicast-response bit, QU (section 5.4). All other answers are
+multicast and need a static rule.
+
+Responders answer from port 5353 and must be on the asker's link (sections 6 and 11),
+from any of their addresses: over IPv6 a query from a link-local address is answered
+from a global one. Queries of other hosts that come in are refused, for the answer does
+not pass here. NAT is not supported: these queries do not leave the link.
+"""
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from cthelper.core.api import (
+    ON_LINK,
+    ORIGINAL,
+    UDP,
+    Cursor,
+    Effects,
+    ExpectationRefused,
+    Helper,
+    Hook,
+    Message,
+    Policy,
+    expect,
+)
+from cthelper.helpers.dns import read_header, read_question_class
+
+_PORT: Final = 5353
+_GROUPS: Final = (IPv4Network("224.0.0.251"), IPv6Network("ff02::fb"))
+# Top bit of a question's class (RFC 6762, section 5.4).
+_UNICAST_RESPONSE: Final = 0x8000
+
+
+class Mdns(Helper):
+    """Multicast DNS queries that are answered by unicast."""
+
+    name = "mdns"
+    transports = frozenset({UDP})
+    ports = (_PORT,)
+    # Responders answer within half a second and askers ask again. One query takes an
+    # expectation for each on-link prefix.
+    policies = (Policy("answer", max_expected=8, timeout=10),)
+    hooks = frozenset({Hook.OUTPUT})
+    destinations = _GROUPS
+
+    def on_message(self, message: Message) -> Effects:
+        """Expect the answers to a query that asks for unicast ones."""
+        if message.direction is not ORIGINAL or not _to_group(message):
+            return
+        cursor = Cursor(message.payload)
+        header = read_header(cursor)
+        if not header.is_standard_query or header.questions == 0:
+            return
+        classes = [read_question_class(cursor) for _ in range(header.questions)]
+        one_shot = message.source.port != _PORT
+        if not one_shot and not any(each & _UNICAST_RESPONSE for each in classes):
+            return
+        if message.forwarded:
+            raise ExpectationRefused("forwarded", f"{message.source} is another host")
+        yield from expect(
+            message.source,
+            policy="answer",
+            source=ON_LINK,
+            source_port=message.destination.port,
+            permanent=True,
+        )
+
+
+def _to_group(message: Message) -> bool:
+    address = message.destination.address
+    return any(address in group for group in _GROUPS)

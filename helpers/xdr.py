@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""XDR (RFC 4506) and the record marking of ONC RPC on TCP (RFC 5531, section 11)."""
+
+from typing import Final
+
+from cthelper.core.api import Cursor, Malformed, Oversized
+
+_LAST_FRAGMENT: Final = 0x80000000
+_MARK: Final = 4
+
+
+def read_opaque(cursor: Cursor, limit: int) -> bytes:
+    """Variable-length opaque data of at most `limit` bytes, its padding passed over.
+
+    RFC 4506, section 4.10. Raises Malformed.
+    """
+    length = cursor.u32()
+    if length > limit:
+        raise Malformed(f"opaque data of {length} bytes, the limit is {limit}")
+    data = cursor.take(length)
+    cursor.skip(-length % 4)
+    return data
+
+
+def read_string(cursor: Cursor, limit: int) -> str:
+    """An ASCII string of at most `limit` bytes (RFC 4506, section 4.11).
+
+    Raises Malformed.
+    """
+    data = read_opaque(cursor, limit)
+    try:
+        return data.decode("ascii")
+    except UnicodeDecodeError:
+        raise Malformed(f"string {data!r} is not ASCII") from None
+
+
+def record_length(data: memoryview, limit: int) -> int | None:
+    """Bytes that the first record takes, all its fragments and marks; None: need more.
+
+    Raises Oversized where the marks promise more than `limit` bytes.
+    """
+    end = 0
+    while True:
+        if len(data) < end + _MARK:
+            return None
+        mark = int.from_bytes(data[end : end + _MARK])
+        end += _MARK + (mark & ~_LAST_FRAGMENT)
+        # An attacker may send empty fragments without end: their marks count as well.
+        if end > limit:
+            raise Oversized(f"record of {end} bytes or more, the limit is {limit}")
+        if mark & _LAST_FRAGMENT:
+            return end if end <= len(data) else None
+
+
+def join_record(data: bytes) -> bytes:
+    """The record in `data`, which `record_length` has measured, without its marks."""
+    fragments = []
+    start = 0
+    while start < len(data):
+        mark = int.from_bytes(data[start : start + _MARK])
+        start += _MARK
+        length = mark & ~_LAST_FRAGMENT
+        fragments.append(data[start : start + length])
+        start += length
+    return b"".join(fragments)
