@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The nft ruleset that attaches helpers to flows: table ``inet cthelper``.
+
+Rendering is pure text; `check`, `install` and `remove` call ``nft`` and raise
+RulesetError with its first line where it refuses. The helpers must be registered before
+a ruleset is checked or installed. Nothing outside the table is ever touched.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Final
+
+from cthelper.core.api import Hook, Network, Transport
+from cthelper.core.config import Config, HelperConfig
+from cthelper.core.errors import RulesetError
+from cthelper.core.tuples import collapsed
+
+TABLE: Final = "inet cthelper"
+# Deleting what may not be there: nft adds an empty table first, all in the same
+# transaction, so that no packet meets a moment without the table.
+_CLEAR: Final = f"table {TABLE}\ndelete table {TABLE}\n"
+
+_FAMILY: Final = {4: "ip", 6: "ip6"}
+_INTERFACE: Final = {Hook.PREROUTING: "iifname", Hook.OUTPUT: "oifname"}
+_SECONDS: Final = 30
+
+
+def render(config: Config) -> str:
+    """The ruleset for the enabled helpers."""
+    helpers = config.helpers.values()
+    template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
+    return template.substitute(
+        objects="".join(_objects(each) for each in helpers),
+        prerouting=_rules(helpers, Hook.PREROUTING),
+        output=_rules(helpers, Hook.OUTPUT),
+    )
+
+
+def check(text: str) -> None:
+    """Have the kernel check the ruleset, without loading it."""
+    _nft("-c", "-f", "-", text=_CLEAR + text)
+
+
+def install(text: str) -> None:
+    """Load the ruleset in the place of the one that is loaded, in one transaction."""
+    _nft("-f", "-", text=_CLEAR + text)
+
+
+def remove() -> None:
+    """Delete the table, if it is there."""
+    _nft("-f", "-", text=_CLEAR)
+
+
+def version() -> str:
+    """What ``nft --version`` says."""
+    return _nft("--version").strip()
+
+
+def _objects(config: HelperConfig) -> str:
+    name = config.helper.name
+    several = len(config.helper.transports) > 1
+    note = "\t# An object serves one transport, and IPv4 and IPv6 alike.\n"
+    return "".join(
+        [
+            note if several else "",
+            *(
+                f"\tct helper {_object(config, transport)} {{\n"
+                f'\t\ttype "{name}" protocol {transport};\n'
+                "\t}\n"
+                for transport in sorted(config.helper.transports)
+            ),
+        ]
+    )
+
+
+def _object(config: HelperConfig, transport: Transport) -> str:
+    return f"{config.helper.name}-{transport}"
+
+
+def _rules(helpers: Iterable[HelperConfig], hook: Hook) -> str:
+    return "".join(
+        f"\t\t{rule}\n"
+        for config in helpers
+        if hook in config.helper.hooks
+        for rule in [f"# {config.helper.name}", *_helper_rules(config, hook)]
+    )
+
+
+def _helper_rules(config: HelperConfig, hook: Hook) -> list[str]:
+    rules = []
+    for addresses in _address_matches(config.sources, config.destinations):
+        for transport in sorted(config.helper.transports):
+            parts = [*addresses, f"{transport} dport {_set(sorted(config.ports))}"]
+            if config.interfaces:
+                names = [f'"{name}"' for name in config.interfaces]
+                parts.insert(0, f"{_INTERFACE[hook]} {_set(names)}")
+            parts.append(f'ct helper set "{_object(config, transport)}"')
+            rules.append(" ".join(parts))
+    return rules
+
+
+def _address_matches(
+    sources: Sequence[Network], destinations: Sequence[Network]
+) -> list[list[str]]:
+    """The address matches of each rule.
+
+    One rule without any where no network is given, else one for each family in which
+    both a source and a destination can match.
+    """
+    if not sources and not destinations:
+        return [[]]
+    result = []
+    for version, family in _FAMILY.items():
+        # nft takes no set whose intervals overlap.
+        ours = collapsed(sources, version)
+        theirs = collapsed(destinations, version)
+        if bool(ours) < bool(sources) or bool(theirs) < bool(destinations):
+            continue
+        match = []
+        if ours:
+            match.append(f"{family} saddr {_set(ours)}")
+        if theirs:
+            match.append(f"{family} daddr {_set(theirs)}")
+        result.append(match)
+    return result
+
+
+def _set(values: Sequence[object]) -> str:
+    if len(values) == 1:
+        return str(values[0])
+    return "{ " + ", ".join(map(str, values)) + " }"
+
+
+def _nft(*arguments: str, text: str | None = None) -> str:
+    program = shutil.which("nft") or shutil.which("nft", path="/usr/sbin:/sbin")
+    if program is None:
+        raise RulesetError("nft is not installed: apt-get install nftables")
+    try:
+        done = subprocess.run(
+            [program, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise RulesetError(f"nft did not answer within {_SECONDS} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no explanation"]
+        raise RulesetError(f"nft: {lines[0]}")
+    return done.stdout
