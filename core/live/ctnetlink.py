@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ctnetlink: conntrack entries and expectations, and the events of both.
+
+net/netfilter/nf_conntrack_netlink.c. Our values go in and come out; pyroute2's
+declarations stay inside.
+"""
+
+import enum
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any, Final
+
+from cthelper.core.errors import NotFound
+from cthelper.core.flows import FlowKey
+from cthelper.core.live import messages
+from cthelper.core.live.attributes import conntrack_key
+from cthelper.core.live.messages import (
+    CTNETLINK,
+    CTNETLINK_EXP,
+    conntrack_message,
+    expectation_message,
+)
+from cthelper.core.live.netlink import (
+    CREATE,
+    NETLINK_NETFILTER,
+    REPLACE,
+    Frame,
+    NetlinkSocket,
+)
+from cthelper.core.tuples import (
+    Address,
+    Conntrack,
+    Endpoint,
+    Expectation,
+    Network,
+    Status,
+    Transport,
+    Tuple,
+)
+
+# NFNLGRP_* of include/uapi/linux/netfilter/nfnetlink.h.
+_GROUP_CONNTRACK_DESTROY: Final = 3
+_GROUP_EXPECTATION_NEW: Final = 4
+_GROUP_EXPECTATION_DESTROY: Final = 6
+
+_PERMANENT: Final = 1  # NF_CT_EXPECT_PERMANENT
+_HEADERS: Final = 20  # nlmsghdr and nfgenmsg
+_EVENT_BUFFER: Final = 4 * 1024 * 1024
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+
+
+class Change(enum.Enum):
+    """What an event says has happened."""
+
+    NEW = "new"
+    DESTROY = "destroy"
+
+
+@dataclass(frozen=True, slots=True)
+class EntryGone:
+    """The conntrack entry with this id and zone is gone."""
+
+    key: FlowKey
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectationEvent:
+    """An expectation was made or is gone (met, expired, evicted, deleted)."""
+
+    change: Change
+    expectation: Expectation
+
+
+class Ctnetlink:
+    """Requests to ctnetlink. Every method raises NetlinkError."""
+
+    def __init__(self) -> None:
+        self._socket = NetlinkSocket(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        """The entry with this original tuple. Raises NotFound, for one."""
+        message = _entry_request(original, zone)
+        frames = self._socket.request(
+            message, CTNETLINK | messages.GET, 0, f"get conntrack entry {original}"
+        )
+        if not frames:
+            raise NotFound.of(2, f"get conntrack entry {original}")
+        return _read_entry(frames[0])
+
+    def entries(self) -> list[Conntrack]:
+        """All TCP and UDP entries of this network namespace."""
+        result = []
+        for family in _FAMILIES:
+            message = conntrack_message()
+            message["nfgen_family"] = family
+            frames = self._socket.dump(
+                message, CTNETLINK | messages.GET, "list conntrack entries"
+            )
+            result += [each for frame in frames if (each := _try_entry(frame))]
+        return result
+
+    def update(
+        self,
+        original: Tuple,
+        zone: int = 0,
+        *,
+        timeout: int | None = None,
+        mark: tuple[int, int] | None = None,
+        helper: str | None = None,
+    ) -> None:
+        """Change an entry: timeout in seconds, mark as value and mask, helper by name.
+
+        The helper "" detaches the flow from its helper, which deletes its expectations;
+        Busy where the flow is an expected one. Raises NotFound, for one.
+        """
+        message = _entry_request(original, zone)
+        if timeout is not None:
+            message["attrs"].append(["CTA_TIMEOUT", timeout])
+        if mark is not None:
+            message["attrs"] += [["CTA_MARK", mark[0]], ["CTA_MARK_MASK", mark[1]]]
+        if helper is not None:
+            message["attrs"].append(
+                ["CTA_HELP", {"attrs": [["CTA_HELP_NAME", helper]]}]
+            )
+        # Without NLM_F_CREATE the kernel changes what is there and makes nothing.
+        self._socket.request(
+            message, CTNETLINK | messages.NEW, 0, f"update conntrack entry {original}"
+        )
+
+    def delete(self, original: Tuple, zone: int = 0) -> None:
+        """Delete an entry, and with it its expectations. Raises NotFound, for one."""
+        self._socket.request(
+            _entry_request(original, zone),
+            CTNETLINK | messages.DELETE,
+            0,
+            f"delete conntrack entry {original}",
+        )
+
+    def expect(self, expectation: Expectation) -> None:
+        """Put in an expectation, or refresh the same one of the same master.
+
+        Raises NotFound where the master is not confirmed, NotSupported where it has no
+        helper, Busy where it clashes with another master's, TableFull.
+        """
+        message = _expectation_request(expectation)
+        message["attrs"].insert(0, ["CTA_EXPECT_MASTER", _tuple(expectation.master)])
+        self._socket.request(
+            message,
+            CTNETLINK_EXP | messages.NEW,
+            CREATE | REPLACE,
+            f"expect {expectation}",
+        )
+
+    def expectations(self) -> list[Expectation]:
+        """All expectations of this network namespace."""
+        result = []
+        for family in _FAMILIES:
+            message = expectation_message()
+            message["nfgen_family"] = family
+            frames = self._socket.dump(
+                message, CTNETLINK_EXP | messages.GET, "list expectations"
+            )
+            result += [each for frame in frames if (each := _try_expectation(frame))]
+        return result
+
+    def delete_expectation(self, expectation: Expectation) -> None:
+        """Delete an expectation. Raises NotFound, for one."""
+        self._socket.request(
+            _expectation_request(expectation),
+            CTNETLINK_EXP | messages.DELETE,
+            0,
+            f"delete expectation {expectation}",
+        )
+
+    def flush_expectations(self, helper: str | None = None) -> None:
+        """Delete all expectations, or those whose master has this helper."""
+        message = expectation_message()
+        if helper is not None:
+            message["attrs"] = [["CTA_EXPECT_HELP_NAME", helper]]
+        self._socket.request(
+            message, CTNETLINK_EXP | messages.DELETE, 0, "flush expectations"
+        )
+
+
+class Events:
+    """The events that the daemon follows: entries gone, expectations made and gone."""
+
+    def __init__(self) -> None:
+        # With nf_conntrack_events = 2, the default, the kernel prepares a flow for
+        # events only while somebody listens to a group of conntrack entries: those
+        # of expectations do not count (nfnetlink_bind in nfnetlink.c).
+        self._socket = NetlinkSocket(
+            NETLINK_NETFILTER,
+            groups=(
+                _GROUP_CONNTRACK_DESTROY,
+                _GROUP_EXPECTATION_NEW,
+                _GROUP_EXPECTATION_DESTROY,
+            ),
+            receive_buffer=_EVENT_BUFFER,
+        )
+
+    @property
+    def overruns(self) -> int:
+        """How often the kernel threw events away because they were not read."""
+        return self._socket.overruns
+
+    def fileno(self) -> int:
+        """The descriptor, for a selector."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def read(self) -> Iterator[EntryGone | ExpectationEvent]:
+        """The events since the last call; never waits. Raises NetlinkError."""
+        for frame in self._socket.events():
+            number = frame.type & 0xFF
+            if frame.type & 0xFF00 == CTNETLINK_EXP:
+                change = Change.DESTROY if number == messages.DELETE else Change.NEW
+                expectation = _try_expectation(frame)
+                if expectation is not None:
+                    yield ExpectationEvent(change, expectation)
+            elif number == messages.DELETE:
+                # Every flow of the namespace ends with one of these.
+                yield EntryGone(conntrack_key(frame.data, _HEADERS))
+
+
+def expectation_attributes(expectation: Expectation) -> bytes:
+    """The attributes of an expectation as a verdict carries them (NFQA_EXP).
+
+    The master is the flow of the packet, and so is not named.
+    """
+    message = _expectation_request(expectation)
+    message.encode()
+    return bytes(message.data[_HEADERS:])
+
+
+def _entry_request(original: Tuple, zone: int) -> Any:
+    message = conntrack_message()
+    message["nfgen_family"] = _family(original.source.address)
+    message["attrs"] = [["CTA_TUPLE_ORIG", _tuple(original)]]
+    if zone:
+        message["attrs"].append(["CTA_ZONE", zone])
+    return message
+
+
+def _expectation_request(expectation: Expectation) -> Any:
+    address = expectation.destination.address
+    anywhere = ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
+    source = expectation.source or anywhere
+    port = expectation.source_port
+    transport = expectation.transport
+    wanted = _tuple_attributes(
+        source.network_address, address, transport, port or 0, expectation.destination
+    )
+    full = 0xFFFF
+    mask = _tuple_attributes(
+        source.netmask,
+        ip_address(b"\xff" * (address.max_prefixlen // 8)),
+        transport,
+        0 if port is None else full,
+        Endpoint(address, full),
+    )
+    message = expectation_message()
+    message["nfgen_family"] = _family(address)
+    attributes: list[list[Any]] = [
+        ["CTA_EXPECT_TUPLE", wanted],
+        ["CTA_EXPECT_MASK", mask],
+        # The kernel takes the policy's timeout whatever stands here, but wants it.
+        ["CTA_EXPECT_TIMEOUT", expectation.timeout],
+    ]
+    if expectation.helper is not None:
+        attributes += [
+            ["CTA_EXPECT_HELP_NAME", expectation.helper],
+            ["CTA_EXPECT_CLASS", expectation.class_],
+        ]
+    if expectation.zone:
+        attributes.append(["CTA_EXPECT_ZONE", expectation.zone])
+    attributes.append(["CTA_EXPECT_FLAGS", _PERMANENT if expectation.permanent else 0])
+    message["attrs"] = attributes
+    return message
+
+
+def _tuple(value: Tuple) -> dict[str, Any]:
+    return _tuple_attributes(
+        value.source.address,
+        value.destination.address,
+        value.transport,
+        value.source.port,
+        value.destination,
+    )
+
+
+def _tuple_attributes(
+    source: Address,
+    destination_address: Address,
+    transport: Transport,
+    source_port: int,
+    destination: Endpoint,
+) -> dict[str, Any]:
+    version = source.version
+    addresses = [
+        [f"CTA_IP_V{version}_SRC", str(source)],
+        [f"CTA_IP_V{version}_DST", str(destination_address)],
+    ]
+    ports: list[list[Any]] = [
+        ["CTA_PROTO_NUM", int(transport)],
+        ["CTA_PROTO_SRC_PORT", source_port],
+        ["CTA_PROTO_DST_PORT", destination.port],
+    ]
+    return {
+        "attrs": [
+            ["CTA_TUPLE_IP", {"attrs": addresses}],
+            ["CTA_TUPLE_PROTO", {"attrs": ports}],
+        ]
+    }
+
+
+def _family(address: Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _decoded(kind: type[Any], frame: Frame) -> Any:
+    message = kind(frame.data)
+    message.decode()
+    return message
+
+
+def _read_tuple(attribute: Any) -> Tuple | None:
+    """None for a transport that no helper can serve."""
+    protocol = attribute.get_nested("CTA_TUPLE_PROTO", "CTA_PROTO_NUM")
+    if protocol not in tuple(Transport):
+        return None
+    ip = attribute.get_attr("CTA_TUPLE_IP")
+    version = 6 if ip.get_attr("CTA_IP_V6_SRC") is not None else 4
+    ports = attribute.get_attr("CTA_TUPLE_PROTO")
+    return Tuple(
+        Transport(protocol),
+        Endpoint(
+            ip_address(ip.get_attr(f"CTA_IP_V{version}_SRC")),
+            ports.get_attr("CTA_PROTO_SRC_PORT"),
+        ),
+        Endpoint(
+            ip_address(ip.get_attr(f"CTA_IP_V{version}_DST")),
+            ports.get_attr("CTA_PROTO_DST_PORT"),
+        ),
+    )
+
+
+def _read_entry(frame: Frame) -> Conntrack:
+    entry = _try_entry(frame)
+    assert entry is not None  # noqa: S101 - it was asked for by a TCP or UDP tuple
+    return entry
+
+
+def _try_entry(frame: Frame) -> Conntrack | None:
+    """The entry in a message; None where it is of another transport."""
+    message = _decoded(conntrack_message, frame)
+    original = _read_tuple(message.get_attr("CTA_TUPLE_ORIG"))
+    reply = _read_tuple(message.get_attr("CTA_TUPLE_REPLY"))
+    if original is None or reply is None:
+        return None
+    master = message.get_attr("CTA_TUPLE_MASTER")
+    return Conntrack(
+        id=message.get_attr("CTA_ID") or 0,
+        original=original,
+        reply=reply,
+        status=Status(message.get_attr("CTA_STATUS") or 0),
+        zone=message.get_attr("CTA_ZONE") or 0,
+        helper=message.get_nested("CTA_HELP", "CTA_HELP_NAME"),
+        mark=message.get_attr("CTA_MARK") or 0,
+        timeout=message.get_attr("CTA_TIMEOUT") or 0,
+        master=None if master is None else _read_tuple(master),
+    )
+
+
+def _try_expectation(frame: Frame) -> Expectation | None:
+    """The expectation in a message; None where it is of another transport."""
+    message = _decoded(expectation_message, frame)
+    wanted = _read_tuple(message.get_attr("CTA_EXPECT_TUPLE"))
+    mask = _read_tuple(message.get_attr("CTA_EXPECT_MASK"))
+    master = _read_tuple(message.get_attr("CTA_EXPECT_MASTER"))
+    if wanted is None or mask is None or master is None:
+        return None
+    flags = message.get_attr("CTA_EXPECT_FLAGS") or 0
+    return Expectation(
+        master=master,
+        transport=wanted.transport,
+        source=_source_network(wanted.source.address, mask.source.address),
+        source_port=wanted.source.port if mask.source.port else None,
+        destination=wanted.destination,
+        policy=None,
+        timeout=message.get_attr("CTA_EXPECT_TIMEOUT") or 0,
+        class_=message.get_attr("CTA_EXPECT_CLASS") or 0,
+        permanent=bool(flags & _PERMANENT),
+        helper=message.get_attr("CTA_EXPECT_HELP_NAME") or None,
+        zone=message.get_attr("CTA_EXPECT_ZONE") or 0,
+    )
+
+
+def _source_network(address: Address, mask: Address) -> Network | None:
+    """The masked source; a mask that is no prefix counts by its leading ones."""
+    width = address.max_prefixlen
+    zeros = width - (int(mask) ^ (1 << width) - 1).bit_length()
+    if zeros == 0:
+        return None
+    kind = IPv4Address if isinstance(address, IPv4Address) else IPv6Address
+    return ip_network((kind(int(address)), zeros), strict=False)

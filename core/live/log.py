@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon's log and its counters: one line a decision, key=value or JSON."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+_LEVELS: Final = ("debug", "info", "warning", "error")
+# Lines of one event and reason: so many at once, then so many a second.
+_BURST: Final = 50.0
+_PER_SECOND: Final = 5.0
+
+Value = str | int | float | bool | None
+
+
+class Log:
+    """Writes lines and counts events; lines beyond the rate are counted, not written.
+
+    The rate is per event and reason, so that a flood of one never hides another. The
+    first line that is written again says how many were left out (``suppressed``).
+    """
+
+    def __init__(
+        self,
+        level: str = "info",
+        form: str = "text",
+        *,
+        clock: Callable[[], float],
+        output: TextIO = sys.stderr,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._clock = clock
+        self._output = output
+        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self.configure(level, form)
+
+    def configure(self, level: str, form: str) -> None:
+        """Set the lowest level that is written, and the format: text or json."""
+        self._lowest = _LEVELS.index(level)
+        self._json = form == "json"
+
+    def event(self, event: str, level: str = "info", /, **fields: Value) -> None:
+        """Count an event, by its ``reason`` where it has one, and write its line."""
+        reason = fields.get("reason")
+        self.counters[event if reason is None else f"{event}.{reason}"] += 1
+        if _LEVELS.index(level) < self._lowest:
+            return
+        bucket = self._buckets.setdefault((event, str(reason)), _Bucket(self._clock()))
+        if not bucket.take(self._clock()):
+            return
+        record: dict[str, Value] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": level,
+            "event": event,
+            **fields,
+        }
+        if bucket.suppressed:
+            record["suppressed"] = bucket.suppressed
+            bucket.suppressed = 0
+        print(
+            json.dumps(record) if self._json else _text(record),
+            file=self._output,
+            flush=True,
+        )
+
+
+class _Bucket:
+    """A token bucket."""
+
+    def __init__(self, now: float) -> None:
+        self.suppressed = 0
+        self._tokens = _BURST
+        self._then = now
+
+    def take(self, now: float) -> bool:
+        self._tokens = min(_BURST, self._tokens + (now - self._then) * _PER_SECOND)
+        self._then = now
+        if self._tokens < 1:
+            self.suppressed += 1
+            return False
+        self._tokens -= 1
+        return True
+
+
+def _text(record: dict[str, Value]) -> str:
+    return " ".join(f"{key}={_quoted(value)}" for key, value in record.items())
+
+
+def _quoted(value: Value) -> str:
+    """A value as it stands, or as a JSON string where it would not be one word."""
+    if isinstance(value, str):
+        plain = value and not any(
+            each in ' "=\\' or not each.isprintable() for each in value
+        )
+        return value if plain else json.dumps(value)
+    return json.dumps(value)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Care for master flows: kept while they have expectations, detached when finished.
+
+An expectation dies with its master, and every packet sets the master's timeout anew: a
+UDP flow's to 30 or 120 s, a closing TCP flow's to 10 to 120 s. All packets of a tagged
+flow pass the queue, so the timeout is put right after each of them. (IPS_FIXED_TIMEOUT
+would need no second look, but it cannot be taken back from a flow that goes on.)
+
+A rule ``ct helper "x"`` reads the helper that the master has when the expected flow's
+first packet passes, and detaching deletes expectations: so a finished flow is detached
+a moment after its last expectation has ended.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cthelper.core.errors import Busy, NetlinkError, NotFound, NotSupported
+from cthelper.core.flows import FlowKey, key_of
+from cthelper.core.live.log import Log
+from cthelper.core.tuples import Conntrack, Expectation, Tuple
+
+# Seconds that a master outlives its expectations, and in which the first packet of an
+# expected flow passes the filter rules.
+_MARGIN: Final = 1
+
+
+class Updater(Protocol):
+    """Changes conntrack entries in the kernel."""
+
+    def update(
+        self,
+        original: Tuple,
+        zone: int = 0,
+        *,
+        timeout: int | None = None,
+        helper: str | None = None,
+    ) -> None:
+        """Change an entry. Raises NetlinkError."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    original: Tuple
+    helper: str
+    reason: str
+
+
+class Masters:
+    """The master flows that have expectations, and the finished flows."""
+
+    def __init__(self, updater: Updater, log: Log, clock: Callable[[], float]) -> None:
+        self._updater = updater
+        self._log = log
+        self._clock = clock
+        self._until: dict[FlowKey, float] = {}
+        self._leaving: dict[FlowKey, _Leaving] = {}
+
+    def expect(self, entry: Conntrack, expectations: Iterable[Expectation]) -> None:
+        """The flow of `entry` is the master of these from now on."""
+        key = key_of(entry)
+        longest = max(each.timeout for each in expectations)
+        self._until[key] = max(self._until.get(key, 0.0), self._clock() + longest)
+
+    def finish(self, entry: Conntrack, helper: str, reason: str) -> None:
+        """The flow of `entry` is no longer inspected; detach it when it can be."""
+        self._leaving.setdefault(
+            key_of(entry), _Leaving(entry.original, helper, reason)
+        )
+
+    def forget(self, key: FlowKey) -> None:
+        """The entry is gone."""
+        self._until.pop(key, None)
+        self._leaving.pop(key, None)
+
+    def passed(self, entry: Conntrack) -> None:
+        """A packet of the flow was released; `entry` is as it came with the packet."""
+        key = key_of(entry)
+        until = self._until.get(key)
+        if until is not None:
+            self._keep(key, entry, math.ceil(until - self._clock()))
+        if key in self._leaving:
+            self._detach(key)
+
+    def sweep(self) -> None:
+        """Detach the finished flows whose expectations have ended."""
+        for key in list(self._leaving):
+            self._detach(key)
+
+    def _keep(self, key: FlowKey, entry: Conntrack, seconds: int) -> None:
+        if seconds <= -_MARGIN:
+            del self._until[key]
+            return
+        wanted = seconds + _MARGIN
+        # The timeout of an entry that was not confirmed yet is not to be relied on.
+        if entry.confirmed and entry.timeout >= wanted:
+            return
+        try:
+            self._updater.update(entry.original, entry.zone, timeout=wanted)
+        except NotFound:
+            self.forget(key)
+        except NetlinkError as error:
+            self._failed("keep-failed", error)
+
+    def _detach(self, key: FlowKey) -> None:
+        if self._until.get(key, -math.inf) + _MARGIN > self._clock():
+            return
+        leaving = self._leaving.pop(key)
+        self._until.pop(key, None)
+        try:
+            self._updater.update(leaving.original, key[1], helper="")
+        except (NotFound, NotSupported):
+            return  # it has ended, or has no helper any more
+        except Busy:
+            # The kernel does not change the helper of an expected flow: its packets
+            # keep coming and are accepted unread.
+            outcome = "kept"
+        except NetlinkError as error:
+            self._failed("detach-failed", error)
+            return
+        else:
+            outcome = "detached"
+        self._log.event(
+            outcome,
+            reason=leaving.reason,
+            helper=leaving.helper,
+            flow=str(leaving.original),
+        )
+
+    def _failed(self, event: str, error: NetlinkError) -> None:
+        # The error's text names the flow: as a reason it would make a counter of each.
+        self._log.event(event, "warning", reason=error.reason, detail=str(error))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Netlink messages of ctnetlink and nfnetlink_cthelper, as pyroute2 declares them.
+
+include/uapi/linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h. Each
+attribute's number is its place in ``nla_map``.
+"""
+
+from typing import Final
+
+from pyroute2.netlink import NLA_F_NESTED, nla
+from pyroute2.netlink.nfnetlink import nfgen_msg
+from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
+
+CTNETLINK: Final = 1 << 8
+CTNETLINK_EXP: Final = 2 << 8
+CTHELPER: Final = 9 << 8
+
+NEW: Final = 0
+GET: Final = 1
+DELETE: Final = 2
+
+
+class tuple_attribute(nla):
+    """CTA_TUPLE_*; nested attributes that go to the kernel must say that they are."""
+
+    nla_flags = NLA_F_NESTED
+    nla_map = nfct_msg.cta_tuple.nla_map
+
+    class cta_ip(nfct_msg.cta_tuple.cta_ip):
+        nla_flags = NLA_F_NESTED
+
+    class cta_proto(nfct_msg.cta_tuple.cta_proto):
+        nla_flags = NLA_F_NESTED
+
+
+class conntrack_message(nfct_msg):
+    """A conntrack entry. pyroute2 declares CTA_HELP as a string; it is nested."""
+
+    nla_map = tuple(
+        (name, "help" if name == "CTA_HELP" else kind)
+        for name, kind in nfct_msg.nla_map
+    )
+    cta_tuple = tuple_attribute
+
+    class help(nla):
+        nla_flags = NLA_F_NESTED
+        nla_map = (
+            ("CTA_HELP_UNSPEC", "none"),
+            ("CTA_HELP_NAME", "asciiz"),
+            ("CTA_HELP_INFO", "hex"),
+        )
+
+
+class expectation_message(nfgen_msg):
+    """An expectation."""
+
+    prefix = "CTA_EXPECT_"
+    nla_map = (
+        ("CTA_EXPECT_UNSPEC", "none"),
+        ("CTA_EXPECT_MASTER", "cta_tuple"),
+        ("CTA_EXPECT_TUPLE", "cta_tuple"),
+        ("CTA_EXPECT_MASK", "cta_tuple"),
+        ("CTA_EXPECT_TIMEOUT", "be32"),
+        ("CTA_EXPECT_ID", "be32"),
+        ("CTA_EXPECT_HELP_NAME", "asciiz"),
+        ("CTA_EXPECT_ZONE", "be16"),
+        ("CTA_EXPECT_FLAGS", "be32"),
+        ("CTA_EXPECT_CLASS", "be32"),
+        ("CTA_EXPECT_NAT", "hex"),
+        ("CTA_EXPECT_FN", "asciiz"),
+    )
+    cta_tuple = tuple_attribute
+
+
+class helper_message(nfgen_msg):
+    """A helper that user space has registered."""
+
+    prefix = "NFCTH_"
+    nla_map = (
+        ("NFCTH_UNSPEC", "none"),
+        ("NFCTH_NAME", "asciiz"),
+        ("NFCTH_TUPLE", "tuple"),
+        ("NFCTH_QUEUE_NUM", "be32"),
+        ("NFCTH_POLICY", "policies"),
+        ("NFCTH_PRIV_DATA_LEN", "be32"),
+        ("NFCTH_STATUS", "be32"),
+    )
+
+    class tuple(nla):
+        nla_flags = NLA_F_NESTED
+        nla_map = (
+            ("NFCTH_TUPLE_UNSPEC", "none"),
+            ("NFCTH_TUPLE_L3PROTONUM", "be16"),
+            ("NFCTH_TUPLE_L4PROTONUM", "uint8"),
+        )
+
+    class policies(nla):
+        nla_flags = NLA_F_NESTED
+        nla_map = (
+            ("NFCTH_POLICY_SET_UNSPEC", "none"),
+            ("NFCTH_POLICY_SET_NUM", "be32"),
+            ("NFCTH_POLICY_SET1", "policy"),
+            ("NFCTH_POLICY_SET2", "policy"),
+            ("NFCTH_POLICY_SET3", "policy"),
+            ("NFCTH_POLICY_SET4", "policy"),
+        )
+
+        class policy(nla):
+            nla_flags = NLA_F_NESTED
+            nla_map = (
+                ("NFCTH_POLICY_UNSPEC", "none"),
+                ("NFCTH_POLICY_NAME", "asciiz"),
+                ("NFCTH_POLICY_EXPECT_MAX", "be32"),
+                ("NFCTH_POLICY_EXPECT_TIMEOUT", "be32"),
+            )

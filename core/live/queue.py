@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an NFQUEUE gives and takes (include/uapi/linux/netfilter/nfnetlink_queue.h).
+
+This is the hot path: every packet of a tagged flow is decoded here, by hand and
+bounds-checked, into values. How the bytes travel is a backend's business (`Queue`).
+"""
+
+import enum
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from cthelper.core.errors import Truncated
+from cthelper.core.live.attributes import conntrack_entry, read, read_u32, walk
+from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Direction
+
+_SUBSYSTEM: Final = 3 << 8
+VERDICT: Final = _SUBSYSTEM | 1
+CONFIG: Final = _SUBSYSTEM | 2
+_REQUEST: Final = 1
+_NESTED: Final = 0x8000
+_HEADERS: Final = 20  # nlmsghdr and nfgenmsg
+
+_PACKET_HEADER, _VERDICT_HEADER, _INPUT, _OUTPUT = 1, 2, 5, 6
+_PAYLOAD, _CT, _CT_INFO, _EXP = 10, 11, 12, 15
+
+_IS_REPLY: Final = 3  # IP_CT_IS_REPLY: this and above are of the reply direction
+
+_CFG_PARAMS, _CFG_MASK, _CFG_FLAGS = 2, 4, 5
+_COPY_PACKET: Final = 2
+_FAIL_OPEN: Final = 1
+_CONNTRACK: Final = 2
+
+_ATTRIBUTE = struct.Struct("=HH")
+_U32 = struct.Struct("!I")
+_PACKET = struct.Struct("!IHB")
+_MESSAGE = struct.Struct("=IHHIIBBH")
+
+PROC: Final = Path("/proc/net/netfilter/nfnetlink_queue")
+
+
+class Hook(enum.IntEnum):
+    """Where in the kernel the packet waits (NF_INET_*)."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+
+
+class Action(enum.IntEnum):
+    """What becomes of a packet (NF_*)."""
+
+    ACCEPT = 1
+    REPEAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedPacket:
+    """A packet that waits for its verdict.
+
+    `payload` is the IP packet. `conntrack` is None where the kernel sent no entry for
+    it or one that is neither TCP's nor UDP's. `indev` and `outdev` are interface
+    indexes, 0 where there is none.
+    """
+
+    id: int
+    hook: Hook
+    payload: bytes
+    conntrack: Conntrack | None
+    direction: Direction
+    indev: int
+    outdev: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a queued packet.
+
+    `payload` takes the place of the IP packet. `expectation` holds the attributes of
+    an expectation for the packet's flow.
+    """
+
+    id: int
+    action: Action = Action.ACCEPT
+    payload: bytes | None = None
+    expectation: bytes | None = None
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What has gone through a queue, in packets.
+
+    `bypassed` packets passed without being queued, since the receive buffer was full;
+    `overruns` is how often the kernel said so. `refused` counts verdicts that the
+    kernel did not take.
+    """
+
+    received: int = 0
+    answered: int = 0
+    bypassed: int = 0
+    overruns: int = 0
+    refused: int = 0
+
+
+class Queue(Protocol):
+    """A bound NFQUEUE. All its methods raise QueueError and nothing else."""
+
+    number: int
+    statistics: Statistics
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when a packet waits."""
+
+    def read(self, limit: int) -> list[QueuedPacket]:
+        """At most `limit` packets that wait now; never waits itself."""
+
+    def answer(self, verdicts: Sequence[Verdict]) -> None:
+        """Release packets; when it returns they have gone on."""
+
+    def close(self) -> None:
+        """Unbind. The kernel drops what still waits: answer everything before."""
+
+
+def parameters(number: int) -> bytes:
+    """The message that has queue `number` copy whole packets with their conntrack.
+
+    And lets packets pass that find the queue full (NFQA_CFG_F_FAIL_OPEN).
+    """
+    flags = _CONNTRACK | _FAIL_OPEN
+    return _message(
+        CONFIG,
+        number,
+        _attribute(_CFG_PARAMS, struct.pack("!IB", 0xFFFF, _COPY_PACKET))
+        + _attribute(_CFG_FLAGS, _U32.pack(flags))
+        + _attribute(_CFG_MASK, _U32.pack(flags)),
+    )
+
+
+def verdict(number: int, answer: Verdict) -> bytes:
+    """The message that answers a packet of queue `number`."""
+    attributes = _attribute(
+        _VERDICT_HEADER, struct.pack("!II", answer.action, answer.id)
+    )
+    if answer.payload is not None:
+        attributes += _attribute(_PAYLOAD, answer.payload)
+    if answer.payload is not None or answer.expectation is not None:
+        # Without a conntrack attribute, be it empty, the kernel ignores an expectation
+        # and sets up no sequence adjustment (nfqnl_recv_verdict).
+        attributes += _attribute(_CT | _NESTED, b"")
+    if answer.expectation is not None:
+        attributes += _attribute(_EXP | _NESTED, answer.expectation)
+    return _message(VERDICT, number, attributes)
+
+
+def decode(data: bytes) -> QueuedPacket:
+    """The packet in a message from the queue. Raises Truncated, ValueError."""
+    header: tuple[int, ...] | None = None
+    payload = b""
+    entry: Conntrack | None = None
+    direction = ORIGINAL
+    indev = outdev = 0
+    for kind, start, stop in walk(data, _HEADERS, len(data)):
+        if kind == _PAYLOAD:
+            payload = data[start:stop]
+        elif kind == _CT:
+            entry = conntrack_entry(data, start, stop)
+        elif kind == _PACKET_HEADER:
+            header = read(_PACKET, data, start, stop)
+        elif kind == _CT_INFO:
+            info = read_u32(data, start, stop)
+            direction = REPLY if info >= _IS_REPLY else ORIGINAL
+        elif kind == _INPUT:
+            indev = read_u32(data, start, stop)
+        elif kind == _OUTPUT:
+            outdev = read_u32(data, start, stop)
+    if header is None:
+        raise Truncated("queue message without a packet header")
+    return QueuedPacket(
+        header[0], Hook(header[2]), payload, entry, direction, indev, outdev
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BoundQueue:
+    """A row of /proc/net/netfilter/nfnetlink_queue: its owner and what waits there."""
+
+    number: int
+    port: int
+    waiting: int
+
+
+def bound_queues() -> dict[int, BoundQueue]:
+    """The queues of this network namespace that are bound, by number."""
+    try:
+        lines = PROC.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    rows = [[int(field) for field in line.split()[:3]] for line in lines]
+    return {row[0]: BoundQueue(*row) for row in rows}
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    padding = b"\0" * (-len(value) % 4)
+    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + padding
+
+
+def _message(kind: int, number: int, attributes: bytes) -> bytes:
+    length = _HEADERS + len(attributes)
+    header = _MESSAGE.pack(
+        length, kind, _REQUEST, 0, 0, socket.AF_UNSPEC, 0, socket.htons(number)
+    )
+    return header + attributes

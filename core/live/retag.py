@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""UDP entries that began before the ruleset: deleted, so that they begin anew, tagged.
+
+The kernel attaches a helper to a flow only at its first packet, and a busy UDP flow (a
+host's mDNS) never ends. A TCP flow is left alone: begun in mid-stream it is of no use
+to a helper.
+"""
+
+from collections.abc import Iterable
+
+from cthelper.core.config import HelperConfig
+from cthelper.core.errors import NotFound
+from cthelper.core.live.ctnetlink import Ctnetlink
+from cthelper.core.tuples import UDP, Address, Conntrack, Network
+
+
+def retag(ctnetlink: Ctnetlink, helpers: Iterable[HelperConfig]) -> int:
+    """Delete the untagged UDP entries that a helper's rules would tag; how many.
+
+    An entry does not tell its interface, so a rule's interfaces are not considered.
+    Raises NetlinkError.
+    """
+    deleted = 0
+    for entry in ctnetlink.entries():
+        if any(_matches(entry, config) for config in helpers):
+            try:
+                ctnetlink.delete(entry.original, entry.zone)
+            except NotFound:
+                continue
+            deleted += 1
+    return deleted
+
+
+def _matches(entry: Conntrack, config: HelperConfig) -> bool:
+    original = entry.original
+    return (
+        entry.helper is None
+        and original.transport is UDP
+        and UDP in config.helper.transports
+        and original.destination.port in config.ports
+        and _within(original.source.address, config.sources)
+        and _within(original.destination.address, config.destinations)
+    )
+
+
+def _within(address: Address, networks: tuple[Network, ...]) -> bool:
+    return not networks or any(address in network for network in networks)

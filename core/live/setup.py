@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``cthelper ruleset`` does to the kernel: registrations and table together."""
+
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from cthelper import nft
+from cthelper.core.config import Config
+from cthelper.core.errors import Busy
+from cthelper.core.live.cthelper import HelperTable, Registration, registrations
+from cthelper.core.live.ctnetlink import Ctnetlink
+from cthelper.core.live.queue import bound_queues
+from cthelper.core.live.retag import retag
+
+# nft frees a table's objects a moment after it answers (a work queue of nf_tables).
+_RELEASE_SECONDS: Final = 5.0
+_RELEASE_PAUSE: Final = 0.02
+
+
+def check(config: Config) -> None:
+    """Have the kernel check the ruleset.
+
+    Helpers that are registered stay as they are, so that a running daemon's limits do
+    not change; the others are registered while it checks. Raises CthelperError.
+    """
+    helpers = HelperTable()
+    present = {each.key for each in helpers.list()}
+    added = [
+        each
+        for each in registrations(config.helpers.values(), enabled=False)
+        if each.key not in present
+    ]
+    try:
+        for registration in added:
+            helpers.put(registration)
+        nft.check(nft.render(config))
+    finally:
+        unregister(helpers, added)
+        helpers.close()
+
+
+def install(config: Config, *, retag_flows: bool) -> int | None:
+    """Register the helpers and load the ruleset.
+
+    How many conntrack entries were deleted to be tagged anew, or None where that was
+    not asked for. Raises CthelperError.
+    """
+    helpers = HelperTable()
+    for registration in registrations(config.helpers.values(), enabled=True):
+        helpers.put(registration)
+    helpers.close()
+    nft.install(nft.render(config))
+    if not retag_flows:
+        return None
+    return retag(Ctnetlink(), config.helpers.values())
+
+
+def remove(config: Config) -> None:
+    """Delete the table, and the helpers whose queue nobody serves.
+
+    Raises CthelperError.
+    """
+    nft.remove()
+    served = bound_queues()
+    helpers = HelperTable()
+    names = config.helpers.keys()
+    unregister(
+        helpers,
+        [
+            each
+            for each in helpers.list()
+            if each.name in names and each.queue not in served
+        ],
+    )
+    helpers.close()
+
+
+def unregister(helpers: HelperTable, unwanted: Iterable[Registration]) -> None:
+    """Unregister helpers, waiting for nft to let go of them. Raises NetlinkError."""
+    for registration in unwanted:
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while True:
+            try:
+                helpers.delete(registration)
+                break
+            except Busy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RELEASE_PAUSE)

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Master flows: kept alive for their expectations, detached when they are finished."""
+
+import errno
+import io
+from dataclasses import replace
+
+import pytest
+
+from cthelper.core.api import TCP, UDP, Transport
+from cthelper.core.errors import NetlinkError
+from cthelper.core.flows import key_of
+from cthelper.core.live.log import Log
+from cthelper.core.live.masters import Masters, Updater
+from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple
+from tests.core.builders import CLIENT, conntrack, endpoint, flow_tuple
+
+
+class FakeUpdater:
+    """Writes down what changes, and answers with `error` where one is set."""
+
+    def __init__(self) -> None:
+        self.updates: list[str] = []
+        self.error: int | None = None
+
+    def update(
+        self,
+        original: Tuple,
+        zone: int = 0,
+        *,
+        timeout: int | None = None,
+        helper: str | None = None,
+    ) -> None:
+        self.updates.append(
+            f"{original} zone {zone}: "
+            + (f"timeout {timeout}" if helper is None else f"helper {helper!r}")
+        )
+        if self.error is not None:
+            raise NetlinkError.of(self.error, f"update conntrack entry {original}")
+
+
+class World:
+    """Masters between a fake kernel and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.updater = FakeUpdater()
+        updater: Updater = self.updater
+        self.output = io.StringIO()
+        self.log = Log(clock=lambda: self.now, output=self.output)
+        self.masters = Masters(updater, self.log, lambda: self.now)
+
+    def updates(self) -> list[str]:
+        """What has been changed since the last call."""
+        updates = list(self.updater.updates)
+        self.updater.updates.clear()
+        return updates
+
+    def counters(self) -> dict[str, int]:
+        return dict(self.log.counters)
+
+
+def master(
+    timeout: int = 30,
+    *,
+    transport: Transport = UDP,
+    zone: int = 0,
+    confirmed: bool = True,
+) -> Conntrack:
+    entry = conntrack(flow_tuple(transport), zone=zone)
+    status = entry.status if confirmed else Status(0)
+    return replace(entry, timeout=timeout, status=status)
+
+
+def wanted(timeout: int) -> Expectation:
+    return Expectation(
+        master=flow_tuple(UDP),
+        transport=UDP,
+        source=None,
+        source_port=None,
+        destination=endpoint(CLIENT, 5000),
+        policy="data",
+        timeout=timeout,
+    )
+
+
+FLOW = str(flow_tuple(UDP))
+
+
+def keeps(seconds: int) -> list[str]:
+    return [f"{FLOW} zone 0: timeout {seconds}"]
+
+
+DETACHED = [f"{FLOW} zone 0: helper ''"]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# Keeping.
+
+
+@pytest.mark.parametrize(
+    ("timeout", "updates"),
+    [
+        (0, keeps(301)),
+        (30, keeps(301)),
+        (300, keeps(301)),
+        (301, []),
+        (302, []),
+        (432000, []),
+    ],
+)
+def test_timeout_is_raised_to_a_second_over_the_expectation_and_never_lowered(
+    world: World, timeout: int, updates: list[str]
+) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.passed(master(timeout))
+    assert world.updates() == updates
+
+
+def test_flow_without_expectations_is_left_alone(world: World) -> None:
+    world.masters.passed(master())
+    world.masters.sweep()
+    assert world.updates() == []
+
+
+def test_longest_expectation_counts(world: World) -> None:
+    world.masters.expect(master(), [wanted(10), wanted(300), wanted(60)])
+    world.masters.passed(master())
+    assert world.updates() == keeps(301)
+
+
+def test_shorter_expectation_that_comes_later_shortens_nothing(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.now += 100
+    world.masters.expect(master(), [wanted(60)])
+    world.masters.passed(master())
+    assert world.updates() == keeps(201)
+
+
+def test_later_expectation_extends_the_time(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.now += 250
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.passed(master())
+    assert world.updates() == keeps(301)
+
+
+def test_every_packet_of_the_flow_is_followed_by_a_look_at_its_timeout(
+    world: World,
+) -> None:
+    # Each one sets the timeout of the entry back to the 30 s of UDP.
+    world.masters.expect(master(), [wanted(300)])
+    for left in (301, 291, 281):
+        world.masters.passed(master(30))
+        assert world.updates() == keeps(left)
+        world.now += 10
+
+
+def test_part_of_a_second_counts_as_a_whole(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.now += 0.5
+    world.masters.passed(master(300))
+    assert world.updates() == keeps(301)
+
+
+def test_entry_that_was_not_confirmed_gets_its_timeout_in_any_case(
+    world: World,
+) -> None:
+    # What it says of its timeout then is not to be relied on.
+    entry = master(432000, confirmed=False)
+    world.masters.expect(entry, [wanted(300)])
+    world.masters.passed(entry)
+    assert world.updates() == keeps(301)
+
+
+def test_timeout_is_not_touched_when_the_expectations_have_ended(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.now += 301
+    world.masters.passed(master())
+    assert world.updates() == []
+
+
+def test_zone_goes_with_the_update(world: World) -> None:
+    entry = master(zone=7)
+    world.masters.expect(entry, [wanted(300)])
+    world.masters.passed(entry)
+    world.masters.finish(entry, "sunrpc", "done")
+    world.now += 301
+    world.masters.sweep()
+    assert world.updates() == [
+        f"{FLOW} zone 7: timeout 301",
+        f"{FLOW} zone 7: helper ''",
+    ]
+
+
+def test_entry_that_is_gone_is_forgotten(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.finish(master(), "sunrpc", "done")
+    world.updater.error = errno.ENOENT
+    world.masters.passed(master())
+    assert world.updates() == keeps(301)
+    world.now += 1000
+    world.masters.passed(master())
+    world.masters.sweep()
+    assert world.updates() == []
+    assert world.counters() == {}
+
+
+def test_timeout_that_the_kernel_refuses_is_counted_and_tried_again(
+    world: World,
+) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.updater.error = errno.EPERM
+    world.masters.passed(master())
+    world.masters.passed(master())
+    assert world.updates() == keeps(301) * 2
+    assert world.counters() == {"keep-failed.kernel-eperm": 2}
+
+
+# Detaching.
+
+
+def test_finished_flow_without_expectations_is_detached_at_once(world: World) -> None:
+    world.masters.finish(master(), "sunrpc", "mid-stream")
+    world.masters.passed(master())
+    assert world.updates() == DETACHED
+    assert world.counters() == {"detached.mid-stream": 1}
+    line = world.output.getvalue()
+    assert f'event=detached reason=mid-stream helper=sunrpc flow="{FLOW}"' in line
+
+
+def test_finished_flow_that_has_no_more_packets_is_detached_by_the_sweep(
+    world: World,
+) -> None:
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.sweep()
+    assert world.updates() == DETACHED
+
+
+def test_flow_is_detached_once(world: World) -> None:
+    world.masters.finish(master(), "sunrpc", "done")
+    for _ in range(3):
+        world.masters.passed(master())
+        world.masters.sweep()
+    assert world.updates() == DETACHED
+
+
+def test_first_reason_stays(world: World) -> None:
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.finish(master(), "sunrpc", "gap")
+    world.masters.sweep()
+    assert world.counters() == {"detached.done": 1}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "detached"),
+    [(0, False), (299, False), (300, False), (300.9, False), (301, True), (999, True)],
+)
+def test_flow_is_detached_a_second_after_its_last_expectation(
+    world: World, seconds: float, detached: bool
+) -> None:
+    # Detaching deletes them, and a rule `ct helper` reads the master's helper.
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.finish(master(), "sunrpc", "done")
+    world.now += seconds
+    world.masters.sweep()
+    assert world.updates() == DETACHED * detached
+
+
+def test_packet_of_a_finished_flow_keeps_its_expectations_alive(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.passed(master())
+    assert world.updates() == keeps(301)
+
+
+def test_last_packet_may_detach_the_flow(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.finish(master(), "sunrpc", "done")
+    world.now += 301
+    world.masters.passed(master())
+    assert world.updates() == DETACHED
+
+
+def test_expected_flow_that_cannot_be_detached_is_kept(world: World) -> None:
+    world.updater.error = errno.EBUSY
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.sweep()
+    world.masters.sweep()
+    assert world.updates() == DETACHED
+    assert world.counters() == {"kept.done": 1}
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EOPNOTSUPP])
+def test_flow_that_ended_or_lost_its_helper_is_forgotten(
+    world: World, code: int
+) -> None:
+    world.updater.error = code
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.sweep()
+    world.masters.sweep()
+    assert world.updates() == DETACHED
+    assert world.counters() == {}
+
+
+def test_detaching_that_the_kernel_refuses_is_counted(world: World) -> None:
+    world.updater.error = errno.EPERM
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.sweep()
+    assert world.counters() == {"detach-failed.kernel-eperm": 1}
+
+
+def test_forgotten_flow_is_neither_kept_nor_detached(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.forget(key_of(master()))
+    world.masters.passed(master())
+    world.now += 1000
+    world.masters.sweep()
+    assert world.updates() == []
+
+
+def test_flow_that_is_not_known_can_be_forgotten(world: World) -> None:
+    world.masters.forget((99, 0))
+    assert world.updates() == []
+
+
+def test_flows_are_told_apart(world: World) -> None:
+    other = replace(master(transport=TCP), id=2)
+    world.masters.expect(other, [wanted(300)])
+    world.masters.finish(master(), "sunrpc", "done")
+    world.masters.finish(other, "sunrpc", "done")
+    world.masters.sweep()
+    assert world.updates() == DETACHED
+    world.now += 301
+    world.masters.sweep()
+    assert world.updates() == [f"{flow_tuple(TCP)} zone 0: helper ''"]
