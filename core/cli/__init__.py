@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: one module a command.
+
+Exit codes: 0 done, 1 the thing asked about failed, 2 wrong usage or configuration.
+Errors are one line to standard error.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from cthelper.core.cli import doctor, helpers, ruleset, run
+from cthelper.core.errors import ConfigError, CthelperError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="cthelper",
+        description="Connection-tracking helpers in user space: they read the messages "
+        "of protocols that announce further addresses and ports, and tell the kernel "
+        "which flows to expect.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"cthelper {version('cthelper')}"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (run, ruleset, helpers, doctor):
+        module.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except ConfigError as error:
+        print(f"cthelper: {error}", file=sys.stderr)
+        return 2
+    except CthelperError as error:
+        print(f"cthelper: {error}", file=sys.stderr)
+        return 1
+    return status

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``cthelper helpers``: what is installed."""
+
+import argparse
+import inspect
+import sys
+
+from cthelper.core.api import Helper
+from cthelper.core.cli.options import Commands
+from cthelper.core.registry import builtin_helpers
+
+
+def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "helpers",
+        help="what is installed: protocol, ports, policies, options",
+        description="Lists the installed helpers, or shows all about one.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one helper")
+    parser.set_defaults(command=_helpers)
+
+
+def _helpers(options: argparse.Namespace) -> int:
+    installed = builtin_helpers()
+    if options.name is None:
+        for helper in installed.values():
+            print(f"{helper.name:<15} {_ports(helper):<22} {_title(helper)}")
+        return 0
+    if options.name not in installed:
+        known = ", ".join(installed)
+        print(
+            f"cthelper: no helper {options.name!r}, installed are {known}",
+            file=sys.stderr,
+        )
+        return 1
+    print(_page(installed[options.name]))
+    return 0
+
+
+def _page(helper: type[Helper]) -> str:
+    hooks = ", ".join(sorted(hook.value for hook in helper.hooks))
+    lines = [
+        f"{helper.name}: {_title(helper)}",
+        "",
+        f"control ports  {_ports(helper)}",
+        f"tagged at      {hooks}",
+    ]
+    if helper.destinations:
+        lines.append(f"destinations   {', '.join(map(str, helper.destinations))}")
+    lines.append(f"lowest port    {helper.lowest_port} may be announced")
+    lines += [
+        f"policy         {policy.name}: at most {policy.max_expected} expectations "
+        f"for each master flow, {policy.timeout} s"
+        for policy in helper.policies
+    ]
+    for option in helper.options:
+        default = str(option.default)
+        lines.append(f"option         {option.name} (default {default})")
+        lines.append(f"               {option.meaning}")
+    lines += [f"source         {helper.__module__}", "", _documentation(helper)]
+    return "\n".join(lines)
+
+
+def _ports(helper: type[Helper]) -> str:
+    transports = ",".join(str(each) for each in sorted(helper.transports))
+    return f"{transports} {','.join(str(port) for port in helper.ports)}"
+
+
+def _title(helper: type[Helper]) -> str:
+    return (inspect.getdoc(helper) or "").partition("\n")[0]
+
+
+def _documentation(helper: type[Helper]) -> str:
+    return (inspect.getdoc(inspect.getmodule(helper)) or "").strip()

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``cthelper run``: the daemon."""
+
+import argparse
+
+from cthelper.core.cli.options import Commands, add_config, configuration
+from cthelper.core.errors import CthelperError, NetlinkError
+
+
+def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "run",
+        help="the daemon: register helpers, load the ruleset, serve the queues",
+        description="Registers the helpers, loads the ruleset, and serves the queues "
+        "until SIGTERM or SIGINT; then no packet is lost and nothing stays behind. "
+        "SIGHUP reads the configuration again. Logs to standard error.",
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--keep-ruleset",
+        action="store_true",
+        help="at the end leave the ruleset, and the helpers that it refers to, where "
+        "they are; the helpers are disabled until the next run",
+    )
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cthelper.core.live.daemon import Daemon
+
+    config = configuration(options)
+    try:
+        Daemon(
+            config, lambda: configuration(options), keep_ruleset=options.keep_ruleset
+        ).run()
+    except NetlinkError as error:
+        raise CthelperError(
+            f"{error}; `cthelper doctor` says what is missing"
+        ) from None
+    return 0

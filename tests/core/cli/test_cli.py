@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: exit codes, and errors of one line."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from cthelper import nft
+from cthelper.core.cli import main
+from cthelper.core.config import parse
+from cthelper.core.registry import builtin_helpers
+
+INSTALLED = ", ".join(builtin_helpers())
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> str:
+    """A configuration with all defaults, whatever this machine has in /etc."""
+    file = tmp_path / "empty.toml"
+    file.write_text("")
+    return str(file)
+
+
+class Result:
+    """What a command has left behind."""
+
+    def __init__(self, code: int, output: str, errors: str) -> None:
+        self.code = code
+        self.output = output
+        self.errors = errors
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> "Runner":
+    return Runner(capsys)
+
+
+class Runner:
+    """Runs commands in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> Result:
+        try:
+            code: int | str | None = main(arguments)
+        except SystemExit as stop:  # argparse's way
+            code = stop.code
+        assert isinstance(code, int)
+        output, errors = self._capsys.readouterr()
+        return Result(code, output, errors)
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "the following arguments are required: COMMAND"),
+        (("burn",), "invalid choice: 'burn'"),
+        (("ruleset",), "the following arguments are required: ACTION"),
+        (("ruleset", "burn"), "invalid choice: 'burn'"),
+        (("helpers", "mdns", "sunrpc"), "unrecognized arguments: sunrpc"),
+        (("run", "--fast"), "unrecognized arguments: --fast"),
+        (("doctor", "--config"), "expected one argument"),
+    ],
+    ids=[
+        "no command",
+        "unknown command",
+        "no action",
+        "unknown action",
+        "too many arguments",
+        "unknown option",
+        "option without its value",
+    ],
+)
+def test_wrong_usage_is_2(
+    run: Runner, arguments: tuple[str, ...], complaint: str
+) -> None:
+    result = run(*arguments)
+    assert result.code == 2
+    assert result.output == ""
+    assert result.errors.startswith("usage: cthelper")
+    assert complaint in result.errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (),
+        ("run",),
+        ("ruleset",),
+        ("ruleset", "show"),
+        ("ruleset", "check"),
+        ("ruleset", "install"),
+        ("ruleset", "remove"),
+        ("helpers",),
+        ("doctor",),
+    ],
+    ids=lambda command: " ".join(command) or "cthelper",
+)
+def test_every_command_explains_itself(run: Runner, command: tuple[str, ...]) -> None:
+    result = run(*command, "--help")
+    assert (result.code, result.errors) == (0, "")
+    usage, _, rest = result.output.partition("\n\n")
+    assert usage.startswith("usage: " + " ".join(("cthelper", *command)))
+    assert rest[0].isupper()
+
+
+def test_version_is_that_of_the_package(run: Runner) -> None:
+    result = run("--version")
+    assert (result.code, result.output) == (0, f"cthelper {version('cthelper')}\n")
+
+
+def test_module_runs_the_same_commands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cthelper.core.cli", "helpers", "none"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (f"cthelper: no helper 'none', installed are {INSTALLED}\n")
+
+
+# Configuration.
+
+TAKES_CONFIG = [
+    ("run",),
+    ("ruleset", "show"),
+    ("ruleset", "check"),
+    ("ruleset", "install"),
+    ("ruleset", "remove"),
+    ("doctor",),
+]
+
+
+@pytest.mark.parametrize("command", TAKES_CONFIG, ids=" ".join)
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            "[daemon]\nqueue = 70000\n",
+            "daemon.queue = 70000: must be a number from 0 to 65535",
+        ),
+        (
+            '[helpers.sunrpc]\nmode = "wide"\n',
+            "helpers.sunrpc.mode = 'wide': must be one of service, oneshot",
+        ),
+        (
+            "[helpers.none]\n",
+            f"helpers.none = {{}}: unknown key, known are {INSTALLED}",
+        ),
+    ],
+    ids=["value", "option", "unknown helper"],
+)
+def test_wrong_configuration_is_2_and_one_line(
+    run: Runner, tmp_path: Path, command: tuple[str, ...], text: str, complaint: str
+) -> None:
+    file = tmp_path / "cthelper.toml"
+    file.write_text(text)
+    result = run(*command, "--config", str(file))
+    assert result.code == 2
+    assert result.output == ""
+    assert result.errors == f"cthelper: {file}: {complaint}\n"
+
+
+@pytest.mark.parametrize("command", TAKES_CONFIG, ids=" ".join)
+def test_configuration_that_is_not_there_is_2_and_one_line(
+    run: Runner, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    file = tmp_path / "absent.toml"
+    result = run(*command, "--config", str(file))
+    assert (result.code, result.output) == (2, "")
+    (line,) = result.errors.splitlines()
+    assert line.startswith(f"cthelper: {file}: file = ")
+    assert "No such file or directory" in line
+
+
+# helpers
+
+
+def test_helpers_are_listed_a_line_each(run: Runner) -> None:
+    result = run("helpers")
+    assert (result.code, result.errors) == (0, "")
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines] == list(builtin_helpers())
+    assert [line for line in lines if line.startswith(("mdns", "sunrpc"))] == [
+        "mdns            udp 5353               "
+        "Multicast DNS queries that are answered by unicast.",
+        "sunrpc          tcp,udp 111            "
+        "SunRPC portmapper and rpcbind: GETPORT and GETADDR.",
+    ]
+
+
+def test_page_of_a_helper_shows_all_about_it(run: Runner) -> None:
+    result = run("helpers", "sunrpc")
+    assert (result.code, result.errors) == (0, "")
+    lines = result.output.splitlines()
+    assert lines[:6] == [
+        "sunrpc: SunRPC portmapper and rpcbind: GETPORT and GETADDR.",
+        "",
+        "control ports  tcp,udp 111",
+        "tagged at      output, prerouting",
+        "lowest port    512 may be announced",
+        "policy         service: at most 8 expectations for each master flow, 300 s",
+    ]
+    assert "option         mode (default service)" in lines
+    assert "option         netid (default match)" in lines
+    assert "source         cthelper.helpers.sunrpc" in lines
+    # The documentation is the module's.
+    assert "GETPORT is answered with a port" in result.output
+
+
+def test_page_of_a_helper_names_the_only_destinations(run: Runner) -> None:
+    lines = run("helpers", "mdns").output.splitlines()
+    assert "tagged at      output" in lines
+    assert "destinations   224.0.0.251/32, ff02::fb/128" in lines
+
+
+def test_unknown_helper_is_1_and_one_line(run: Runner) -> None:
+    result = run("helpers", "Sunrpc")
+    assert (result.code, result.output) == (1, "")
+    assert result.errors == (
+        f"cthelper: no helper 'Sunrpc', installed are {INSTALLED}\n"
+    )
+
+
+# ruleset
+
+
+def test_ruleset_show_prints_the_ruleset_and_nothing_else(
+    run: Runner, empty: str
+) -> None:
+    result = run("ruleset", "show", "--config", empty)
+    config = parse("", Path(empty), builtin_helpers())
+    assert (result.code, result.errors) == (0, "")
+    assert result.output == nft.render(config)
+
+
+def test_ruleset_show_follows_the_configuration(run: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "cthelper.toml"
+    file.write_text(
+        "[helpers.mdns]\nenabled = false\n[helpers.sunrpc]\nports = [999]\n"
+    )
+    result = run("ruleset", "show", "--config", str(file))
+    assert result.code == 0
+    assert "mdns" not in result.output
+    assert "tcp dport 999" in result.output
+
+
+# doctor
+
+
+def test_doctor_is_1_exactly_when_a_line_says_fail(run: Runner, empty: str) -> None:
+    result = run("doctor", "--config", empty)
+    lines = result.output.splitlines()
+    assert len(lines) > 10
+    assert all(line.startswith(("ok  ", "warning  ", "FAIL  ")) for line in lines)
+    failed = any(line.startswith("FAIL") for line in lines)
+    assert (result.code, result.errors) == (int(failed), "")
