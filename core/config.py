@@ -21,9 +21,10 @@ DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
 
 _T = TypeVar("_T")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-# An interface name for nft: the kernel's 15 bytes (IFNAMSIZ), a * at the end matches
-# the rest.
-_INTERFACE = re.compile(r'[^\s/"*\\]{1,15}|[^\s/"*\\]{1,14}\*')
+# What the kernel takes as an interface's name (dev_valid_name in net/core/dev.c) and
+# nft between quotes; a * at the end matches the rest.
+_INTERFACE = re.compile(r"[!-~]{1,15}")
+_NOT_IN_INTERFACE = re.compile(r'[/:"\\]|\*.')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,8 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # TOMLDecodeError is a ValueError; plain ones are of numbers without end.
         raise _syntax_error(path, text, error) from None
     root = _Table(path, "", document)
     daemon = _daemon(root.table("daemon"))
@@ -119,7 +121,7 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
     )
 
 
-def _syntax_error(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+def _syntax_error(path: Path, text: str, error: Exception) -> ConfigError:
     found = re.search(r"at line (\d+)", str(error))
     lines = text.splitlines()
     number = int(found[1]) if found else len(lines)
@@ -251,6 +253,17 @@ def _helper(
         destinations=table.list_of("destinations", _network, helper.destinations),
     )
     table.close()
+    versions = [
+        {each.version for each in networks}
+        for networks in (config.sources, config.destinations)
+        if networks
+    ]
+    if len(versions) == 2 and versions[0].isdisjoint(versions[1]):
+        raise table.error(
+            "sources",
+            [str(each) for each in config.sources],
+            "must share an IP version with destinations",
+        )
     return config if enabled else None
 
 
@@ -277,7 +290,12 @@ def _port(value: object) -> int:
 
 
 def _interface(value: object) -> str:
-    if not isinstance(value, str) or not _INTERFACE.fullmatch(value):
+    if (
+        not isinstance(value, str)
+        or not _INTERFACE.fullmatch(value)
+        or _NOT_IN_INTERFACE.search(value)
+        or value in (".", "..", "*")
+    ):
         raise ValueError(
             "must be the name of an interface, at most 15 characters, "
             "a * at its end matches any rest"
@@ -286,7 +304,7 @@ def _interface(value: object) -> str:
 
 
 def _network(value: object) -> Network:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "%" in value:
         raise ValueError('must be a network such as "192.0.2.0/24"')
     try:
         return ip_network(value)

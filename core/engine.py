@@ -6,6 +6,7 @@ caller puts into the kernel before it releases the packet, and what went wrong c
 out as events, which it counts and logs.
 """
 
+import inspect
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -237,7 +238,7 @@ class Engine:
             flow.finish(error.reason)
         except Exception as error:  # the one place where a helper's bug arrives
             outcome.expectations.clear()
-            outcome.events.append(self._fault(flow, error))
+            outcome.events.append(self._fault(flow, config, error))
         return None
 
     def _messages(
@@ -339,6 +340,8 @@ class Engine:
             case Source.ANY:
                 networks = (None,)
             case IPv4Network() | IPv6Network():
+                if wish.source.version != wish.endpoint.address.version:
+                    raise HelperFault(f"source {wish.source} for {wish.endpoint}")
                 networks = (wish.source,)
         return [
             Expectation(
@@ -376,7 +379,7 @@ class Engine:
         if not any(each.parsed for each in flow.sides.values()):
             flow.finish("malformed")
 
-    def _fault(self, flow: Flow, error: Exception) -> Fault:
+    def _fault(self, flow: Flow, config: HelperConfig, error: Exception) -> Fault:
         name = flow.name
         now = self._clock()
         faults = self._faults.setdefault(name, deque(maxlen=FAULTS))
@@ -384,10 +387,17 @@ class Engine:
         if len(faults) == FAULTS and now - faults[0] <= FAULT_WINDOW:
             self._quarantined.add(name)
         flow.finish("fault")
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{PurePath(place.filename).name}:{place.lineno}"
+        where = _place(error, inspect.getfile(config.helper))
         text = f"{type(error).__name__}: {error}"
         return Fault(text, where, quarantined=name in self._quarantined)
+
+
+def _place(error: Exception, file: str) -> str:
+    """File and line: the innermost of the helper's own file, else the innermost."""
+    stack = traceback.extract_tb(error.__traceback__)
+    own = [each for each in stack if each.filename == file]
+    place = (own or stack)[-1]
+    return f"{PurePath(place.filename).name}:{place.lineno}"
 
 
 def _policy(policies: tuple[Policy, ...], wish: Expect) -> tuple[int, Policy]:

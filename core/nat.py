@@ -47,7 +47,7 @@ def rewritten(payload: bytes, rewrites: Sequence[Rewrite]) -> bytes:
     """
     result = payload
     limit = len(payload)
-    for rewrite in sorted(rewrites, key=lambda each: each.span, reverse=True):
+    for rewrite in sorted(rewrites, key=lambda each: each.span)[::-1]:
         start, stop = rewrite.span
         if not 0 <= start <= stop <= limit:
             raise HelperFault(

@@ -26,6 +26,7 @@ _IPV6_NEXT_HEADER: Final = 6
 _IPV6_SOURCE: Final = 8
 _IPV6_HEADER: Final = 40
 
+_ROUTING: Final = 43
 _FRAGMENT: Final = 44
 _AUTHENTICATION: Final = 51
 # Hop-by-hop, routing, destination options, mobility, HIP, shim6: all of them begin
@@ -67,8 +68,9 @@ class Segment:
 def locate(packet: bytes) -> Segment | None:
     """The TCP segment or UDP datagram in an IP packet.
 
-    None where there is none to read: another protocol, a fragment, a jumbogram. Raises
-    Malformed where the headers contradict the packet's length.
+    None where there is none to read: another protocol, a fragment, a jumbogram, a
+    routing header that is not yet used up. Raises Malformed where the headers
+    contradict the packet's length.
     """
     if not packet:
         raise Truncated("empty packet")
@@ -128,6 +130,9 @@ def _ipv6_payload(packet: bytes) -> tuple[int, int, int] | None:
         elif protocol == _AUTHENTICATION:
             size = (packet[offset + 1] + 2) * 4
         else:
+            # On its way the packet's destination is a router, not the flow's.
+            if protocol == _ROUTING and packet[offset + 3]:
+                return None
             size = (packet[offset + 1] + 1) * 8
         protocol = packet[offset]
         offset += size

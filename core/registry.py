@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Finds the helpers and refuses, by name, what cannot be installed."""
 
+import inspect
 import re
 from collections.abc import Iterable
 from importlib import import_module
@@ -65,8 +66,15 @@ def check(helper: type[Helper]) -> None:
         raise _refusal(helper, "transports", "must name TCP, UDP or both")
     if Transport.TCP in helper.transports and helper.frame is Helper.frame:
         raise _refusal(helper, "frame", "must be written for a helper that serves TCP")
-    if not helper.ports or not all(0 < port <= 0xFFFF for port in helper.ports):
-        raise _refusal(helper, "ports", "must be one or more of 1 to 65535")
+    if inspect.isabstract(helper):
+        raise _refusal(helper, "on_message", "must be written")
+    ports = helper.ports
+    if not ports or len(set(ports)) != len(ports) or not all(map(_is_port, ports)):
+        raise _refusal(helper, "ports", "must be one or more of 1 to 65535, each once")
+    if not _is_port(helper.lowest_port):
+        raise _refusal(helper, "lowest_port", "must be one of 1 to 65535")
+    if helper.message_limit < 1:
+        raise _refusal(helper, "message_limit", "must be at least 1 byte")
     _check_policies(helper, helper.policies)
     _check_options(helper, helper.options)
 
@@ -90,6 +98,16 @@ def _check_options(helper: type[Helper], options: tuple[Option, ...]) -> None:
     names = [option.name for option in options]
     if len(set(names)) != len(names) or not _KEYS.isdisjoint(names):
         raise _refusal(helper, "options", "must have names of their own")
+
+    for option in options:
+        if type(option.default) not in (bool, int, str) or (
+            option.choices and option.default not in option.choices
+        ):
+            raise _refusal(helper, "options", f"has no usable default of {option.name}")
+
+
+def _is_port(value: int) -> bool:
+    return 0 < value <= 0xFFFF
 
 
 def _refusal(helper: type[Helper], field: str, why: str) -> RegistryError:

@@ -81,7 +81,8 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 0xFFFF:
-            raise Malformed(f"port {self.port} is over 65535")
+            limit = "below 0" if self.port < 0 else "over 65535"
+            raise Malformed(f"port {self.port} is {limit}")
 
     def __str__(self) -> str:
         return _with_port(self.address, self.port)

@@ -7,6 +7,9 @@ from cthelper.core.api import Cursor, Malformed, Oversized
 
 _LAST_FRAGMENT: Final = 0x80000000
 _MARK: Final = 4
+# Peers send one, or a few. An attacker may send empty ones without end, byte by byte,
+# and they are counted anew with each segment.
+_FRAGMENT_LIMIT: Final = 64
 
 
 def read_opaque(cursor: Cursor, limit: int) -> bytes:
@@ -37,19 +40,20 @@ def read_string(cursor: Cursor, limit: int) -> str:
 def record_length(data: memoryview, limit: int) -> int | None:
     """Bytes that the first record takes, all its fragments and marks; None: need more.
 
-    Raises Oversized where the marks promise more than `limit` bytes.
+    Raises Oversized where the marks promise more than `limit` bytes, marks included, or
+    where there are more than 64 fragments.
     """
     end = 0
-    while True:
+    for _ in range(_FRAGMENT_LIMIT):
         if len(data) < end + _MARK:
             return None
         mark = int.from_bytes(data[end : end + _MARK])
         end += _MARK + (mark & ~_LAST_FRAGMENT)
-        # An attacker may send empty fragments without end: their marks count as well.
         if end > limit:
             raise Oversized(f"record of {end} bytes or more, the limit is {limit}")
         if mark & _LAST_FRAGMENT:
             return end if end <= len(data) else None
+    raise Oversized(f"record of more than {_FRAGMENT_LIMIT} fragments")
 
 
 def join_record(data: bytes) -> bytes:

@@ -6,9 +6,10 @@ RulesetError with its first line where it refuses. The helpers must be registere
 a ruleset is checked or installed. Nothing outside the table is ever touched.
 """
 
+import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from string import Template
 from typing import Final
@@ -19,9 +20,6 @@ from cthelper.core.errors import RulesetError
 from cthelper.core.tuples import collapsed
 
 TABLE: Final = "inet cthelper"
-# Deleting what may not be there: nft adds an empty table first, all in the same
-# transaction, so that no packet meets a moment without the table.
-_CLEAR: Final = f"table {TABLE}\ndelete table {TABLE}\n"
 
 _FAMILY: Final = {4: "ip", 6: "ip6"}
 _INTERFACE: Final = {Hook.PREROUTING: "iifname", Hook.OUTPUT: "oifname"}
@@ -30,7 +28,31 @@ _SECONDS: Final = 30
 
 def render(config: Config) -> str:
     """The ruleset for the enabled helpers."""
-    helpers = config.helpers.values()
+    return _ruleset(config.helpers.values())
+
+
+def check(config: Config) -> None:
+    """Have the kernel check the ruleset, without loading it."""
+    _nft("-c", "-f", "-", text=_replacement(config))
+
+
+def install(config: Config) -> None:
+    """Load the ruleset in the place of the one that is loaded, in one transaction."""
+    _nft("-f", "-", text=_replacement(config))
+
+
+def remove() -> None:
+    """Delete the table, if it is there."""
+    # nft cannot delete what is not there, so it adds the table first.
+    _nft("-f", "-", text=f"table {TABLE}\ndelete table {TABLE}\n")
+
+
+def version() -> str:
+    """What ``nft --version`` says."""
+    return _nft("--version").strip()
+
+
+def _ruleset(helpers: Collection[HelperConfig]) -> str:
     template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
     return template.substitute(
         objects="".join(_objects(each) for each in helpers),
@@ -39,24 +61,32 @@ def render(config: Config) -> str:
     )
 
 
-def check(text: str) -> None:
-    """Have the kernel check the ruleset, without loading it."""
-    _nft("-c", "-f", "-", text=_CLEAR + text)
+def _replacement(config: Config) -> str:
+    """What turns any state of the table into the ruleset.
+
+    The base chains stay where they are: when one goes, the kernel drops every packet
+    that waits in any queue of the namespace (nf_queue_nf_hook_drop in nf_queue.c).
+    """
+    wanted = {
+        _object(each, transport)
+        for each in config.helpers.values()
+        for transport in each.helper.transports
+    }
+    deletions = "".join(
+        f"delete ct helper {TABLE} {name}\n" for name in sorted(_loaded() - wanted)
+    )
+    return f"{_ruleset(())}flush table {TABLE}\n{deletions}{render(config)}"
 
 
-def install(text: str) -> None:
-    """Load the ruleset in the place of the one that is loaded, in one transaction."""
-    _nft("-f", "-", text=_CLEAR + text)
-
-
-def remove() -> None:
-    """Delete the table, if it is there."""
-    _nft("-f", "-", text=_CLEAR)
-
-
-def version() -> str:
-    """What ``nft --version`` says."""
-    return _nft("--version").strip()
+def _loaded() -> set[str]:
+    """The names of the helper objects in the table that is loaded."""
+    try:
+        listing = json.loads(_nft("-j", "list", "table", *TABLE.split()))
+    except RulesetError:
+        return set()
+    return {
+        each["ct helper"]["name"] for each in listing["nftables"] if "ct helper" in each
+    }
 
 
 def _objects(config: HelperConfig) -> str:
@@ -80,7 +110,7 @@ def _object(config: HelperConfig, transport: Transport) -> str:
     return f"{config.helper.name}-{transport}"
 
 
-def _rules(helpers: Iterable[HelperConfig], hook: Hook) -> str:
+def _rules(helpers: Collection[HelperConfig], hook: Hook) -> str:
     return "".join(
         f"\t\t{rule}\n"
         for config in helpers

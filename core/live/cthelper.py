@@ -37,7 +37,8 @@ class Registration:
     """A helper as the kernel holds it.
 
     `family` is AF_INET or AF_INET6. The kernel queues the packets of its flows to
-    `queue` while it is `enabled`; they pass as long as nobody listens there.
+    `queue` while it is `enabled`. As long as nobody listens there they pass, but new
+    flows get no entry: the packets leave nf_confirm before it confirms them.
     """
 
     name: str
@@ -131,6 +132,9 @@ class HelperTable:
         Its flows go on without a helper and its expectations are gone. Raises Busy
         where an object of an nft ruleset refers to it.
         """
+        # The kernel answers "deleted" where its table is empty (nfnl_cthelper_del).
+        if all(each.key != registration.key for each in self.list()):
+            return False
         try:
             self._socket.request(
                 _message(registration),

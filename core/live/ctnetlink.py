@@ -67,7 +67,10 @@ class EntryGone:
 
 @dataclass(frozen=True, slots=True)
 class ExpectationEvent:
-    """An expectation was made or is gone (met, expired, evicted, deleted)."""
+    """An expectation was made or is gone (met, expired, evicted, deleted).
+
+    Some kernels tell of an expired one only when its master ends.
+    """
 
     change: Change
     expectation: Expectation
@@ -143,10 +146,12 @@ class Ctnetlink:
         )
 
     def expect(self, expectation: Expectation) -> None:
-        """Put in an expectation, or refresh the same one of the same master.
+        """Put in an expectation, or refresh the one that covers it already.
 
-        Raises NotFound where the master is not confirmed, NotSupported where it has no
-        helper, Busy where it clashes with another master's, TableFull.
+        The kernel refreshes whatever the master of that one is, and does not say so
+        (ctnetlink_new_expect). Raises NotFound where the master is not confirmed,
+        NotSupported where it has no helper, Busy where it overlaps another one,
+        TableFull.
         """
         message = _expectation_request(expectation)
         message["attrs"].insert(0, ["CTA_EXPECT_MASTER", _tuple(expectation.master)])

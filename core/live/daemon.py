@@ -10,7 +10,8 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import FrameType
 from typing import Final
@@ -20,7 +21,6 @@ from cthelper.core.config import Config
 from cthelper.core.engine import Damaged, Engine, Event, Fault, Finished, Refused
 from cthelper.core.errors import (
     CthelperError,
-    NetlinkError,
     QueueError,
     RestartNeeded,
 )
@@ -82,11 +82,13 @@ class Daemon:
             flow_limit=daemon.flow_limit,
         )
         self._queues: dict[int, Queue] = {}
+        self._known: dict[tuple[str, int, Transport], Registration] = {}
         self._bypassed: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         self._packets = 0
         self._bypassed_before = 0
         self._overruns = 0
+        self._due = clock()
         self._stopping = False
         self._reloading = False
 
@@ -97,6 +99,7 @@ class Daemon:
             selector.register(self._events, selectors.EVENT_READ, self._read_events)
             selector.register(self._links, selectors.EVENT_READ, self._links.update)
             selector.register(ours, selectors.EVENT_READ, lambda: _empty(ours))
+            self._waker = theirs
             self._catch_signals(ours, theirs)
             self._start()
             self._log.event(
@@ -130,57 +133,38 @@ class Daemon:
 
     def _start(self) -> None:
         """Bind, register, load: in this order no packet is queued to nobody."""
-        present = {each.key: each for each in self._helpers.list()}
+        leavings = self._leavings()
         wanted = registrations(self._config.helpers.values(), enabled=True)
-        self._quieten(present.values())
         try:
+            # Between binding a queue and setting its copy mode the kernel drops what
+            # comes to it (nfqnl_enqueue_packet in nfnetlink_queue.c), while packets
+            # for a queue that nobody has bound pass.
+            self._put(replace(each, enabled=False) for each in leavings)
             for number in sorted(self._config.queues):
                 self._bind(number)
             try:
-                self._register(wanted)
+                self._put(wanted)
             except RestartNeeded:
-                # What a killed daemon of another version left. Nobody uses it: its
-                # queue was free.
+                # A daemon of another version left them, with other policies.
                 nft.remove()
-                unregister(
-                    self._helpers, (each for each in wanted if each.key in present)
-                )
-                self._register(wanted)
-            nft.install(nft.render(self._config))
+                unregister(self._helpers, leavings)
+                self._put(wanted)
+            nft.install(self._config)
         except CthelperError:
-            self._abandon(each for each in wanted if each.key not in present)
+            present = {each.key for each in leavings}
+            added = [each for key, each in self._known.items() if key not in present]
+            self._try(lambda: unregister(self._helpers, added))
+            for number in list(self._queues):
+                self._unbind(number)
             raise
-        keys = {each.key for each in wanted}
-        unregister(
-            self._helpers,
-            (
-                each
-                for each in present.values()
-                if each.key not in keys and each.queue in self._queues
-            ),
-        )
 
-    def _quieten(self, present: Iterable[Registration]) -> None:
-        """Stop the helpers that a killed daemon left from queueing to our queues.
+    def _leavings(self) -> list[Registration]:
+        """What is registered for our queues already, by a daemon that was killed.
 
-        Between binding a queue and setting its copy mode the kernel drops what comes
-        to it (nfqnl_enqueue_packet in nfnetlink_queue.c), while packets for a queue
-        that nobody has bound pass.
+        Where a queue is bound its daemon lives, and `_bind` will say so.
         """
-        served = bound_queues()
-        for each in present:
-            if each.queue in self._config.queues and each.queue not in served:
-                self._helpers.put(replace(each, enabled=False))
-
-    def _abandon(self, added: Iterable[Registration]) -> None:
-        """Take back what a start that failed has done."""
-        for registration in added:
-            try:
-                self._helpers.delete(registration)
-            except NetlinkError as error:
-                self._log.event("unregister-failed", "warning", reason=str(error))
-        for number in list(self._queues):
-            self._unbind(number)
+        free = self._config.queues - bound_queues().keys()
+        return [each for each in self._helpers.list() if each.queue in free]
 
     def _bind(self, number: int) -> None:
         queue = self._open_queue(number, self._config.daemon.receive_buffer)
@@ -197,25 +181,39 @@ class Daemon:
         self._selector.unregister(queue)
         queue.close()
 
-    def _register(self, wanted: Iterable[Registration]) -> None:
+    def _put(self, wanted: Iterable[Registration]) -> None:
+        """Register or update helpers; all of them are unregistered at the end."""
         for registration in wanted:
             self._helpers.put(registration)
+            self._known[registration.key] = registration
 
     # Serving
 
     def _serve(self) -> None:
-        due = self._clock() + _TICK_SECONDS
         while not self._stopping:
-            for key, _ in self._selector.select(max(0.0, due - self._clock())):
-                key.data()
+            self._turn()
             if self._reloading:
                 self._reloading = False
                 self._reload()
-            if self._clock() >= due:
-                due = self._clock() + _TICK_SECONDS
-                self._masters.sweep()
-                self._gate.give_up_waiting()
-                self._report_bypassed()
+
+    def _turn(self) -> None:
+        """Wait for something to do, and do it."""
+        for key, _ in self._selector.select(max(0.0, self._due - self._clock())):
+            key.data()
+        if self._clock() >= self._due:
+            self._due = self._clock() + _TICK_SECONDS
+            self._masters.sweep()
+            self._gate.give_up_waiting()
+            self._report_bypassed()
+
+    def _meanwhile(self, step: Callable[[], None]) -> None:
+        """Do what takes its time and serve meanwhile. Raises what the step raises."""
+        with ThreadPoolExecutor(max_workers=1) as worker:
+            future = worker.submit(step)
+            future.add_done_callback(lambda _: self._waker.send(b"\0"))
+            while not future.done():
+                self._turn()
+        future.result()
 
     def _read_queue(self, queue: Queue) -> None:
         packets = queue.read(_BATCH)
@@ -320,94 +318,80 @@ class Daemon:
         for key in ("receive_buffer", "flow_limit"):
             if getattr(old, key) != getattr(new, key):
                 raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
-        before = {
-            each.key: each
-            for each in registrations(self._config.helpers.values(), enabled=True)
-        }
+        before = dict(self._known)
         wanted = registrations(config.helpers.values(), enabled=True)
-        bound: list[int] = []
-        put: list[Registration] = []
+        keys = {each.key for each in wanted}
+        bound = sorted(config.queues - self._queues.keys())
         try:
-            for number in sorted(config.queues - self._queues.keys()):
+            for number in bound:
                 self._bind(number)
-                bound.append(number)
             # The engine knows a helper before the kernel sends its packets.
             self._engine.helpers = {**self._config.helpers, **config.helpers}
-            for registration in wanted:
-                self._helpers.put(registration)
-                put.append(registration)
-            nft.install(nft.render(config))
+            self._put(wanted)
+            self._meanwhile(lambda: nft.install(config))
+            self._disable(each for key, each in before.items() if key not in keys)
         except CthelperError:
             self._engine.helpers = self._config.helpers
-            self._take_back(before, put)
+            self._try(lambda: self._put(before.values()))
+            self._disable(
+                each for key, each in self._known.items() if key not in before
+            )
             for number in bound:
-                self._unbind(number)
+                if number in self._queues:
+                    self._unbind(number)
             raise
         self._config = config
         self._engine.helpers = config.helpers
         self._engine.guard = Guard(config.denied_ports)
         self._engine.release()
         self._log.configure(new.log_level, new.log_format)
-        keys = {each.key for each in wanted}
-        unregister(
-            self._helpers, (each for key, each in before.items() if key not in keys)
-        )
         unused = self._queues.keys() - config.queues
         self._drain(unused)
         for number in unused:
             self._unbind(number)
 
-    def _take_back(
-        self,
-        before: Mapping[tuple[str, int, Transport], Registration],
-        put: Iterable[Registration],
-    ) -> None:
-        for registration in put:
-            old = before.get(registration.key)
-            try:
-                if old is None:
-                    self._helpers.delete(registration)
-                else:
-                    self._helpers.put(old)
-            except CthelperError as error:
-                self._log.event("take-back-failed", "error", reason=str(error))
+    def _disable(self, unwanted: Iterable[Registration]) -> None:
+        """Have these helpers queue no more; they stay registered until the end.
+
+        When a helper is unregistered the kernel drops every packet that waits in any
+        queue (nf_ct_iterate_destroy in nf_conntrack_core.c).
+        """
+        disabled = [replace(each, enabled=False) for each in unwanted]
+        self._try(lambda: self._put(disabled))
 
     # Stopping
 
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
-        mine = registrations(self._config.helpers.values(), enabled=False)
-        self._try(lambda: self._register(mine))
+        known = list(self._known.values())
+        self._disable(known)
         self._try(lambda: self._drain(self._queues.keys()))
         if not self._keep_ruleset:
             self._try(nft.remove)
-            self._try(lambda: unregister(self._helpers, mine))
+            self._try(lambda: unregister(self._helpers, known))
         self._report_bypassed()
         for number in list(self._queues):
             self._unbind(number)
 
     def _try(self, step: Callable[[], None]) -> None:
-        """One step of stopping: the next ones are wanted even where it fails."""
+        """Take a step after which others are wanted even where it fails."""
         try:
             step()
         except CthelperError as error:
-            self._log.event("stop-failed", "error", reason=str(error))
+            self._log.event("step-failed", "error", detail=str(error))
 
     def _drain(self, numbers: Iterable[int]) -> None:
         """Answer all that waits in these queues, which nothing enters any more."""
         numbers = set(numbers)
         deadline = self._clock() + _DRAIN_SECONDS
         while self._clock() < deadline:
-            self._drain_once()
+            for queue in self._queues.values():
+                self._read_queue(queue)
             rows = bound_queues()
             if not any(rows[each].waiting for each in numbers if each in rows):
                 return
             time.sleep(_DRAIN_PAUSE)
         raise QueueError(f"queues {sorted(numbers)} did not run empty")
-
-    def _drain_once(self) -> None:
-        for queue in self._queues.values():
-            self._read_queue(queue)
 
     def _totals(self) -> dict[str, Value]:
         """The counters of this run, for the last line of the log."""

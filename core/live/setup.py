@@ -3,6 +3,8 @@
 
 import time
 from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
 from typing import Final
 
 from cthelper import nft
@@ -24,36 +26,37 @@ def check(config: Config) -> None:
     Helpers that are registered stay as they are, so that a running daemon's limits do
     not change; the others are registered while it checks. Raises CthelperError.
     """
-    helpers = HelperTable()
-    present = {each.key for each in helpers.list()}
-    added = [
-        each
-        for each in registrations(config.helpers.values(), enabled=False)
-        if each.key not in present
-    ]
-    try:
-        for registration in added:
-            helpers.put(registration)
-        nft.check(nft.render(config))
-    finally:
-        unregister(helpers, added)
-        helpers.close()
+    with closing(HelperTable()) as helpers:
+        present = {each.key for each in helpers.list()}
+        added = [
+            each
+            for each in registrations(config.helpers.values(), enabled=False)
+            if each.key not in present
+        ]
+        try:
+            for registration in added:
+                helpers.put(registration)
+            nft.check(config)
+        finally:
+            unregister(helpers, added)
 
 
 def install(config: Config, *, retag_flows: bool) -> int | None:
     """Register the helpers and load the ruleset.
 
+    A helper whose queue nobody serves is registered disabled, for the daemon to enable.
     How many conntrack entries were deleted to be tagged anew, or None where that was
     not asked for. Raises CthelperError.
     """
-    helpers = HelperTable()
-    for registration in registrations(config.helpers.values(), enabled=True):
-        helpers.put(registration)
-    helpers.close()
-    nft.install(nft.render(config))
+    served = bound_queues()
+    with closing(HelperTable()) as helpers:
+        for each in registrations(config.helpers.values(), enabled=True):
+            helpers.put(replace(each, enabled=each.queue in served))
+    nft.install(config)
     if not retag_flows:
         return None
-    return retag(Ctnetlink(), config.helpers.values())
+    with closing(Ctnetlink()) as ctnetlink:
+        return retag(ctnetlink, config.helpers.values())
 
 
 def remove(config: Config) -> None:
@@ -63,21 +66,24 @@ def remove(config: Config) -> None:
     """
     nft.remove()
     served = bound_queues()
-    helpers = HelperTable()
     names = config.helpers.keys()
-    unregister(
-        helpers,
-        [
-            each
-            for each in helpers.list()
-            if each.name in names and each.queue not in served
-        ],
-    )
-    helpers.close()
+    with closing(HelperTable()) as helpers:
+        unregister(
+            helpers,
+            [
+                each
+                for each in helpers.list()
+                if each.name in names and each.queue not in served
+            ],
+        )
 
 
 def unregister(helpers: HelperTable, unwanted: Iterable[Registration]) -> None:
-    """Unregister helpers, waiting for nft to let go of them. Raises NetlinkError."""
+    """Unregister helpers, waiting for nft to let go of them. Raises NetlinkError.
+
+    Let no packet wait in a queue meanwhile: when a helper goes, the kernel drops them
+    all (nf_ct_iterate_destroy in nf_conntrack_core.c).
+    """
     for registration in unwanted:
         deadline = time.monotonic() + _RELEASE_SECONDS
         while True:

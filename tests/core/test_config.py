@@ -275,6 +275,26 @@ WRONG = [
         "must be a network: 192.0.2.1/24 has host bits set",
     ),
     (
+        'helpers.plain = { sources = ["192.0.2.0/24"], destinations = ["fd00::/8"] }',
+        "helpers.plain.sources = ['192.0.2.0/24']: "
+        "must share an IP version with destinations",
+    ),
+    (
+        'helpers.plain.interfaces = ["a:b"]',
+        "helpers.plain.interfaces = 'a:b': must be the name of an interface, "
+        "at most 15 characters, a * at its end matches any rest",
+    ),
+    (
+        'helpers.plain.interfaces = [".."]',
+        "helpers.plain.interfaces = '..': must be the name of an interface, "
+        "at most 15 characters, a * at its end matches any rest",
+    ),
+    (
+        'helpers.plain.sources = ["fe80::%eth0/64"]',
+        "helpers.plain.sources = 'fe80::%eth0/64': "
+        'must be a network such as "192.0.2.0/24"',
+    ),
+    (
         'helpers.plain.destinations = ["lan"]',
         "helpers.plain.destinations = 'lan': must be a network: "
         "'lan' does not appear to be an IPv4 or IPv6 network",

@@ -385,6 +385,15 @@ def test_address_on_link_with_nothing_is_refused() -> None:
     ]
 
 
+def test_source_of_another_family_than_the_endpoint_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wish = Expect(endpoint(CLIENT, 5000), "data", TCP, ip_network("2001:db8::/32"))
+    monkeypatch.setattr(Wishes, "effects", (wish,))
+    fault = fault_of(Host(Wishes).send(b"x"))
+    assert fault.error == "HelperFault: source 2001:db8::/32 for 192.0.2.1:5000"
+
+
 # Messages on TCP.
 
 
@@ -524,7 +533,7 @@ def test_malformed_frame_ends_the_direction() -> None:
 
 @pytest.mark.parametrize(
     "pieces",
-    [[b"OPEN" + b" " * 24 + b"5000\n"], [b"OPEN" + b" " * 24, b"500", b"00"]],
+    [[b"OPEN" + b" " * 24 + b"5000\n"], [b"OPEN" + b" " * 24, b"5000", b"0"]],
     ids=["whole", "not yet whole"],
 )
 def test_message_over_the_limit_is_oversized(pieces: list[bytes]) -> None:
@@ -655,6 +664,11 @@ def test_exception_of_a_helper_is_a_fault_with_its_place(
     assert int(line) > 0
     decision = host.send(b"OPEN 5000\n")
     assert decision == Decision(decision.flow)
+
+
+def test_fault_in_a_library_is_placed_in_the_helper_that_called_it() -> None:
+    fault = fault_of(Host(UnicodeFault).send(b"\xff"))
+    assert fault.where.startswith("test_engine.py:")
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,10 @@ UNREADABLE: dict[str, Packet] = {
     / IPv6ExtHdrFragment(m=1)
     / UDP_HEADER
     / PAYLOAD,
+    "routing header that is not used up": IPV6
+    / IPv6ExtHdrRouting(addresses=[SERVER6], segleft=1)
+    / UDP_HEADER
+    / PAYLOAD,
     "ICMP": IPV4 / ICMP() / PAYLOAD,
     "ESP": IPV4 / ESP(spi=1, seq=1, data=bytes(40)),
     "IPv6 ESP": IPV6 / ESP(spi=1, seq=1, data=bytes(40)),
@@ -163,7 +167,9 @@ UNREADABLE: dict[str, Packet] = {
     / IPv6ExtHdrDestOpt(options=options(8))
     / ESP(spi=1, seq=1, data=bytes(40)),
     "IPv4 in IPv6": IPV6 / IPV4 / UDP_HEADER / PAYLOAD,
+    "IPv4 without payload": IP(proto=59),
     "IPv6 no next header": IPv6(nh=59) / PAYLOAD,
+    "IPv6 nothing but options": IPV6 / IPv6ExtHdrDestOpt(nh=59, options=options(8)),
     "jumbogram": IPv6(src=CLIENT6, dst=SERVER6, plen=0)
     / IPv6ExtHdrHopByHop(options=[Jumbo(jumboplen=0x10000 + 16)])
     / ScapyUDP(len=0, chksum=1)

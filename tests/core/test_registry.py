@@ -79,6 +79,10 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
         ("ports", (), "must be one or more of 1 to 65535"),
         ("ports", (7000, 0), "must be one or more of 1 to 65535"),
         ("ports", (65536,), "must be one or more of 1 to 65535"),
+        ("ports", (7000, 7000), "must be one or more of 1 to 65535, each once"),
+        ("lowest_port", 0, "must be one of 1 to 65535"),
+        ("lowest_port", 65536, "must be one of 1 to 65535"),
+        ("message_limit", 0, "must be at least 1 byte"),
         ("policies", (), "must be"),
         ("policies", tuple(Policy(f"p{number}") for number in range(5)), "must be"),
         ("policies", (Policy("a"), Policy("a")), "must have different names"),
@@ -91,6 +95,11 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
             "options",
             (Option("x", 1, "one"), Option("x", 2, "two")),
             "must have names of their own",
+        ),
+        (
+            "options",
+            (Option("x", "c", "one", choices=("a", "b")),),
+            "has no usable default of x",
         ),
         *(
             ("options", (Option(key, 1, "taken"),), "must have names of their own")
@@ -112,6 +121,17 @@ def test_refusal_names_class_field_and_value(
     assert refusal(variant(**{field: value})).startswith(
         f"plugin.Variant.{field} = {value!r}: {why}"
     )
+
+
+def test_helper_without_on_message_is_refused() -> None:
+    class Silent(Helper):
+        name = "silent"
+        transports = frozenset({UDP})
+        ports = (7000,)
+        policies = (Policy("data"),)
+
+    with pytest.raises(RegistryError, match=r"Silent\.on_message: must be written$"):
+        register([Silent])  # type: ignore[type-abstract]  # what is refused
 
 
 def test_helper_for_tcp_without_frame_is_refused() -> None:

@@ -124,6 +124,13 @@ def test_record_over_the_limit_is_oversized_from_its_mark_on(
         record_length(memoryview(wire), 16)
 
 
+def test_record_of_fragments_without_end_is_oversized() -> None:
+    most = record([b""] * 63 + [b"x"])
+    assert record_length(memoryview(most), 16384) == len(most)
+    with pytest.raises(Oversized, match=r"^record of more than 64 fragments$"):
+        record_length(memoryview(u32(0) * 64), 16384)
+
+
 def test_record_of_just_the_limit_is_taken() -> None:
     assert record_length(memoryview(record([bytes(12)])), 16) == 16
 

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ruleset as text. Whether a kernel takes it, the live tests show."""
+"""The ruleset as text, and the program that takes it.
 
+Whether a kernel takes it, the live tests show.
+"""
+
+import json
+import os
 import re
+from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cthelper import nft
 from cthelper.core.api import TCP, UDP, Effects, Helper, Hook, Message, Policy
-from cthelper.core.config import parse
+from cthelper.core.config import Config, parse
+from cthelper.core.errors import RulesetError
 from cthelper.core.registry import builtin_helpers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "default.nft"
@@ -51,7 +58,7 @@ def rules(text: str, chain: str = "prerouting") -> list[str]:
     return [line.strip() for line in body.splitlines() if "ct helper set" in line]
 
 
-def objects(text: str) -> list[str]:
+def objects_of(text: str) -> list[str]:
     return re.findall(r"^\tct helper (\S+) \{$", text, re.MULTILINE)
 
 
@@ -70,20 +77,20 @@ def test_default_configuration_gives_the_golden_ruleset() -> None:
 
 def test_no_helper_gives_a_table_that_attaches_none() -> None:
     text = render("[helpers.plain]\nenabled = false\n")
-    assert objects(text) == []
+    assert objects_of(text) == []
     assert rules(text) == rules(text, "output") == []
     assert text.count("type filter hook") == 2
 
 
 def test_disabled_helper_leaves_neither_object_nor_rule() -> None:
     text = render("[helpers.plain]\nenabled = false\n", Both, Plain)
-    assert objects(text) == ["both-tcp", "both-udp"]
+    assert objects_of(text) == ["both-tcp", "both-udp"]
     assert "plain" not in text
 
 
 def test_each_transport_has_an_object_and_a_rule() -> None:
     text = render("", Both)
-    assert objects(text) == ["both-tcp", "both-udp"]
+    assert objects_of(text) == ["both-tcp", "both-udp"]
     assert '\t\ttype "both" protocol tcp;\n' in text
     assert '\t\ttype "both" protocol udp;\n' in text
     assert rules(text) == [
@@ -105,7 +112,7 @@ def test_helper_is_attached_at_its_hooks_alone() -> None:
 def test_every_object_is_used_and_every_use_has_its_object() -> None:
     text = render("", Both, Plain)
     used = {each.split()[-1].strip('"') for each in rules(text) + rules(text, "output")}
-    assert used == set(objects(text))
+    assert used == set(objects_of(text))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +158,6 @@ V4, V6 = '"10.0.0.0/8"', '"fd00::/8"'
         ),
         (V4, f"{V4}, {V6}", ["ip saddr 10.0.0.0/8 ip daddr 10.0.0.0/8"]),
         (f"{V4}, {V6}", V6, ["ip6 saddr fd00::/8 ip6 daddr fd00::/8"]),
-        (V4, V6, []),
         ('"10.0.0.1"', "", ["ip saddr 10.0.0.1/32"]),
         (
             '"10.0.0.0/8", "192.0.2.0/24"',
@@ -169,7 +175,6 @@ V4, V6 = '"10.0.0.0/8"', '"fd00::/8"'
         "both of both families",
         "destinations of a family without sources",
         "sources of a family without destinations",
-        "families that never meet",
         "a host",
         "two networks",
     ],
@@ -229,6 +234,112 @@ def test_table_accepts_and_drops_nothing() -> None:
     assert not re.search(r"\b(accept|drop|reject|queue)\b", without)
 
 
+# Through the program, which here is one that writes down what it was given.
+
+
+class FakeNft:
+    """A program in the place of nft, first in the PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.record = folder / "record"
+        self.loaded()
+
+    def loaded(self, *objects: str) -> None:
+        """The table is loaded with these objects; without any it is not there."""
+        listing = [{"ct helper": {"name": name}} for name in objects]
+        answer = self._folder / "listing"
+        answer.write_text(json.dumps({"nftables": [{"table": {}}, *listing]}))
+        absent = "echo Error: No such file or directory >&2; exit 1"
+        self.write(
+            f'if [ "$1" = -j ]; then {f"cat {answer}" if objects else absent}\n'
+            f'else {{ echo "$@"; cat; }} >"{self.record}"; fi'
+        )
+
+    def write(self, script: str) -> None:
+        file = self._folder / "nft"
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNft:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return FakeNft(tmp_path)
+
+
+BOTH = parse("", Path("test.toml"), {"both": Both})
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments"),
+    [(nft.check, "-c -f -"), (nft.install, "-f -")],
+    ids=["check", "install"],
+)
+@pytest.mark.parametrize("objects", [(), ("both-tcp",)], ids=["absent", "loaded"])
+def test_ruleset_takes_the_place_of_the_loaded_one_in_one_transaction(
+    program: FakeNft,
+    action: Callable[[Config], None],
+    arguments: str,
+    objects: tuple[str, ...],
+) -> None:
+    program.loaded(*objects)
+    action(BOTH)
+    first, _, text = program.record.read_text().partition("\n")
+    assert first == arguments
+    before, flush, after = text.partition("flush table inet cthelper\n")
+    assert flush
+    assert after == nft.render(BOTH)
+    assert rules(before) == rules(before, "output") == objects_of(before) == []
+
+
+def test_objects_that_are_not_wanted_any_more_are_deleted_after_the_rules(
+    program: FakeNft,
+) -> None:
+    program.loaded("gone-udp", "both-udp", "away-tcp", "both-tcp")
+    nft.install(BOTH)
+    after = program.record.read_text().partition("flush table inet cthelper\n")[2]
+    assert after == (
+        "delete ct helper inet cthelper away-tcp\n"
+        "delete ct helper inet cthelper gone-udp\n" + nft.render(BOTH)
+    )
+
+
+def test_chains_stay_so_that_no_packet_that_waits_in_a_queue_is_dropped(
+    program: FakeNft,
+) -> None:
+    program.loaded("both-udp")
+    nft.install(BOTH)
+    text = re.sub(r"#.*", "", program.record.read_text())
+    assert not re.search(r"\b(delete|destroy) (table|chain)\b", text)
+
+
+def test_table_is_removed_and_nothing_else(program: FakeNft) -> None:
+    nft.remove()
+    assert program.record.read_text() == (
+        "-f -\ntable inet cthelper\ndelete table inet cthelper\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("echo Error: one >&2; echo two >&2; exit 1", "nft: Error: one"),
+        ("exit 1", "nft: no explanation"),
+    ],
+    ids=["explained", "silent"],
+)
+def test_refusal_is_one_line(program: FakeNft, script: str, complaint: str) -> None:
+    program.write(script)
+    with pytest.raises(RulesetError, match=f"^{complaint}$"):
+        nft.install(BOTH)
+
+
+def test_version_is_what_the_program_says(program: FakeNft) -> None:
+    program.write('echo "nftables v9.9.9 $*"')
+    assert nft.version() == "nftables v9.9.9 --version"
+
+
 networks = st.lists(
     st.ip_addresses().map(str) | st.sampled_from(["10.0.0.0/8", "10.0.0.0/30"]),
     max_size=6,
@@ -238,6 +349,10 @@ networks = st.lists(
 
 @given(networks, networks)
 def test_sets_of_addresses_never_overlap(sources: list[str], others: list[str]) -> None:
+    versions = [
+        {ip_network(each).version for each in side} for side in (sources, others)
+    ]
+    assume(not all(versions) or versions[0] & versions[1])
     text = render(f"[helpers.plain]\nsources = {sources}\ndestinations = {others}\n")
     for rule in rules(text):
         for found in re.findall(r"addr (?:\{ (.*?) \}|(\S+))", rule):

@@ -177,10 +177,15 @@ def test_entry_that_was_not_confirmed_gets_its_timeout_in_any_case(
     assert world.updates() == keeps(301)
 
 
-def test_timeout_is_not_touched_when_the_expectations_have_ended(world: World) -> None:
+@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize("seconds", [301, 302, 9000])
+def test_timeout_is_not_touched_when_the_expectations_have_ended(
+    world: World, seconds: int, confirmed: bool
+) -> None:
+    # A timeout of 0 or less would end the flow.
     world.masters.expect(master(), [wanted(300)])
-    world.now += 301
-    world.masters.passed(master())
+    world.now += seconds
+    world.masters.passed(master(confirmed=confirmed))
     assert world.updates() == []
 
 

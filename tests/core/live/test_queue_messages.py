@@ -210,6 +210,20 @@ def test_message_with_less_than_it_says_is_truncated(data: bytes) -> None:
         decode(data)
 
 
+@pytest.mark.parametrize(
+    ("number", "hook"),
+    [
+        (0, Hook.PREROUTING),
+        (1, Hook.INPUT),
+        (2, Hook.FORWARD),
+        (3, Hook.OUTPUT),
+        (4, Hook.POSTROUTING),
+    ],
+)
+def test_hook_goes_by_the_kernels_number(number: int, hook: Hook) -> None:
+    assert decode(message(header(hook=number))).hook is hook
+
+
 def test_unknown_hook_is_an_error() -> None:
     with pytest.raises(ValueError, match="9 is not a valid Hook"):
         decode(message(header(hook=9)))
