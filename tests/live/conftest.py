@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures of the live tests: one world for the whole run, daemons on its gateway."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.daemon import Daemon
+from tests.live.world import World
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """Client, gateway and server; what a test leaves on the gateway it removes."""
+    with World() as world:
+        yield world
+
+
+@pytest.fixture
+def daemon(world: World, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon for the gateway, not started yet; the gateway has no rules."""
+    world.reset()
+    with Daemon(world.gateway, tmp_path) as daemon:
+        yield daemon

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A `cthelper run` on the gateway, as a user starts it, and other commands of it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.live.world import Namespace
+
+CTHELPER = (sys.executable, "-B", "-m", "cthelper.core.cli")
+
+_STEP_SECONDS = 30.0
+
+
+class Daemon:
+    """Starts and stops the daemon, and reads what it logs."""
+
+    def __init__(self, namespace: Namespace, folder: Path) -> None:
+        self._namespace = namespace
+        self.config = folder / "cthelper.toml"
+        self._log = folder / "log"
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+        if error is not None and self._log.exists():
+            error.add_note(f"the daemon's log:\n{self._log.read_text()}")
+
+    def configure(self, text: str = "") -> None:
+        """Write the configuration; the daemon reads it at its start and at SIGHUP."""
+        table = '[daemon]\nlog_format = "json"\n'
+        if "[daemon]\n" not in text:
+            text += "[daemon]\n"
+        self.config.write_text(text.replace("[daemon]\n", table))
+
+    def start(self, text: str = "", *arguments: str) -> None:
+        """Start it with a configuration, and wait until it serves."""
+        self.launch(text, *arguments)
+        self.await_event("started")
+
+    def launch(self, text: str = "", *arguments: str) -> None:
+        """Start it and do not wait."""
+        self.configure(text)
+        with self._log.open("w") as log:
+            self._process = self._namespace.start(
+                *CTHELPER,
+                *("run", "--config", str(self.config), *arguments),
+                stdout=log,
+                stderr=log,
+            )
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process
+        self._process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send it a signal that ends it; its exit code."""
+        self.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended; its exit code."""
+        assert self._process
+        return self._process.wait(_STEP_SECONDS)
+
+    @property
+    def text(self) -> str:
+        """All that it has written."""
+        return self._log.read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The lines of its log that are of one event."""
+        lines = [line for line in self.text.splitlines() if line.startswith("{")]
+        return [each for line in lines if (each := json.loads(line))["event"] == name]
+
+    def await_event(self, name: str, count: int = 1) -> dict[str, Any]:
+        """Wait for an event to have happened so often; the last of them."""
+        assert self._process
+        deadline = time.monotonic() + _STEP_SECONDS
+        while time.monotonic() < deadline:
+            ended = self._process.poll() is not None
+            if len(found := self.events(name)) >= count:
+                return found[count - 1]
+            if ended:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"no event {name!r} number {count} in:\n{self.text}")
+
+    def cthelper(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command with the same configuration."""
+        return self._namespace.run(
+            *CTHELPER, *arguments, "--config", str(self.config), timeout=_STEP_SECONDS
+        )

@@ -1,0 +1,620 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Conntrack entries and expectations in the kernel, and the events of both."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+import pytest
+
+from cthelper.core.errors import Busy, NotFound, NotSupported
+from cthelper.core.live.attributes import conntrack_entry
+from cthelper.core.live.ctnetlink import (
+    Change,
+    Ctnetlink,
+    EntryGone,
+    Events,
+    ExpectationEvent,
+    _try_entry,
+)
+from cthelper.core.live.messages import CTNETLINK, GET, conntrack_message
+from cthelper.core.live.netlink import NETLINK_NETFILTER, NetlinkSocket
+from cthelper.core.tuples import (
+    TCP,
+    UDP,
+    Endpoint,
+    Expectation,
+    Network,
+    Status,
+    Tuple,
+)
+from tests.live.netlink_lab import (
+    BRIEF,
+    NAME,
+    OTHER,
+    OTHER_PORT,
+    TAGGED_PORT,
+    TIMEOUT,
+    UNTAGGED_PORT,
+    ZONE,
+    ZONE_PORT,
+    ZONE_SOURCE_PORT,
+    Flow,
+    Lab,
+    expected_flow,
+    readable,
+    tcp_flow,
+    until,
+)
+from tests.live.world import SERVER, Family, World
+
+pytestmark = pytest.mark.live
+
+# Type, code, checksum, identifier, sequence number.
+ECHO_REQUEST = bytes.fromhex("08 00 f7ff 0000 0000")
+
+Event = EntryGone | ExpectationEvent
+
+
+@pytest.fixture(scope="module")
+def lab(world: World) -> Iterator[Lab]:
+    """The helpers and the rules of this module."""
+    with Lab(world) as lab:
+        yield lab
+
+
+@pytest.fixture
+def ctnetlink(lab: Lab) -> Ctnetlink:
+    """Requests on the gateway."""
+    return lab.ctnetlink
+
+
+@pytest.fixture
+def flow(lab: Lab) -> Iterator[Flow]:
+    """A confirmed flow with a helper."""
+    with Flow(lab.world) as flow:
+        yield flow.begin()
+
+
+@pytest.fixture
+def events(lab: Lab) -> Iterator[Events]:
+    """Events of the gateway; of flows only that began after this."""
+    with lab.world.gateway.entered():
+        events = Events()
+    yield events
+    events.close()
+
+
+def unknown(flow: Flow) -> Tuple:
+    """A tuple that no flow has."""
+    return replace(flow.original, source=Endpoint(flow.original.source.address, 1))
+
+
+def as_read(wanted: Expectation) -> Expectation:
+    """An expectation as the kernel reports it: its helper is the master's own."""
+    return replace(wanted, policy=None, helper=NAME)
+
+
+def collect(events: Events, enough: Callable[[list[Event]], bool]) -> list[Event]:
+    """The events that come until there are enough, or for some seconds."""
+    found: list[Event] = []
+    while not enough(found) and readable(events.fileno()):
+        found += events.read()
+    return found
+
+
+def of(events: list[Event], change: Change, wanted: Expectation) -> list[Expectation]:
+    """What the events say about one expectation."""
+    return [
+        each.expectation
+        for each in events
+        if isinstance(each, ExpectationEvent)
+        and each.change is change
+        and each.expectation.destination == wanted.destination
+    ]
+
+
+# Entries
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_get_reads_the_entry_of_a_tagged_flow(lab: Lab, family: Family) -> None:
+    with Flow(lab.world, family=family) as flow:
+        entry = lab.ctnetlink.get(flow.begin().original)
+        assert entry.original == flow.original
+        assert entry.reply == flow.reply
+        assert entry.confirmed
+        assert Status.HELPER in entry.status
+        assert Status.SEEN_REPLY not in entry.status
+        assert (entry.helper, entry.zone, entry.mark) == (NAME, 0, 0)
+        assert entry.master is None
+        assert entry.id
+        assert 20 <= entry.timeout <= 30
+
+        flow.server.send(b"answer")
+        assert flow.client.recv(100) == b"answer"
+        answered = lab.ctnetlink.get(flow.original)
+        assert answered.id == entry.id
+        assert Status.SEEN_REPLY in answered.status
+
+
+def test_get_of_an_unknown_tuple_is_not_found(ctnetlink: Ctnetlink, flow: Flow) -> None:
+    with pytest.raises(NotFound, match="get conntrack entry udp"):
+        ctnetlink.get(unknown(flow))
+
+
+def test_get_reads_no_helper_of_an_untagged_flow(lab: Lab) -> None:
+    with Flow(lab.world, UNTAGGED_PORT) as flow:
+        assert lab.ctnetlink.get(flow.begin().original).helper is None
+
+
+def test_requests_find_an_entry_in_its_zone_alone(lab: Lab) -> None:
+    with Flow(lab.world, ZONE_PORT) as flow:
+        flow.begin()
+        entry = lab.ctnetlink.get(flow.original, ZONE)
+        assert (entry.zone, entry.helper) == (ZONE, NAME)
+        assert [
+            each.zone for each in lab.ctnetlink.entries() if each.id == entry.id
+        ] == [ZONE]
+        lab.ctnetlink.update(flow.original, ZONE, timeout=500)
+        assert lab.ctnetlink.get(flow.original, ZONE).timeout > 400
+        for request in (
+            lab.ctnetlink.get,
+            lab.ctnetlink.delete,
+            lab.ctnetlink.update,
+        ):
+            with pytest.raises(NotFound):
+                request(flow.original)
+        lab.ctnetlink.delete(flow.original, ZONE)
+        with pytest.raises(NotFound):
+            lab.ctnetlink.get(flow.original, ZONE)
+
+
+def test_entries_lists_both_families_and_both_transports(lab: Lab) -> None:
+    with (
+        Flow(lab.world) as udp4,
+        Flow(lab.world, family=6) as udp6,
+        tcp_flow(lab.world) as tcp4,
+        tcp_flow(lab.world, family=6) as tcp6,
+    ):
+        wanted = {udp4.begin().original, udp6.begin().original, tcp4, tcp6}
+        entries = [each for each in lab.ctnetlink.entries() if each.original in wanted]
+        assert {each.original for each in entries} == wanted
+        assert len(entries) == len(wanted)
+        assert {each.helper for each in entries} == {NAME}
+        for each in entries:
+            found = lab.ctnetlink.get(each.original)
+            assert replace(found, timeout=0) == replace(each, timeout=0)
+
+
+def test_entries_decoded_by_hand_are_those_that_pyroute2_decodes(lab: Lab) -> None:
+    with (
+        Flow(lab.world) as flow,
+        Flow(lab.world, family=6) as flow6,
+        Flow(lab.world, UNTAGGED_PORT) as untagged,
+        Flow(lab.world, ZONE_PORT) as zoned,
+        tcp_flow(lab.world) as tcp,
+        tcp_flow(lab.world, family=6) as tcp6,
+    ):
+        wanted = [flow.begin().expectation(), flow6.begin().expectation()]
+        untagged.begin()
+        zoned.begin()
+        flow.server.send(b"answer")
+        lab.ctnetlink.update(flow.original, mark=(0x12345678, 0xFFFFFFFF), timeout=70)
+        for each in wanted:
+            lab.ctnetlink.expect(each)
+        with (
+            expected_flow(lab.world, wanted[0]) as expected,
+            expected_flow(lab.world, wanted[1]) as expected6,
+            lab.world.gateway.entered(),
+            NetlinkSocket(NETLINK_NETFILTER) as requests,
+        ):
+            frames = requests.dump(conntrack_message(), CTNETLINK | GET, "list all")
+            frames = [each for each in frames if _try_entry(each) is not None]
+    decoded = [conntrack_entry(each.data, 20, len(each.data)) for each in frames]
+    assert decoded == [_try_entry(each) for each in frames]
+    by_tuple = {each.original: each for each in decoded if each}
+    assert by_tuple[expected].master == flow.original
+    assert by_tuple[expected6].master == flow6.original
+    assert by_tuple[flow.original].mark == 0x12345678
+    assert by_tuple[zoned.original].zone == ZONE
+    assert by_tuple[untagged.original].helper is None
+    assert {tcp, tcp6} <= by_tuple.keys()
+
+
+def test_entries_leaves_out_other_transports(lab: Lab) -> None:
+    with lab.world.client.entered():
+        pinger = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    with pinger:
+        pinger.settimeout(5.0)
+        pinger.sendto(ECHO_REQUEST, (SERVER, 0))
+        pinger.recv(100)
+    assert "icmp" in lab.world.conntrack("-L")
+    assert {each.original.transport for each in lab.ctnetlink.entries()} <= {TCP, UDP}
+
+
+def test_update_sets_the_timeout(ctnetlink: Ctnetlink, flow: Flow) -> None:
+    ctnetlink.update(flow.original, timeout=600)
+    assert 590 <= ctnetlink.get(flow.original).timeout <= 600
+
+
+def test_update_changes_the_bits_of_the_mark_in_the_mask(
+    ctnetlink: Ctnetlink, flow: Flow
+) -> None:
+    ctnetlink.update(flow.original, mark=(0x11001234, 0xFFFFFFFF))
+    ctnetlink.update(flow.original, mark=(0xAB000000, 0xFF000000))
+    assert ctnetlink.get(flow.original).mark == 0xAB001234
+
+
+def test_update_of_an_unknown_tuple_is_not_found_and_makes_nothing(
+    ctnetlink: Ctnetlink, flow: Flow
+) -> None:
+    missing = unknown(flow)
+    with pytest.raises(NotFound, match="update conntrack entry"):
+        ctnetlink.update(missing, timeout=60)
+    assert missing not in {each.original for each in ctnetlink.entries()}
+
+
+def test_detaching_the_helper_deletes_the_expectations(lab: Lab, flow: Flow) -> None:
+    wanted = flow.expectation()
+    lab.ctnetlink.expect(wanted)
+    assert lab.held(wanted)
+    lab.ctnetlink.update(flow.original, helper="")
+    assert lab.ctnetlink.get(flow.original).helper is None
+    assert not lab.held(wanted)
+    with pytest.raises(NotSupported):
+        lab.ctnetlink.expect(wanted)
+
+
+def test_helper_of_an_expected_flow_cannot_be_changed(lab: Lab, flow: Flow) -> None:
+    destination = Endpoint(flow.original.source.address, TAGGED_PORT)
+    wanted = flow.expectation(destination=destination)
+    lab.ctnetlink.expect(wanted)
+    with expected_flow(lab.world, wanted) as original:
+        entry = lab.ctnetlink.get(original)
+        assert entry.master == flow.original
+        assert entry.helper == NAME
+        assert Status.EXPECTED in entry.status
+        with pytest.raises(Busy):
+            lab.ctnetlink.update(original, helper="")
+        assert lab.ctnetlink.get(original).helper == NAME
+
+
+def test_delete_removes_the_entry_and_its_expectations(lab: Lab, flow: Flow) -> None:
+    wanted = flow.expectation()
+    lab.ctnetlink.expect(wanted)
+    lab.ctnetlink.delete(flow.original)
+    with pytest.raises(NotFound):
+        lab.ctnetlink.get(flow.original)
+    with pytest.raises(NotFound, match="delete conntrack entry"):
+        lab.ctnetlink.delete(flow.original)
+    assert not lab.held(wanted)
+
+
+# Expectations
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"source": None},
+        {"source_port": 7777},
+        {"source": None, "source_port": 7777},
+        {"permanent": True},
+        {"transport": TCP},
+    ],
+    ids=[
+        "one source",
+        "any source",
+        "source port",
+        "source port alone",
+        "permanent",
+        "other transport",
+    ],
+)
+def test_expectation_reads_back_as_it_went_in(
+    lab: Lab, family: Family, changes: dict[str, Any]
+) -> None:
+    with Flow(lab.world, family=family) as flow:
+        wanted = flow.begin().expectation(**changes)
+        lab.ctnetlink.expect(wanted)
+        (found,) = lab.held(wanted)
+    assert 20 <= found.timeout <= TIMEOUT
+    assert replace(found, timeout=TIMEOUT) == as_read(wanted)
+
+
+@pytest.mark.parametrize(
+    ("family", "source"),
+    [
+        (4, IPv4Network("10.77.2.0/24")),
+        (4, IPv4Network("10.76.0.0/15")),
+        (6, IPv6Network("fe80::/10")),
+        (6, IPv6Network("fd77:2::/64")),
+    ],
+)
+def test_network_of_sources_reads_back_as_it_went_in(
+    lab: Lab, family: Family, source: Network
+) -> None:
+    with Flow(lab.world, family=family) as flow:
+        wanted = flow.begin().expectation(source=source)
+        lab.ctnetlink.expect(wanted)
+        (found,) = lab.held(wanted)
+    assert replace(found, timeout=TIMEOUT) == as_read(wanted)
+
+
+def test_network_of_sources_admits_its_hosts_alone(lab: Lab, flow: Flow) -> None:
+    inside = flow.expectation(source=IPv4Network("10.77.2.0/30"))
+    outside = flow.expectation(source=IPv4Network("10.77.2.4/30"))
+    lab.ctnetlink.expect(inside)
+    lab.ctnetlink.expect(outside)
+    with expected_flow(lab.world, inside) as original:
+        assert lab.ctnetlink.get(original).master == flow.original
+    with expected_flow(lab.world, outside) as original:
+        assert lab.ctnetlink.get(original).master is None
+    assert not lab.held(inside)
+    assert lab.held(outside)
+
+
+def test_permanent_expectation_outlives_a_flow_that_met_it(
+    lab: Lab, flow: Flow
+) -> None:
+    wanted = flow.expectation(permanent=True)
+    lab.ctnetlink.expect(wanted)
+    for _ in range(2):
+        with expected_flow(lab.world, wanted) as original:
+            assert lab.ctnetlink.get(original).master == flow.original
+    assert lab.held(wanted)
+
+
+def test_class_beside_a_helper_picks_the_policy(lab: Lab, flow: Flow) -> None:
+    wanted = flow.expectation(helper=NAME, class_=1)
+    lab.ctnetlink.expect(wanted)
+    (found,) = lab.held(wanted)
+    assert found.class_ == 1
+    assert found.timeout <= BRIEF
+
+
+def test_expectation_ends_with_its_policys_timeout(lab: Lab, flow: Flow) -> None:
+    wanted = flow.expectation(helper=NAME, class_=1)
+    lab.ctnetlink.expect(wanted)
+    until(lambda: not lab.held(wanted))
+    with expected_flow(lab.world, wanted) as original:
+        assert lab.ctnetlink.get(original).master is None
+    # It is not in the way of another either.
+    with Flow(lab.world) as rival:
+        again = replace(wanted, master=rival.begin().original, source=None)
+        lab.ctnetlink.expect(again)
+        assert [each.master for each in lab.held(wanted)] == [again.master]
+
+
+def test_expectation_needs_a_master_in_the_table(
+    ctnetlink: Ctnetlink, flow: Flow
+) -> None:
+    wanted = flow.expectation(master=unknown(flow))
+    with pytest.raises(NotFound, match="expect udp"):
+        ctnetlink.expect(wanted)
+
+
+def test_expectation_needs_a_master_with_a_helper(lab: Lab) -> None:
+    with Flow(lab.world, UNTAGGED_PORT) as flow:
+        wanted = flow.begin().expectation()
+        with pytest.raises(NotSupported, match="expect udp"):
+            lab.ctnetlink.expect(wanted)
+        assert not lab.held(wanted)
+
+
+@pytest.mark.parametrize("same_master", [False, True], ids=["other's", "own"])
+def test_expectation_that_overlaps_another_is_refused(
+    lab: Lab, flow: Flow, same_master: bool
+) -> None:
+    wanted = flow.expectation()
+    lab.ctnetlink.expect(wanted)
+    with Flow(lab.world) as rival:
+        master = flow.original if same_master else rival.begin().original
+        with pytest.raises(Busy, match="expect udp any"):
+            lab.ctnetlink.expect(replace(wanted, master=master, source=None))
+    assert [each.source for each in lab.held(wanted)] == [wanted.source]
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["the same", "a wider one"])
+def test_expectation_that_another_masters_covers_is_not_made(
+    lab: Lab, flow: Flow, wide: bool
+) -> None:
+    wanted = flow.expectation()
+    first = replace(wanted, source=None) if wide else wanted
+    lab.ctnetlink.expect(first)
+    with Flow(lab.world) as rival:
+        lab.ctnetlink.expect(replace(wanted, master=rival.begin().original))
+    assert [(each.master, each.source) for each in lab.held(wanted)] == [
+        (flow.original, first.source)
+    ]
+
+
+def test_expecting_the_same_again_refreshes_it(lab: Lab, flow: Flow) -> None:
+    wanted = flow.expectation()
+    lab.ctnetlink.expect(wanted)
+    until(lambda: lab.held(wanted)[0].timeout < TIMEOUT - 2)
+    (old,) = lab.held(wanted)
+    lab.ctnetlink.expect(wanted)
+    (found,) = lab.held(wanted)
+    assert found.timeout > old.timeout
+
+
+def test_oldest_expectation_gives_way_beyond_the_policys_limit(lab: Lab) -> None:
+    with Flow(lab.world, OTHER_PORT) as flow:
+        flow.begin()
+        first, second, third = (flow.expectation() for _ in range(3))
+        for each in (first, second, third):
+            lab.ctnetlink.expect(each)
+        assert not lab.held(first)
+        assert lab.held(second)
+        assert lab.held(third)
+
+
+def test_expectation_in_a_zone_is_met_there(lab: Lab) -> None:
+    with Flow(lab.world, ZONE_PORT) as flow:
+        wanted = flow.begin().expectation(zone=ZONE, source_port=ZONE_SOURCE_PORT)
+        lab.ctnetlink.expect(wanted)
+        assert lab.held(wanted)
+        with expected_flow(lab.world, wanted) as original:
+            assert lab.ctnetlink.get(original, ZONE).master == flow.original
+
+
+def test_expectation_in_a_zone_is_deleted_there(lab: Lab) -> None:
+    with Flow(lab.world, ZONE_PORT) as flow:
+        wanted = flow.begin().expectation(zone=ZONE)
+        lab.ctnetlink.expect(wanted)
+        with pytest.raises(NotFound):
+            lab.ctnetlink.delete_expectation(replace(wanted, zone=0))
+        lab.ctnetlink.delete_expectation(wanted)
+        assert not lab.held(wanted)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("permanent", [False, True], ids=["once", "permanent"])
+def test_expectation_is_deleted_alone(
+    lab: Lab, family: Family, permanent: bool
+) -> None:
+    with Flow(lab.world, family=family) as flow:
+        flow.begin()
+        wanted = flow.expectation(permanent=permanent)
+        other = flow.expectation()
+        lab.ctnetlink.expect(wanted)
+        lab.ctnetlink.expect(other)
+        lab.ctnetlink.delete_expectation(wanted)
+        assert not lab.held(wanted)
+        assert lab.held(other)
+        with pytest.raises(NotFound, match="delete expectation"):
+            lab.ctnetlink.delete_expectation(wanted)
+
+
+def test_expectation_read_back_can_be_deleted(lab: Lab, flow: Flow) -> None:
+    wanted = flow.expectation(source=IPv4Network("10.77.2.0/24"))
+    lab.ctnetlink.expect(wanted)
+    (found,) = lab.held(wanted)
+    lab.ctnetlink.delete_expectation(found)
+    assert not lab.held(wanted)
+
+
+def test_flush_of_one_helper_leaves_the_others(lab: Lab, flow: Flow) -> None:
+    with Flow(lab.world, OTHER_PORT) as other, Flow(lab.world, family=6) as flow6:
+        expectations = [
+            each.expectation() for each in (flow, flow6.begin(), other.begin())
+        ]
+        for each in expectations:
+            lab.ctnetlink.expect(each)
+        lab.ctnetlink.flush_expectations(NAME)
+        assert [bool(lab.held(each)) for each in expectations] == [False, False, True]
+        lab.ctnetlink.flush_expectations(OTHER)
+        assert not lab.held(expectations[2])
+
+
+def test_flush_deletes_all_expectations(lab: Lab, flow: Flow) -> None:
+    lab.ctnetlink.expect(flow.expectation())
+    lab.ctnetlink.flush_expectations()
+    assert not lab.ctnetlink.expectations()
+
+
+# Events
+
+
+def test_events_tell_of_an_expectation_made_and_deleted(
+    lab: Lab, events: Events
+) -> None:
+    with Flow(lab.world) as flow:
+        wanted = flow.begin().expectation(source=IPv4Network("10.77.2.0/24"))
+        lab.ctnetlink.expect(wanted)
+        made = collect(events, lambda found: bool(of(found, Change.NEW, wanted)))
+        (new,) = of(made, Change.NEW, wanted)
+        assert 20 <= new.timeout <= TIMEOUT
+        assert replace(new, timeout=TIMEOUT) == as_read(wanted)
+        assert not of(made, Change.DESTROY, wanted)
+        lab.ctnetlink.delete_expectation(wanted)
+        gone = collect(events, lambda found: bool(of(found, Change.DESTROY, wanted)))
+        (destroyed,) = of(gone, Change.DESTROY, wanted)
+        assert replace(destroyed, timeout=TIMEOUT) == as_read(wanted)
+    assert events.overruns == 0
+
+
+def test_events_tell_of_an_expired_expectation_at_its_masters_end_at_last(
+    lab: Lab, events: Events
+) -> None:
+    # Some kernels say it at once, some only then.
+    with Flow(lab.world) as flow:
+        wanted = flow.begin().expectation(helper=NAME, class_=1)
+        lab.ctnetlink.expect(wanted)
+        until(lambda: not lab.held(wanted))
+        lab.ctnetlink.delete(flow.original)
+        found = collect(events, lambda so_far: bool(of(so_far, Change.DESTROY, wanted)))
+    (new,) = of(found, Change.NEW, wanted)
+    (destroyed,) = of(found, Change.DESTROY, wanted)
+    assert new.class_ == 1
+    assert new.timeout <= BRIEF
+    assert replace(destroyed, timeout=0) == replace(new, timeout=0)
+
+
+def test_events_tell_of_an_expectation_met(lab: Lab, events: Events) -> None:
+    with Flow(lab.world) as flow:
+        wanted = flow.begin().expectation()
+        lab.ctnetlink.expect(wanted)
+        with expected_flow(lab.world, wanted):
+            found = collect(
+                events, lambda so_far: bool(of(so_far, Change.DESTROY, wanted))
+            )
+    assert len(of(found, Change.NEW, wanted)) == 1
+    assert len(of(found, Change.DESTROY, wanted)) == 1
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_events_tell_the_key_of_an_entry_gone(
+    lab: Lab, events: Events, family: Family
+) -> None:
+    with Flow(lab.world, family=family) as flow, Flow(lab.world) as lasting:
+        other = lab.ctnetlink.get(lasting.begin().original)
+        entry = lab.ctnetlink.get(flow.begin().original)
+        lab.ctnetlink.delete(flow.original)
+        gone = EntryGone((entry.id, 0))
+        found = collect(events, lambda so_far: gone in so_far)
+    assert gone in found
+    assert EntryGone((other.id, 0)) not in found
+
+
+def test_events_tell_the_zone_of_an_entry_gone(lab: Lab, events: Events) -> None:
+    with Flow(lab.world, ZONE_PORT) as flow:
+        entry = lab.ctnetlink.get(flow.begin().original, ZONE)
+        lab.ctnetlink.delete(flow.original, ZONE)
+        gone = EntryGone((entry.id, ZONE))
+        found = collect(events, lambda so_far: gone in so_far)
+    assert gone in found
+
+
+def test_reading_events_never_waits(events: Events) -> None:
+    # Entries of other tests may end meanwhile.
+    assert not [each for each in events.read() if isinstance(each, ExpectationEvent)]
+
+
+def test_events_that_are_not_read_count_as_overruns(lab: Lab, events: Events) -> None:
+    # Room for a few events.
+    with socket.socket(fileno=os.dup(events.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    with Flow(lab.world) as flow:
+        flow.begin()
+        wanted = [flow.expectation() for _ in range(40)]
+        for each in wanted:
+            lab.ctnetlink.expect(each)
+        lost = collect(events, bool)
+        assert 0 < len(lost) < len(wanted)
+        list(events.read())
+        assert events.overruns > 0
+
+        before = events.overruns
+        again = flow.expectation()
+        lab.ctnetlink.expect(again)
+        found = collect(events, lambda so_far: bool(of(so_far, Change.NEW, again)))
+        assert of(found, Change.NEW, again)
+        assert events.overruns == before

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon's life on a real kernel: start, reload, stop, being killed, overload."""
+
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from cthelper.core.api import Policy
+from cthelper.core.live.cthelper import HelperTable, Registration
+from cthelper.core.live.ctnetlink import Ctnetlink
+from cthelper.core.live.netlink import SO_RCVBUFFORCE
+from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Tuple
+from tests.live.daemon import Daemon
+from tests.live.traffic import (
+    PORT,
+    Echo,
+    Pinger,
+    getport,
+    knock,
+    null_call,
+)
+from tests.live.world import MOUNTD, SERVER, World
+
+pytestmark = pytest.mark.live
+
+QUEUE = 2077
+CONFIG = f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
+TABLES = "table inet cthelper\n"
+
+
+def registered(world: World) -> list[Registration]:
+    with world.gateway.entered():
+        helpers = HelperTable()
+    try:
+        return helpers.list()
+    finally:
+        helpers.close()
+
+
+def tables(world: World) -> str:
+    return world.gateway.run("nft", "list", "tables", check=True).stdout
+
+
+def queue_row(world: World) -> list[int]:
+    """The queue's row: number, port, waiting, ..., dropped twice, last packet id."""
+    text = world.gateway.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+    rows = [[int(field) for field in line.split()] for line in text.splitlines()]
+    return next((row for row in rows if row[0] == QUEUE), [])
+
+
+@contextmanager
+def ctnetlink(world: World) -> Iterator[Ctnetlink]:
+    with world.gateway.entered():
+        kernel = Ctnetlink()
+    try:
+        yield kernel
+    finally:
+        kernel.close()
+
+
+def entry_of(world: World, flow: socket.socket) -> Conntrack:
+    """The conntrack entry of a flow of the client's."""
+    transport = TCP if flow.type == socket.SOCK_STREAM else UDP
+    ours, theirs = (
+        Endpoint(ip_address(address), port)
+        for address, port in (flow.getsockname(), flow.getpeername())
+    )
+    with ctnetlink(world) as kernel:
+        return kernel.get(Tuple(transport, ours, theirs))
+
+
+def wait_for(pinger: Pinger, more: int) -> None:
+    """Wait until so many more calls were answered."""
+    wanted = pinger.answered + more
+    deadline = time.monotonic() + 20
+    while pinger.answered < wanted:
+        assert time.monotonic() < deadline, "calls are not answered"
+        time.sleep(0.02)
+
+
+# Stopping
+
+
+def test_stop_loses_no_packet_and_leaves_no_trace(world: World, daemon: Daemon) -> None:
+    daemon.start(CONFIG)
+    with Echo(world.server), Pinger(world.client) as pinger:
+        wait_for(pinger, 20)
+        assert daemon.stop() == 0
+        wait_for(pinger, 20)
+    assert pinger.lost == 0
+    assert daemon.events("stopped")[0]["packets"] >= 40
+    assert daemon.events("step-failed") == []
+    assert registered(world) == []
+    assert tables(world) == ""
+    assert queue_row(world) == []
+
+
+def test_keep_ruleset_keeps_table_and_helpers_and_the_next_run_takes_them(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG, "--keep-ruleset")
+    assert daemon.stop(signal.SIGINT) == 0
+    assert tables(world) == TABLES
+    assert {each.enabled for each in registered(world)} == {False}
+    with Echo(world.server), Pinger(world.client) as pinger:
+        wait_for(pinger, 5)
+        daemon.start(CONFIG)
+        assert {each.enabled for each in registered(world)} == {True}
+        wait_for(pinger, 5)
+    daemon.stop()
+    assert registered(world) == []
+
+
+def test_killed_daemon_lets_traffic_pass_and_can_be_started_again(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG)
+    with Echo(world.server), Pinger(world.client) as pinger:
+        wait_for(pinger, 20)
+        daemon.stop(signal.SIGKILL)
+        wait_for(pinger, 20)
+        # One call is under way at a time: no more than its packet was in the queue.
+        assert pinger.lost <= 1
+        lost = pinger.lost
+        assert tables(world) == TABLES
+        daemon.start(CONFIG)
+        wait_for(pinger, 20)
+        assert pinger.lost == lost
+    with Echo(world.server, announce=7998):
+        getport(world)[0].close()
+        assert daemon.await_event("expectation")["expects"].endswith(f"{SERVER}:7998")
+    assert daemon.stop() == 0
+
+
+def test_leavings_with_other_policies_are_replaced_at_start(
+    world: World, daemon: Daemon
+) -> None:
+    with world.gateway.entered():
+        helpers = HelperTable()
+    helpers.put(lab_mdns())
+    helpers.close()
+    daemon.start(CONFIG)
+    assert daemon.stop() == 0
+    assert registered(world) == []
+
+
+def test_second_daemon_on_the_queue_says_so_and_harms_nothing(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG)
+    second = daemon.cthelper("run")
+    assert second.returncode == 1
+    assert second.stderr == (
+        f"cthelper: queue {QUEUE} is bound by another process: "
+        "stop it, or set another queue number\n"
+    )
+    assert tables(world) == TABLES
+    assert {each.enabled for each in registered(world)} == {True}
+    with Echo(world.server):
+        getport(world)[0].close()
+    daemon.await_event("expectation")
+
+
+# Reloading
+
+
+def test_reload_takes_new_limits_without_losing_a_packet(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG)
+    with Echo(world.server), Pinger(world.client) as pinger:
+        wait_for(pinger, 10)
+        daemon.configure(
+            CONFIG
+            + "[helpers.sunrpc.policies.service]\ntimeout = 77\n"
+            + "[helpers.mdns]\nenabled = false\n"
+        )
+        daemon.send_signal(signal.SIGHUP)
+        daemon.await_event("reloaded")
+        wait_for(pinger, 10)
+        assert pinger.lost == 0
+        # A helper that is unregistered would take the queued packets along.
+        enabled = [each for each in registered(world) if each.enabled]
+        assert {each.name for each in enabled} == {"sunrpc"}
+        assert {each.policies for each in enabled} == {(Policy("service", 8, 77),)}
+        getport(world)[0].close()
+        assert daemon.await_event("expectation")["timeout"] == 77
+    assert daemon.stop() == 0
+    assert registered(world) == []
+
+
+def test_reload_moves_a_helper_to_another_queue_without_losing_a_packet(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG)
+    with Echo(world.server), Pinger(world.client) as pinger:
+        wait_for(pinger, 10)
+        daemon.configure(CONFIG + "queue = 2078\n[helpers.mdns]\nqueue = 2078\n")
+        daemon.send_signal(signal.SIGHUP)
+        daemon.await_event("reloaded")
+        wait_for(pinger, 10)
+        assert pinger.lost == 0
+        assert queue_row(world) == []
+        getport(world)[0].close()
+        daemon.await_event("expectation")
+
+
+def test_wrong_new_configuration_is_refused_and_the_old_one_stays(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG)
+    daemon.configure("[helpers.sunrpc]\nports = [0]\n")
+    daemon.send_signal(signal.SIGHUP)
+    error = daemon.await_event("reload-refused")["error"]
+    assert error == (
+        f"{daemon.config}: helpers.sunrpc.ports = 0: must be a port from 1 to 65535"
+    )
+    with Echo(world.server):
+        getport(world)[0].close()
+    daemon.await_event("expectation")
+
+
+def test_reload_that_the_kernel_cannot_take_says_restart(
+    world: World, daemon: Daemon
+) -> None:
+    disabled = "[helpers.mdns]\nenabled = false\n"
+    daemon.start(CONFIG + disabled)
+    with world.gateway.entered():
+        helpers = HelperTable()
+    helpers.put(lab_mdns())
+    try:
+        before = registered(world)
+        daemon.configure(CONFIG + "[helpers.sunrpc.policies.service]\ntimeout = 77\n")
+        daemon.send_signal(signal.SIGHUP)
+        error = daemon.await_event("reload-refused")["error"]
+        assert error == (
+            "helper mdns ip udp is registered with other policies: "
+            "restart cthelper to replace it"
+        )
+        assert registered(world) == before
+    finally:
+        helpers.delete(lab_mdns())
+        helpers.close()
+
+
+def lab_mdns() -> Registration:
+    """A registration of mdns that another program might have made."""
+    return Registration(
+        name="mdns",
+        family=socket.AF_INET,
+        transport=UDP,
+        queue=QUEUE,
+        policies=(Policy("other", 1, 10),),
+        enabled=False,
+    )
+
+
+# Masters and finished flows
+
+
+TIMEOUTS = {
+    "udp_timeout": 30,
+    "udp_timeout_stream": 120,
+    "tcp_timeout_time_wait": 120,
+    "tcp_timeout_fin_wait": 120,
+}
+
+
+def set_timeouts(world: World, **seconds: int) -> None:
+    words = (f"net.netfilter.nf_conntrack_{name}={n}" for name, n in seconds.items())
+    world.gateway.tell(f"sysctl -qw {' '.join(words)}")
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_master_lives_as_long_as_its_expectation(
+    world: World, daemon: Daemon, transport: Literal["udp", "tcp"]
+) -> None:
+    """The master is idle (UDP) or closed (TCP): by itself it would live 2 s."""
+    set_timeouts(world, **dict.fromkeys(TIMEOUTS, 2))
+    try:
+        world.firewall()
+        world.start_rpc()
+        port = world.rpc_port(MOUNTD, transport)
+        daemon.start("[helpers.sunrpc.policies.service]\ntimeout = 8\n")
+        assert world.rpcinfo(transport).returncode == 0
+        daemon.await_event("expectation")
+        time.sleep(5)
+        knock(world, transport, port)
+        assert world.dropped(transport, port) == 0
+        time.sleep(5)
+        knock(world, transport, port)
+        assert world.dropped(transport, port) > 0
+    finally:
+        set_timeouts(world, **TIMEOUTS)
+
+
+def test_flow_first_seen_in_mid_stream_is_detached_and_leaves_the_queue(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.configure(CONFIG)
+    assert daemon.cthelper("ruleset", "install").returncode == 0
+    with world.server.entered():
+        listener = socket.create_server((SERVER, PORT))
+    with world.client.entered():
+        client = socket.create_connection((SERVER, PORT), 5)
+    server, _ = listener.accept()
+    with listener, client, server:
+        server.settimeout(5)
+        assert entry_of(world, client).helper == "sunrpc"
+        daemon.start(CONFIG)
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        assert daemon.await_event("detached")["reason"] == "mid-stream"
+        assert entry_of(world, client).helper is None
+        last = queue_row(world)[-2]
+        for _ in range(10):
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+        assert queue_row(world)[-2] == last
+
+
+def test_malformed_records_of_both_sides_end_the_inspection(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG)
+    with world.server.entered():
+        listener = socket.create_server((SERVER, PORT))
+    with world.client.entered():
+        client = socket.create_connection((SERVER, PORT), 5)
+    server, _ = listener.accept()
+    with listener, client, server:
+        server.settimeout(5)
+        for sender, receiver in ((client, server), (server, client)):
+            sender.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert receiver.recv(100) == b"GET / HTTP/1.1\r\n\r\n"
+        assert daemon.await_event("detached")["reason"] == "malformed"
+        assert len(daemon.events("malformed")) == 2
+
+
+# Overload
+
+
+def test_flood_beyond_the_queue_passes_and_is_counted(
+    world: World, daemon: Daemon
+) -> None:
+    sent = 1500
+    daemon.start(CONFIG + "[daemon]\nreceive_buffer = 65536\n")
+    with world.client.entered():
+        flooder = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with world.server.entered():
+        sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with flooder, sink:
+        sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+        sink.bind((SERVER, PORT))
+        sink.settimeout(5)
+        flooder.connect((SERVER, PORT))
+        daemon.send_signal(signal.SIGSTOP)
+        for xid in range(sent):
+            flooder.send(null_call(xid))
+        waiting = queue_row(world)[2]
+        assert 0 < waiting < sent
+        passed = sum(1 for _ in range(sent - waiting) if sink.recv(100))
+        assert passed == sent - waiting
+        daemon.send_signal(signal.SIGCONT)
+        assert sum(1 for _ in range(waiting) if sink.recv(100)) == waiting
+        # The gap in the packet ids shows with the next packet.
+        flooder.send(null_call(sent))
+        assert sink.recv(100)
+        overload = daemon.await_event("overload")
+        assert overload["bypassed"] == sent - waiting
+        assert overload["overruns"] > 0
+        assert daemon.stop() == 0
+    assert daemon.events("stopped")[0]["bypassed"] == sent - waiting
+
+
+# Expectations in a verdict
+
+
+def test_expectation_that_the_kernel_drops_in_silence_is_counted(
+    world: World, daemon: Daemon
+) -> None:
+    world.start_mdns()
+    daemon.start(CONFIG)
+    limit = Path("/proc/sys/net/netfilter/nf_conntrack_expect_max")
+    before = limit.read_text()
+    limit.write_text("0")
+    try:
+        assert world.mdns_query(4).source is not None  # there is no firewall
+        refused = daemon.await_event("refused")
+        assert refused["reason"] == "kernel-silent"
+    finally:
+        limit.write_text(before)
+
+
+# Commands
+
+
+def test_ruleset_install_and_remove_twice_leave_a_foreign_table_alone(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.configure(CONFIG)
+    world.gateway.run("nft", "add", "table", "inet", "foreign", check=True)
+    for action, there in (
+        ("check", False),
+        ("install", True),
+        ("install", True),
+        ("check", True),
+        ("remove", False),
+        ("remove", False),
+    ):
+        done = daemon.cthelper("ruleset", action)
+        assert (done.returncode, done.stderr) == (0, ""), action
+        assert (TABLES in tables(world)) is there, action
+        assert bool(registered(world)) is there, action
+    assert tables(world) == "table inet foreign\n"
+
+
+def test_narrowed_ruleset_loads(daemon: Daemon) -> None:
+    daemon.configure(
+        "[helpers.sunrpc]\nports = [111, 1111]\n"
+        'interfaces = ["lan", "wg*"]\n'
+        'sources = ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"]\n'
+        'destinations = ["192.0.2.0/24", "2001:db8::/32"]\n'
+    )
+    done = daemon.cthelper("ruleset", "check")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_retag_deletes_the_udp_entry_that_began_before(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.configure(CONFIG)
+    with Echo(world.server), Pinger(world.client) as pinger:
+        wait_for(pinger, 5)
+        done = daemon.cthelper("ruleset", "install")
+        assert done.returncode == 0
+        assert "helper=sunrpc" not in world.conntrack("-L")
+        done = daemon.cthelper("ruleset", "install", "--retag")
+        assert re.search(r"^1 conntrack entries deleted", done.stdout, re.MULTILINE)
+        wait_for(pinger, 5)
+        assert "helper=sunrpc" in world.conntrack("-L")
+    assert daemon.cthelper("ruleset", "remove").returncode == 0
+
+
+def test_doctor_finds_nothing_wrong_until_the_daemon_runs(daemon: Daemon) -> None:
+    daemon.configure(CONFIG)
+    healthy = daemon.cthelper("doctor")
+    assert "FAIL" not in healthy.stdout
+    assert healthy.returncode == 0
+    daemon.start(CONFIG)
+    running = daemon.cthelper("doctor")
+    assert re.search(rf"^FAIL +queue {QUEUE} is in use", running.stdout, re.MULTILINE)
+    assert running.returncode == 1

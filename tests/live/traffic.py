@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Traffic of the tests' own: RPC over UDP to an echo server, and single packets."""
+
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from tests.live.world import CLIENT, SERVER, Namespace, Transport, World
+
+PORT = 7111
+"""A port that no server of the world has, for sunrpc to be configured with."""
+
+_LOST_AFTER = 5.0
+# The emulated machine must have time for other things than this traffic.
+_PAUSE = 0.005
+
+
+def null_call(xid: int) -> bytes:
+    """A call of the portmapper's procedure 0, which announces nothing."""
+    return struct.pack("!10I", xid, 0, 2, 100000, 2, 0, 0, 0, 0, 0)
+
+
+def getport_call(xid: int, transport: int = 17) -> bytes:
+    """A call of GETPORT for mountd."""
+    head = struct.pack("!10I", xid, 0, 2, 100000, 2, 3, 0, 0, 0, 0)
+    return head + struct.pack("!4I", 100005, 3, transport, 0)
+
+
+def getport_reply(xid: int, port: int) -> bytes:
+    """The reply to GETPORT."""
+    return struct.pack("!7I", xid, 1, 0, 0, 0, 0, port)
+
+
+class Echo:
+    """A UDP server that answers GETPORT with `announce`, and all else with itself."""
+
+    def __init__(self, namespace: Namespace, announce: int = 7999) -> None:
+        self._announce = announce
+        with namespace.entered():
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.bind((SERVER, PORT))
+        self._socket.settimeout(0.2)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while not self._ended.is_set():
+            with suppress(TimeoutError):
+                data, asker = self._socket.recvfrom(65535)
+                if data[20:24] == b"\0\0\0\3":
+                    xid = int.from_bytes(data[:4])
+                    data = getport_reply(xid, self._announce)
+                self._socket.sendto(data, asker)
+
+
+class Pinger:
+    """Calls the echo server, one call at a time, until it is told to end.
+
+    `lost` counts the calls that got no answer within 5 s: conntrack and a busy machine
+    delay packets, but only a lost one takes that long.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        with namespace.entered():
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.connect((SERVER, PORT))
+        self._socket.settimeout(_LOST_AFTER)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._ping)
+        self.answered = 0
+        self.lost = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _ping(self) -> None:
+        xid = 0
+        while not self._ended.is_set():
+            xid += 1
+            self._socket.send(null_call(xid))
+            try:
+                self._socket.recv(65535)
+            except TimeoutError:
+                self.lost += 1
+            else:
+                self.answered += 1
+            time.sleep(_PAUSE)
+
+
+def knock(world: World, transport: Transport, port: int, address: str = SERVER) -> None:
+    """Send one packet from a new port of the client to a port of the server."""
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    stream = transport == "tcp"
+    with world.client.entered():
+        knocker = socket.socket(
+            kind, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
+        )
+    with knocker:
+        knocker.settimeout(0.3)
+        with suppress(OSError):
+            knocker.connect((address, port))
+            if not stream:
+                knocker.send(null_call(1))
+
+
+def getport(world: World) -> tuple[socket.socket, int]:
+    """Ask the echo server for a port, over UDP from a new port of the client.
+
+    The socket, whose flow is the master of the expectation, and the announced port.
+    """
+    with world.client.entered():
+        asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    asker.bind((CLIENT, 0))
+    asker.connect((SERVER, PORT))
+    asker.settimeout(5.0)
+    asker.send(getport_call(1))
+    return asker, int.from_bytes(asker.recv(100)[-4:])
