@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Final
 
-from cthelper.core.errors import NotFound
+from cthelper.core.errors import AlreadyExists, NotFound
 from cthelper.core.flows import FlowKey
 from cthelper.core.live import messages
 from cthelper.core.live.attributes import conntrack_key
@@ -24,8 +24,8 @@ from cthelper.core.live.messages import (
 )
 from cthelper.core.live.netlink import (
     CREATE,
+    EXCLUSIVE,
     NETLINK_NETFILTER,
-    REPLACE,
     Frame,
     NetlinkSocket,
 )
@@ -145,22 +145,42 @@ class Ctnetlink:
             f"delete conntrack entry {original}",
         )
 
-    def expect(self, expectation: Expectation) -> None:
+    def expect(self, expectation: Expectation) -> Tuple:
         """Put in an expectation, or refresh the one that covers it already.
 
-        The kernel refreshes whatever the master of that one is, and does not say so
+        The original tuple of its master: the expectation's own, or another one's where
+        that one expects the same; the kernel makes no second one and says nothing
         (ctnetlink_new_expect). Raises NotFound where the master is not confirmed,
         NotSupported where it has no helper, Busy where it overlaps another one,
         TableFull.
         """
+        what = f"expect {expectation}"
+        try:
+            self._expect(expectation, CREATE | EXCLUSIVE, what)
+        except AlreadyExists:
+            owner = self._master_of(expectation)
+            self._expect(expectation, CREATE, what)
+            return owner
+        return expectation.master
+
+    def _expect(self, expectation: Expectation, flags: int, what: str) -> None:
         message = _expectation_request(expectation)
         message["attrs"].insert(0, ["CTA_EXPECT_MASTER", _tuple(expectation.master)])
-        self._socket.request(
-            message,
-            CTNETLINK_EXP | messages.NEW,
-            CREATE | REPLACE,
-            f"expect {expectation}",
-        )
+        self._socket.request(message, CTNETLINK_EXP | messages.NEW, flags, what)
+
+    def _master_of(self, expectation: Expectation) -> Tuple:
+        """The master of the expectation that covers this one."""
+        try:
+            frames = self._socket.request(
+                _expectation_request(expectation),
+                CTNETLINK_EXP | messages.GET,
+                0,
+                f"get expectation {expectation}",
+            )
+        except NotFound:  # it has ended meanwhile
+            return expectation.master
+        found = _try_expectation(frames[0]) if frames else None
+        return expectation.master if found is None else found.master
 
     def expectations(self) -> list[Expectation]:
         """All expectations of this network namespace."""

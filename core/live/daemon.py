@@ -72,8 +72,10 @@ class Daemon:
         self._helpers = HelperTable()
         self._events = Events()
         self._links = Links()
-        self._gate = Gate(self._ctnetlink, self._log, clock)
         self._masters = Masters(self._ctnetlink, self._log, clock)
+        self._gate = Gate(
+            self._ctnetlink, self._log, clock, lengthen=self._masters.lengthen
+        )
         self._engine = Engine(
             config.helpers,
             guard=Guard(config.denied_ports),

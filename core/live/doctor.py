@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.errors import NetlinkError, RulesetError
-from cthelper.core.live.cthelper import kernel_module
+from cthelper.core.live.cthelper import HelperTable, kernel_module
 from cthelper.core.live.ctnetlink import Ctnetlink
 from cthelper.core.live.queue import bound_queues
 
@@ -86,6 +87,7 @@ def examine(config: Config, host: Host) -> Iterator[Finding]:
     yield python_package()
     yield from names(config, host)
     yield from queues(config)
+    yield orphans()
     yield other_daemon(host)
     yield events(host)
     yield from fills(host)
@@ -215,6 +217,31 @@ def queues(config: Config) -> Iterator[Finding]:
             )
         else:
             yield Finding(Health.OK, f"queue {number} is free")
+
+
+def orphans() -> Finding:
+    """Helpers that queue to nobody, as a daemon that was killed leaves them.
+
+    The kernel lets the packets of their flows pass but never confirms a new flow
+    (nf_confirm in nf_conntrack_proto.c): a stateful ruleset drops its replies.
+    """
+    try:
+        with closing(HelperTable()) as helpers:
+            served = bound_queues()
+            names = {
+                each.name
+                for each in helpers.list()
+                if each.enabled and each.queue not in served
+            }
+    except NetlinkError as error:
+        return Finding(Health.WARNING, str(error), "load nfnetlink_cthelper")
+    if not names:
+        return Finding(Health.OK, "no helper queues to nobody")
+    return Finding(
+        Health.WARNING,
+        f"helpers queue to nobody, new flows break: {', '.join(sorted(names))}",
+        "`cthelper ruleset remove`, or start the daemon",
+    )
 
 
 def other_daemon(host: Host) -> Finding:

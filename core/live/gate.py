@@ -21,7 +21,14 @@ from cthelper.core.flows import FlowKey, key_of
 from cthelper.core.live.ctnetlink import expectation_attributes
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import Action, QueuedPacket, Verdict
-from cthelper.core.tuples import Conntrack, Endpoint, Expectation, Network, Transport
+from cthelper.core.tuples import (
+    Conntrack,
+    Endpoint,
+    Expectation,
+    Network,
+    Transport,
+    Tuple,
+)
 
 # An expectation in a verdict is in the kernel when the verdict has been sent; its event
 # is there at once and only waits to be read.
@@ -36,8 +43,12 @@ _Identity = tuple[Transport, Network | None, int | None, Endpoint]
 class Expecter(Protocol):
     """Puts expectations into the kernel."""
 
-    def expect(self, expectation: Expectation) -> None:
-        """Put one in; it is there when this returns. Raises NetlinkError."""
+    def expect(self, expectation: Expectation) -> Tuple:
+        """Put one in; it is there when this returns. Raises NetlinkError.
+
+        Returns the original tuple of the master that it hangs on, which is another one
+        where that one expects the same already.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +62,21 @@ class _Repeating:
 
 
 class Gate:
-    """Turns decisions into verdicts, expectations first."""
+    """Turns decisions into verdicts, expectations first.
+
+    `lengthen` is called for an expectation that hangs on another master than its own,
+    with that master's original tuple: it must live as long.
+    """
 
     def __init__(
-        self, expecter: Expecter, log: Log, clock: Callable[[], float]
+        self,
+        expecter: Expecter,
+        log: Log,
+        clock: Callable[[], float],
+        *,
+        lengthen: Callable[[Tuple, Expectation], None],
     ) -> None:
+        self._lengthen = lengthen
         self._expecter = expecter
         self._log = log
         self._clock = clock
@@ -125,10 +146,12 @@ class Gate:
 
     def _put(self, expectation: Expectation, helper: str) -> None:
         try:
-            self._expecter.expect(expectation)
+            master = self._expecter.expect(expectation)
         except NetlinkError as error:
             self._refused(expectation, helper, error.reason, str(error))
         else:
+            if master != expectation.master:
+                self._lengthen(master, expectation)
             self._created(expectation, helper)
 
     def _created(self, expectation: Expectation, helper: str) -> None:

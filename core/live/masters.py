@@ -27,7 +27,10 @@ _MARGIN: Final = 1
 
 
 class Updater(Protocol):
-    """Changes conntrack entries in the kernel."""
+    """Reads and changes conntrack entries in the kernel."""
+
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        """The entry with this original tuple. Raises NetlinkError."""
 
     def update(
         self,
@@ -62,6 +65,22 @@ class Masters:
         key = key_of(entry)
         longest = max(each.timeout for each in expectations)
         self._until[key] = max(self._until.get(key, 0.0), self._clock() + longest)
+
+    def lengthen(self, original: Tuple, expectation: Expectation) -> None:
+        """The flow with this original tuple is the master of another's expectation.
+
+        Two clients of one service, or one client that asks twice, get one expectation
+        in the kernel: the first one's, refreshed.
+        """
+        try:
+            entry = self._updater.get(original, expectation.zone)
+        except NotFound:
+            return
+        except NetlinkError as error:
+            self._failed("keep-failed", error)
+            return
+        self.expect(entry, [expectation])
+        self.passed(entry)
 
     def finish(self, entry: Conntrack, helper: str, reason: str) -> None:
         """The flow of `entry` is no longer inspected; detach it when it can be."""

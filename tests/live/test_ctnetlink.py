@@ -427,9 +427,10 @@ def test_expectation_that_another_masters_covers_is_not_made(
 ) -> None:
     wanted = flow.expectation()
     first = replace(wanted, source=None) if wide else wanted
-    lab.ctnetlink.expect(first)
+    assert lab.ctnetlink.expect(first) == flow.original
     with Flow(lab.world) as rival:
-        lab.ctnetlink.expect(replace(wanted, master=rival.begin().original))
+        second = replace(wanted, master=rival.begin().original)
+        assert lab.ctnetlink.expect(second) == flow.original
     assert [(each.master, each.source) for each in lab.held(wanted)] == [
         (flow.original, first.source)
     ]

@@ -140,6 +140,26 @@ def test_killed_daemon_lets_traffic_pass_and_can_be_started_again(
     assert daemon.stop() == 0
 
 
+def test_what_a_killed_daemon_left_breaks_new_flows_until_it_is_removed(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(CONFIG)
+    daemon.stop(signal.SIGKILL)
+
+    def is_confirmed() -> bool:
+        with Echo(world.server), Pinger(world.client) as pinger:
+            wait_for(pinger, 2)
+            return f"dport={PORT}" in world.conntrack("-L", "-p", "udp")
+
+    assert not is_confirmed()
+    doctor = daemon.cthelper("doctor").stdout
+    assert re.search("^warning +helpers queue to nobody.*sunrpc", doctor, re.MULTILINE)
+    assert daemon.cthelper("ruleset", "remove").returncode == 0
+    assert registered(world) == []
+    assert is_confirmed()
+    assert "queue to nobody, " not in daemon.cthelper("doctor").stdout
+
+
 def test_leavings_with_other_policies_are_replaced_at_start(
     world: World, daemon: Daemon
 ) -> None:
@@ -298,6 +318,30 @@ def test_master_lives_as_long_as_its_expectation(
         time.sleep(5)
         knock(world, transport, port)
         assert world.dropped(transport, port) > 0
+    finally:
+        set_timeouts(world, **TIMEOUTS)
+
+
+def test_first_master_outlives_an_expectation_that_a_second_one_refreshed(
+    world: World, daemon: Daemon
+) -> None:
+    """The kernel keeps one expectation for both, and it hangs on the first master."""
+    set_timeouts(world, **dict.fromkeys(TIMEOUTS, 2))
+    try:
+        world.firewall()
+        world.start_rpc()
+        port = world.rpc_port(MOUNTD, "udp")
+        daemon.start("[helpers.sunrpc.policies.service]\ntimeout = 6\n")
+        assert world.rpcinfo("udp").returncode == 0
+        time.sleep(4)
+        assert world.rpcinfo("udp").returncode == 0
+        daemon.await_event("expectation", 2)
+        time.sleep(4.5)
+        knock(world, "udp", port)
+        assert world.dropped("udp", port) == 0
+        time.sleep(4)
+        knock(world, "udp", port)
+        assert world.dropped("udp", port) > 0
     finally:
         set_timeouts(world, **TIMEOUTS)
 

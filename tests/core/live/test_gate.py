@@ -29,7 +29,7 @@ from cthelper.core.live.queue import (
     Statistics,
     Verdict,
 )
-from cthelper.core.tuples import ORIGINAL, Conntrack, Expectation, Status
+from cthelper.core.tuples import ORIGINAL, Conntrack, Expectation, Status, Tuple
 from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
 
 RECEIVED = b"as it came"
@@ -55,13 +55,15 @@ class FakeExpecter:
     def __init__(self, record: list[str]) -> None:
         self._record = record
         self.errors: dict[int, int] = {}
+        self.owners: dict[int, Tuple] = {}
 
-    def expect(self, expectation: Expectation) -> None:
+    def expect(self, expectation: Expectation) -> Tuple:
         port = expectation.destination.port
         if port in self.errors:
             self._record.append(f"refuse {port}")
             raise NetlinkError.of(self.errors[port], f"expect {expectation}")
         self._record.append(f"expect {port}")
+        return self.owners.get(port, expectation.master)
 
 
 class FakeQueue:
@@ -114,11 +116,15 @@ class World:
         self.log = Log("debug", "json", clock=lambda: self.now, output=self.output)
         self.expecter = FakeExpecter(self.record)
         expecter: Expecter = self.expecter
-        self.gate = Gate(expecter, self.log, lambda: self.now)
+        self.gate = Gate(expecter, self.log, lambda: self.now, lengthen=self.lengthen)
         self.queue: Queue = FakeQueue(
             self.record,
             {expectation_attributes(wanted(port)): port for port in range(1, 9)},
         )
+
+    def lengthen(self, master: Tuple, expectation: Expectation) -> None:
+        """What the gate calls for an expectation that hangs on another master."""
+        self.record.append(f"lengthen {master} for {expectation.destination.port}")
 
     def packet(
         self,
@@ -169,6 +175,20 @@ def world() -> World:
 def test_confirmed_master_expects_then_releases(world: World) -> None:
     world.packet(7, 1, 2, 3, confirmed=True)
     assert world.record == ["expect 1", "expect 2", "expect 3", "release 7"]
+
+
+def test_master_of_the_expectation_that_covers_this_one_is_lengthened_first(
+    world: World,
+) -> None:
+    other = flow_tuple(UDP, source=(CLIENT, 999))
+    world.expecter.owners[2] = other
+    world.packet(7, 1, 2, confirmed=True)
+    assert world.record == [
+        "expect 1",
+        "expect 2",
+        f"lengthen {other} for 2",
+        "release 7",
+    ]
 
 
 def test_unconfirmed_master_has_its_one_expectation_ride_in_the_verdict(

@@ -22,6 +22,12 @@ class FakeUpdater:
     def __init__(self) -> None:
         self.updates: list[str] = []
         self.error: int | None = None
+        self.entries: dict[Tuple, Conntrack] = {}
+
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        if original not in self.entries or self.entries[original].zone != zone:
+            raise NetlinkError.of(errno.ENOENT, f"get conntrack entry {original}")
+        return self.entries[original]
 
     def update(
         self,
@@ -344,3 +350,21 @@ def test_flows_are_told_apart(world: World) -> None:
     world.now += 301
     world.masters.sweep()
     assert world.updates() == [f"{flow_tuple(TCP)} zone 0: helper ''"]
+
+
+def test_master_of_anothers_expectation_is_lengthened_at_once_and_kept() -> None:
+    world = World()
+    entry = master(timeout=5)
+    world.updater.entries[entry.original] = entry
+    world.masters.lengthen(entry.original, wanted(60))
+    assert world.updates() == [f"{entry.original} zone 0: timeout 61"]
+    world.now += 20
+    world.masters.passed(entry)
+    assert world.updates() == [f"{entry.original} zone 0: timeout 41"]
+
+
+def test_master_of_anothers_expectation_may_be_gone() -> None:
+    world = World()
+    world.masters.lengthen(master().original, wanted(60))
+    assert world.updates() == []
+    assert world.counters() == {}
