@@ -80,8 +80,8 @@ class Policy:
     `max_expected` is 1 to 255 live expectations for each master flow: the kernel
     evicts the oldest beyond it. `timeout` is in seconds, 1 to 86400, and runs from
     the creation of the expectation. An expectation that names no helper for the
-    expected flow always gets the first policy: the kernel takes a class only beside a
-    helper's name (ctnetlink_alloc_expect in nf_conntrack_netlink.c).
+    expected flow must use the first policy: not every kernel takes a class without
+    that name (ctnetlink_alloc_expect in nf_conntrack_netlink.c).
     """
 
     name: str
@@ -204,7 +204,8 @@ def expect(
     unless it is given. `source` says who may open the flow, `source_port` from which
     port (None: any). A `permanent` expectation admits any number of flows until its
     policy's timeout; else the first flow uses it up. `helper` names a helper for the
-    expected flow. Raises ExpectationRefused where the configuration forbids it.
+    expected flow, which many kernels ignore. Raises ExpectationRefused where the
+    configuration forbids it.
     """
     grant = yield Expect(
         endpoint, policy, transport, source, source_port, permanent, helper

@@ -234,7 +234,9 @@ def orphans() -> Finding:
                 if each.enabled and each.queue not in served
             }
     except NetlinkError as error:
-        return Finding(Health.WARNING, str(error), "load nfnetlink_cthelper")
+        return Finding(
+            Health.WARNING, str(error), "run as root; load nfnetlink_cthelper"
+        )
     if not names:
         return Finding(Health.OK, "no helper queues to nobody")
     return Finding(
@@ -301,7 +303,9 @@ def _expectations() -> int | None:
 
 def _fill(name: str, used: int | None, limit: int | None) -> Finding:
     if used is None or not limit:
-        return Finding(Health.WARNING, f"{name}: cannot be read", "load nf_conntrack")
+        return Finding(
+            Health.WARNING, f"{name}: cannot be read", "run as root; load nf_conntrack"
+        )
     share = used / limit
     what = f"{name}: {used} of {limit} used ({share:.0%})"
     if share < _FULL:

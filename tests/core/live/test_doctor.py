@@ -347,7 +347,7 @@ def test_tables_that_cannot_be_read_are_warnings(
     folder.write(f"{SYSCTL}/nf_conntrack_count", "64\n")
     folder.write(f"{SYSCTL}/nf_conntrack_max", "0\n")
     expected = [
-        Finding(WARNING, f"{name}: cannot be read", "load nf_conntrack")
+        Finding(WARNING, f"{name}: cannot be read", "run as root; load nf_conntrack")
         for name in ("nf_conntrack_max", "nf_conntrack_expect_max")
     ]
     assert list(doctor.fills(folder.host)) == expected
