@@ -27,13 +27,20 @@ from tests.live.traffic import (
     knock,
     null_call,
 )
-from tests.live.world import MOUNTD, SERVER, World
+from tests.live.world import CLIENT, MOUNTD, SERVER, World
 
 pytestmark = pytest.mark.live
 
 QUEUE = 2077
 CONFIG = f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
 TABLES = "table inet cthelper\n"
+STATEFUL = """table inet user {
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ct state established accept
+	}
+}
+"""
 
 
 def registered(world: World) -> list[Registration]:
@@ -143,13 +150,17 @@ def test_killed_daemon_lets_traffic_pass_and_can_be_started_again(
 def test_what_a_killed_daemon_left_breaks_new_flows_until_it_is_removed(
     world: World, daemon: Daemon
 ) -> None:
+    # Conntrack tracks in a namespace while some rule there asks it for something.
+    world.gateway.run("nft", "-f", "-", input=STATEFUL, check=True)
     daemon.start(CONFIG)
     daemon.stop(signal.SIGKILL)
 
     def is_confirmed() -> bool:
         with Echo(world.server), Pinger(world.client) as pinger:
             wait_for(pinger, 2)
-            return f"dport={PORT}" in world.conntrack("-L", "-p", "udp")
+            entries = world.conntrack("-L", "-p", "udp")
+        # The replies make an entry of their own where the flow has none.
+        return bool(re.search(rf"^udp +17 \d+ src={CLIENT} ", entries, re.MULTILINE))
 
     assert not is_confirmed()
     doctor = daemon.cthelper("doctor").stdout
@@ -457,7 +468,6 @@ def test_ruleset_install_and_remove_twice_leave_a_foreign_table_alone(
         ("check", False),
         ("install", True),
         ("install", True),
-        ("check", True),
         ("remove", False),
         ("remove", False),
     ):
