@@ -7,8 +7,11 @@ Exits with 1 where a client does not do what it should.
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+from cthelper.core.live.ctnetlink import Ctnetlink
+from cthelper.core.tuples import Status
 from tests.live.daemon import Daemon
 from tests.live.world import SERVER, SERVER6, World
 
@@ -41,6 +44,20 @@ def attempts(world: World, seconds: float) -> list[bool]:
     return results
 
 
+def show(world: World) -> None:
+    """Print the expectations and the flows that met one, as the kernel has them."""
+    with world.gateway.entered():
+        kernel = Ctnetlink()
+    with closing(kernel):
+        print("\nexpectations, for flows from > to:")
+        for each in kernel.expectations():
+            print(f"  {each}  ({each.timeout} s left)")
+        print("\nrelated flows, and the control flow that announced each:")
+        for entry in kernel.entries():
+            if Status.EXPECTED in entry.status:
+                print(f"  {entry.original}\n    by {entry.master}", flush=True)
+
+
 def main() -> int:
     """Build the world, show both halves, take all of it down again."""
     print("client - gateway - server; the gateway forwards port 111 and what is")
@@ -55,13 +72,7 @@ def main() -> int:
         with Daemon(world.gateway, Path(folder)) as daemon:
             daemon.start()
             working = attempts(world, 10.0)
-            print("\n# conntrack -L expect")
-            print(world.conntrack("-L", "expect"), end="")
-            print("\nrelated flows:")
-            for each in daemon.events("expectation"):
-                print(f"  {each['flow']}\n    expects {each['expects']}")
-            for name in ("related-forward", "related-input"):
-                print(f"  packets accepted as {name}: {world.counter(name)}")
+            show(world)
             status = daemon.stop()
     return int(any(without) or not all(working) or status != 0)
 

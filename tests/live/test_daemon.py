@@ -493,6 +493,8 @@ def test_retag_deletes_the_udp_entry_that_began_before(
     world: World, daemon: Daemon
 ) -> None:
     daemon.configure(CONFIG)
+    # Conntrack must know the flow before the helpers' table comes.
+    world.gateway.run("nft", "-f", "-", input=STATEFUL, check=True)
     with Echo(world.server), Pinger(world.client) as pinger:
         wait_for(pinger, 5)
         done = daemon.cthelper("ruleset", "install")
