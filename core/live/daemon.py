@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -358,8 +359,8 @@ class Daemon:
         When a helper is unregistered the kernel drops every packet that waits in any
         queue (nf_ct_iterate_destroy in nf_conntrack_core.c).
         """
-        disabled = [replace(each, enabled=False) for each in unwanted]
-        self._try(lambda: self._put(disabled))
+        for each in list(unwanted):
+            self._try(partial(self._put, [replace(each, enabled=False)]))
 
     # Stopping
 
