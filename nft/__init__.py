@@ -52,10 +52,11 @@ def version() -> str:
     return _nft("--version").strip()
 
 
-def _ruleset(helpers: Collection[HelperConfig]) -> str:
+def _ruleset(helpers: Collection[HelperConfig], loaded: Collection[str] = ()) -> str:
+    """The table; helper objects that are `loaded` already are left out."""
     template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
     return template.substitute(
-        objects="".join(_objects(each) for each in helpers),
+        objects="".join(_objects(each, loaded) for each in helpers),
         prerouting=_rules(helpers, Hook.PREROUTING),
         output=_rules(helpers, Hook.OUTPUT),
     )
@@ -64,18 +65,13 @@ def _ruleset(helpers: Collection[HelperConfig]) -> str:
 def _replacement(config: Config) -> str:
     """What turns any state of the table into the ruleset.
 
-    The base chains stay where they are: when one goes, the kernel drops every packet
-    that waits in any queue of the namespace (nf_queue_nf_hook_drop in nf_queue.c).
+    Only rules go. When a base chain or a helper object goes, the kernel drops every
+    packet that waits in any queue of the namespace (nf_queue_nf_hook_drop), so these
+    stay, used or not, until the table is removed.
     """
-    wanted = {
-        _object(each, transport)
-        for each in config.helpers.values()
-        for transport in each.helper.transports
-    }
-    deletions = "".join(
-        f"delete ct helper {TABLE} {name}\n" for name in sorted(_loaded() - wanted)
-    )
-    return f"{_ruleset(())}flush table {TABLE}\n{deletions}{render(config)}"
+    skeleton = _ruleset(())
+    rules = _ruleset(config.helpers.values(), _loaded())
+    return f"{skeleton}flush table {TABLE}\n{rules}"
 
 
 def _loaded() -> set[str]:
@@ -84,12 +80,11 @@ def _loaded() -> set[str]:
         listing = json.loads(_nft("-j", "list", "table", *TABLE.split()))
     except RulesetError:
         return set()
-    return {
-        each["ct helper"]["name"] for each in listing["nftables"] if "ct helper" in each
-    }
+    objects = (each.get("ct helper") for each in listing["nftables"])
+    return {each["name"] for each in objects if each}
 
 
-def _objects(config: HelperConfig) -> str:
+def _objects(config: HelperConfig, loaded: Collection[str]) -> str:
     name = config.helper.name
     several = len(config.helper.transports) > 1
     note = "\t# An object serves one transport, and IPv4 and IPv6 alike.\n"
@@ -101,6 +96,7 @@ def _objects(config: HelperConfig) -> str:
                 f'\t\ttype "{name}" protocol {transport};\n'
                 "\t}\n"
                 for transport in sorted(config.helper.transports)
+                if _object(config, transport) not in loaded
             ),
         ]
     )

@@ -87,7 +87,7 @@ def entry_of(world: World, flow: socket.socket) -> Conntrack:
 def wait_for(pinger: Pinger, more: int) -> None:
     """Wait until so many more calls were answered."""
     wanted = pinger.answered + more
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while pinger.answered < wanted:
         assert time.monotonic() < deadline, "calls are not answered"
         time.sleep(0.02)
@@ -217,7 +217,7 @@ def test_reload_takes_new_limits_without_losing_a_packet(
         daemon.send_signal(signal.SIGHUP)
         daemon.await_event("reloaded")
         wait_for(pinger, 10)
-        assert pinger.lost == 0
+        assert pinger.lost == 0, pinger.slowest
         # A helper that is unregistered would take the queued packets along.
         enabled = [each for each in registered(world) if each.enabled]
         assert {each.name for each in enabled} == {"sunrpc"}
