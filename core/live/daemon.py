@@ -89,6 +89,7 @@ class Daemon:
         self._bypassed: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         self._packets = 0
+        self._verdicts_refused = 0
         self._bypassed_before = 0
         self._overruns = 0
         self._due = clock()
@@ -180,6 +181,7 @@ class Daemon:
     def _unbind(self, number: int) -> None:
         queue = self._queues.pop(number)
         self._packets += queue.statistics.received
+        self._verdicts_refused += queue.statistics.refused
         self._bypassed_before += self._bypassed.pop(number)
         self._selector.unregister(queue)
         queue.close()
@@ -402,6 +404,7 @@ class Daemon:
         return {
             "packets": self._packets,
             "bypassed": self._bypassed_before,
+            "verdicts_refused": self._verdicts_refused,
             **{name: counters[name] for name in sorted(counters)},
         }
 

@@ -14,7 +14,7 @@ from tests.live.world import CLIENT, SERVER, Namespace, Transport, World
 PORT = 7111
 """A port that no server of the world has, for sunrpc to be configured with."""
 
-_LOST_AFTER = 15.0
+_LOST_AFTER = 6.0
 # The emulated machine must have time for other things than this traffic.
 _PAUSE = 0.005
 
@@ -75,7 +75,7 @@ class Echo:
 class Pinger:
     """Calls the echo server, one call at a time, until it is told to end.
 
-    `lost` counts the calls without an answer within 15 s: a busy machine delays
+    `lost` counts the calls without an answer within 6 s: a busy machine delays
     packets, but only a lost one takes that long. `slowest` is the longest answer, in
     seconds.
     """
