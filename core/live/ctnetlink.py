@@ -98,15 +98,8 @@ class Ctnetlink:
 
     def entries(self) -> list[Conntrack]:
         """All TCP and UDP entries of this network namespace."""
-        result = []
-        for family in _FAMILIES:
-            message = conntrack_message()
-            message["nfgen_family"] = family
-            frames = self._socket.dump(
-                message, CTNETLINK | messages.GET, "list conntrack entries"
-            )
-            result += [each for frame in frames if (each := _try_entry(frame))]
-        return result
+        frames = self._dump(conntrack_message, CTNETLINK, "list conntrack entries")
+        return [each for frame in frames if (each := _try_entry(frame))]
 
     def update(
         self,
@@ -184,15 +177,8 @@ class Ctnetlink:
 
     def expectations(self) -> list[Expectation]:
         """All expectations of this network namespace."""
-        result = []
-        for family in _FAMILIES:
-            message = expectation_message()
-            message["nfgen_family"] = family
-            frames = self._socket.dump(
-                message, CTNETLINK_EXP | messages.GET, "list expectations"
-            )
-            result += [each for frame in frames if (each := _try_expectation(frame))]
-        return result
+        frames = self._dump(expectation_message, CTNETLINK_EXP, "list expectations")
+        return [each for frame in frames if (each := _try_expectation(frame))]
 
     def delete_expectation(self, expectation: Expectation) -> None:
         """Delete an expectation. Raises NotFound, for one."""
@@ -211,6 +197,13 @@ class Ctnetlink:
         self._socket.request(
             message, CTNETLINK_EXP | messages.DELETE, 0, "flush expectations"
         )
+
+    def _dump(self, kind: type[Any], subsystem: int, what: str) -> Iterator[Frame]:
+        """The entries of a table, of IPv4 and then of IPv6."""
+        for family in _FAMILIES:
+            message = kind()
+            message["nfgen_family"] = family
+            yield from self._socket.dump(message, subsystem | messages.GET, what)
 
 
 class Events:

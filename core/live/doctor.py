@@ -290,15 +290,10 @@ def fills(host: Host) -> Iterator[Finding]:
 
 def _expectations() -> int | None:
     try:
-        ctnetlink = Ctnetlink()
+        with closing(Ctnetlink()) as ctnetlink:
+            return len(ctnetlink.expectations())
     except NetlinkError:
         return None
-    try:
-        return len(ctnetlink.expectations())
-    except NetlinkError:
-        return None
-    finally:
-        ctnetlink.close()
 
 
 def _fill(name: str, used: int | None, limit: int | None) -> Finding:
