@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -35,18 +36,15 @@ def getport_reply(xid: int, port: int) -> bytes:
     return struct.pack("!7I", xid, 1, 0, 0, 0, 0, port)
 
 
-class Echo:
-    """A UDP server that answers GETPORT with `announce`, and all else with itself."""
+class Background(ABC):
+    """Traffic over one UDP socket of a namespace, in a thread of its own."""
 
-    def __init__(self, namespace: Namespace, announce: int = 7999) -> None:
-        self._announce = announce
+    def __init__(self, namespace: Namespace, timeout: float) -> None:
         with namespace.entered():
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._socket.bind((SERVER, PORT))
-        self._socket.settimeout(0.2)
+        self._socket.settimeout(timeout)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -62,17 +60,34 @@ class Echo:
         self._thread.join()
         self._socket.close()
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         while not self._ended.is_set():
-            with suppress(TimeoutError):
-                data, asker = self._socket.recvfrom(65535)
-                if data[20:24] == b"\0\0\0\3":
-                    xid = int.from_bytes(data[:4])
-                    data = getport_reply(xid, self._announce)
-                self._socket.sendto(data, asker)
+            self._step()
+
+    @abstractmethod
+    def _step(self) -> None:
+        """One call or one answer."""
 
 
-class Pinger:
+class Echo(Background):
+    """A UDP server that answers GETPORT with `announce`, and all else with itself."""
+
+    def __init__(self, namespace: Namespace, announce: int = 7999) -> None:
+        super().__init__(namespace, timeout=0.2)
+        self._announce = announce
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self._socket.bind((SERVER, PORT))
+
+    def _step(self) -> None:
+        with suppress(TimeoutError):
+            data, asker = self._socket.recvfrom(65535)
+            if data[20:24] == b"\0\0\0\3":
+                xid = int.from_bytes(data[:4])
+                data = getport_reply(xid, self._announce)
+            self._socket.sendto(data, asker)
+
+
+class Pinger(Background):
     """Calls the echo server, one call at a time, until it is told to end.
 
     `lost` counts the calls without an answer within 6 s: a busy machine delays
@@ -81,44 +96,25 @@ class Pinger:
     """
 
     def __init__(self, namespace: Namespace) -> None:
-        with namespace.entered():
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        super().__init__(namespace, timeout=_LOST_AFTER)
         self._socket.connect((SERVER, PORT))
-        self._socket.settimeout(_LOST_AFTER)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._ping)
+        self._xid = 0
         self.answered = 0
         self.lost = 0
         self.slowest = 0.0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._socket.close()
-
-    def _ping(self) -> None:
-        xid = 0
-        while not self._ended.is_set():
-            xid += 1
-            sent = time.monotonic()
-            self._socket.send(null_call(xid))
-            try:
-                self._socket.recv(65535)
-            except TimeoutError:
-                self.lost += 1
-            else:
-                self.answered += 1
-                self.slowest = max(self.slowest, time.monotonic() - sent)
-            time.sleep(_PAUSE)
+    def _step(self) -> None:
+        self._xid += 1
+        sent = time.monotonic()
+        self._socket.send(null_call(self._xid))
+        try:
+            self._socket.recv(65535)
+        except TimeoutError:
+            self.lost += 1
+        else:
+            self.answered += 1
+            self.slowest = max(self.slowest, time.monotonic() - sent)
+        time.sleep(_PAUSE)
 
 
 def knock(world: World, transport: Transport, port: int, address: str = SERVER) -> None:
