@@ -65,9 +65,9 @@ def _ruleset(helpers: Collection[HelperConfig], loaded: Collection[str] = ()) ->
 def _replacement(config: Config) -> str:
     """What turns any state of the table into the ruleset.
 
-    Only rules go. When a base chain or a helper object goes, the kernel drops every
-    packet that waits in any queue of the namespace (nf_queue_nf_hook_drop), so these
-    stay, used or not, until the table is removed.
+    Only rules go. When a base chain goes, the kernel drops every packet that waits in
+    any queue of the namespace (nf_queue_nf_hook_drop), so the chains stay; and so, as
+    a precaution, do the helper objects, used or not, until the table is removed.
     """
     skeleton = _ruleset(())
     rules = _ruleset(config.helpers.values(), _loaded())
