@@ -292,12 +292,12 @@ def test_check_leaves_registered_helpers_as_they_are(table: HelperTable) -> None
 
 
 @pytest.mark.usefixtures("inside")
-def test_check_of_a_wrong_ruleset_leaves_no_helpers(
-    table: HelperTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nft, "render", lambda config: "table inet x { oops }\n")
-    with pytest.raises(RulesetError):
-        setup.check(CONFIG)
+def test_check_of_a_wrong_ruleset_leaves_no_helpers(table: HelperTable) -> None:
+    # The configuration's check would have refused it: IFNAMSIZ is 16.
+    interface = "longer-than-sixteen"
+    wrong = replace(HELPER_CONFIG, interfaces=(interface,))
+    with pytest.raises(RulesetError, match="exceeds maximum"):
+        setup.check(Config(helpers={LabHelper.name: wrong}))
     assert named(table, LabHelper.name) == []
 
 
