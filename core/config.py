@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 from cthelper.core.api import Helper, Network, Option, OptionValue, Policy
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS
+from cthelper.core.tuples import Address, Tuple
 
 DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
 
@@ -59,6 +60,18 @@ class HelperConfig:
     interfaces: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
     destinations: tuple[Network, ...] = ()
+
+    def tags(self, original: Tuple) -> bool:
+        """Whether the ruleset attaches the helper to a flow with this original tuple.
+
+        A tuple does not tell its interface, so `interfaces` are not considered.
+        """
+        return (
+            original.transport in self.helper.transports
+            and original.destination.port in self.ports
+            and _within(original.source.address, self.sources)
+            and _within(original.destination.address, self.destinations)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +294,10 @@ def _policies(table: _Table, policies: tuple[Policy, ...]) -> tuple[Policy, ...]
         limits.close()
     table.close()
     return tuple(result)
+
+
+def _within(address: Address, networks: tuple[Network, ...]) -> bool:
+    return not networks or any(address in network for network in networks)
 
 
 def _port(value: object) -> int:

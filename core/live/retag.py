@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from cthelper.core.config import HelperConfig
 from cthelper.core.errors import NotFound
 from cthelper.core.live.ctnetlink import Ctnetlink
-from cthelper.core.tuples import UDP, Address, Conntrack, Network
+from cthelper.core.tuples import UDP
 
 
 def retag(ctnetlink: Ctnetlink, helpers: Iterable[HelperConfig]) -> int:
@@ -22,26 +22,12 @@ def retag(ctnetlink: Ctnetlink, helpers: Iterable[HelperConfig]) -> int:
     """
     deleted = 0
     for entry in ctnetlink.entries():
-        if any(_matches(entry, config) for config in helpers):
+        if entry.helper is not None or entry.original.transport is not UDP:
+            continue
+        if any(config.tags(entry.original) for config in helpers):
             try:
                 ctnetlink.delete(entry.original, entry.zone)
             except NotFound:
                 continue
             deleted += 1
     return deleted
-
-
-def _matches(entry: Conntrack, config: HelperConfig) -> bool:
-    original = entry.original
-    return (
-        entry.helper is None
-        and original.transport is UDP
-        and UDP in config.helper.transports
-        and original.destination.port in config.ports
-        and _within(original.source.address, config.sources)
-        and _within(original.destination.address, config.destinations)
-    )
-
-
-def _within(address: Address, networks: tuple[Network, ...]) -> bool:
-    return not networks or any(address in network for network in networks)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The configuration: what it becomes, and what the operator reads if it is wrong."""
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from cthelper.core.api import UDP, Effects, Helper, Message, Option, Policy
 from cthelper.core.config import Config, DaemonConfig, load, parse
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS
+from cthelper.core.tuples import TCP, Endpoint, Tuple
 
 PATH = Path("cthelper.toml")
 
@@ -430,3 +431,30 @@ def test_absent_file_at_the_usual_path_is_all_defaults(
     assert load(None, HELPERS).daemon == DaemonConfig()
     path.write_text("daemon.queue = 5", encoding="utf-8")
     assert load(None, HELPERS).daemon.queue == 5
+
+
+# Which flows the ruleset tags
+
+
+@pytest.mark.parametrize(
+    ("settings", "flow", "tagged"),
+    [
+        ("", ("10.0.0.1", "10.0.0.2", 7001), True),
+        ("", ("fd00::1", "fd00::2", 7000), True),
+        ("", ("10.0.0.1", "10.0.0.2", 7002), False),
+        ("ports = [7002]", ("10.0.0.1", "10.0.0.2", 7002), True),
+        ('sources = ["10.0.0.0/24"]', ("10.0.0.1", "10.0.1.2", 7000), True),
+        ('sources = ["10.0.0.0/24"]', ("10.0.1.2", "10.0.0.1", 7000), False),
+        ('sources = ["10.0.0.0/24"]', ("fd00::1", "fd00::2", 7000), False),
+        ('destinations = ["fd00::/8"]', ("fe80::1", "fd00::2", 7000), True),
+        ('destinations = ["fd00::/8"]', ("fd00::1", "fe80::2", 7000), False),
+    ],
+)
+def test_flow_that_the_ruleset_tags(
+    settings: str, flow: tuple[str, str, int], tagged: bool
+) -> None:
+    source, destination, port = flow
+    ends = Endpoint(ip_address(source), 700), Endpoint(ip_address(destination), port)
+    helper = read(f"[helpers.plain]\n{settings}\n").helpers["plain"]
+    assert helper.tags(Tuple(UDP, *ends)) is tagged
+    assert not helper.tags(Tuple(TCP, *ends))
