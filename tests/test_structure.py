@@ -19,7 +19,17 @@ SOURCES: Final = (*CODE_FOLDERS, "tests", "script", "bench", "src/cthelper", ".c
 CORE: Final = "cthelper.core."
 BASE: Final = frozenset({"api", "errors", "tuples", "cursor"})
 PURE: Final = frozenset(
-    {"engine", "flows", "guard", "nat", "stream", "packet", "registry", "config"}
+    {
+        "config",
+        "engine",
+        "flows",
+        "guard",
+        "masters",
+        "nat",
+        "packet",
+        "registry",
+        "stream",
+    }
 )
 OUTER: Final = ("live", "offline", "cli")
 # Package and the folders that may import it.

@@ -33,9 +33,9 @@ from cthelper.core.live.gate import Gate
 from cthelper.core.live.library_queue import LibraryQueue
 from cthelper.core.live.links import Links
 from cthelper.core.live.log import Log, Value
-from cthelper.core.live.masters import Masters
 from cthelper.core.live.queue import Queue, QueuedPacket, Verdict, bound_queues
 from cthelper.core.live.setup import unregister
+from cthelper.core.masters import Masters
 from cthelper.core.tuples import Conntrack, Transport
 
 OpenQueue = Callable[[int, int], Queue]

@@ -11,7 +11,7 @@ from cthelper.core.api import TCP, UDP, Transport
 from cthelper.core.errors import NetlinkError
 from cthelper.core.flows import key_of
 from cthelper.core.live.log import Log
-from cthelper.core.live.masters import Masters, Updater
+from cthelper.core.masters import Masters, Updater
 from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple
 from tests.core.builders import CLIENT, conntrack, endpoint, flow_tuple
 

@@ -18,12 +18,18 @@ from typing import Final, Protocol
 
 from cthelper.core.errors import Busy, NetlinkError, NotFound, NotSupported
 from cthelper.core.flows import FlowKey, key_of
-from cthelper.core.live.log import Log
 from cthelper.core.tuples import Conntrack, Expectation, Tuple
 
 # Seconds that a master outlives its expectations, and in which the first packet of an
 # expected flow passes the filter rules.
 _MARGIN: Final = 1
+
+
+class Reporter(Protocol):
+    """Is told what became of a flow."""
+
+    def event(self, event: str, level: str = "info", /, **fields: str) -> None:
+        """Something has happened; `fields` say to which flow and why."""
 
 
 class Updater(Protocol):
@@ -53,7 +59,9 @@ class _Leaving:
 class Masters:
     """The master flows that have expectations, and the finished flows."""
 
-    def __init__(self, updater: Updater, log: Log, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, updater: Updater, log: Reporter, clock: Callable[[], float]
+    ) -> None:
         self._updater = updater
         self._log = log
         self._clock = clock
