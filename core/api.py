@@ -245,3 +245,11 @@ class Helper(ABC):
     @abstractmethod
     def on_message(self, message: Message) -> Effects:
         """React to one message. Raises Malformed, ExpectationRefused, nothing else."""
+
+    def describe(self, message: Message) -> Mapping[str, str]:
+        """What a message says, field by field, in words; empty: nothing.
+
+        For people who look at a capture: replay calls it, before `on_message`, and the
+        daemon never does. It changes nothing. Raises Malformed, nothing else.
+        """
+        return {}

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import PurePath
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
 from cthelper.core.api import (
     Done,
+    Effect,
     Expect,
     Grant,
     Helper,
@@ -114,6 +115,16 @@ class Decision:
 NOTHING: Final = Decision()
 
 
+class Watch(Protocol):
+    """Looks on while helpers read: for replay, which shows it."""
+
+    def message(self, helper: Helper, message: Message) -> None:
+        """`helper` is about to read `message`."""
+
+    def effect(self, effect: Effect) -> None:
+        """It has yielded this; the engine is about to do it."""
+
+
 class _Outcome:
     """Effects and events of one packet, while they are collected."""
 
@@ -129,6 +140,7 @@ class Engine:
     `helpers` maps the names that conntrack entries carry to what is configured for
     them; it may be replaced at any time, and flows begun before keep their instance.
     `clock` gives seconds and only moves forward. At most `flow_limit` flows are kept.
+    `watch` is told of every message and effect.
     """
 
     def __init__(
@@ -139,12 +151,14 @@ class Engine:
         on_link: OnLink,
         clock: Callable[[], float],
         flow_limit: int,
+        watch: Watch | None = None,
     ) -> None:
         self.helpers = helpers
         self.guard = guard
         self.flows = FlowTable(flow_limit)
         self._on_link = on_link
         self._clock = clock
+        self._watch = watch
         self._faults: dict[str, deque[float]] = {}
         self._quarantined: set[str] = set()
 
@@ -282,10 +296,14 @@ class Engine:
         """Run the helper over one message; whether it is done with the flow."""
         refusal: ExpectationRefused | None = None
         done = False
+        if self._watch is not None:
+            self._watch.message(helper, message)
         try:
             reaction = helper.on_message(message)
             effect = next(reaction)
             while True:
+                if self._watch is not None:
+                    self._watch.effect(effect)
                 answer: Grant | None = None
                 refused: ExpectationRefused | None = None
                 match effect:

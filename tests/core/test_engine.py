@@ -47,6 +47,7 @@ from cthelper.core.engine import (
     Fault,
     Finished,
     Refused,
+    Watch,
 )
 from cthelper.core.guard import Guard
 from cthelper.core.tuples import (
@@ -194,7 +195,7 @@ def configured(
 class Host:
     """An engine and one flow through it."""
 
-    def __init__(self, helper: type[Helper]) -> None:
+    def __init__(self, helper: type[Helper], watch: Watch | None = None) -> None:
         (transport,) = helper.transports
         self.clock = Clock()
         self.engine = Engine(
@@ -203,6 +204,7 @@ class Host:
             on_link=on_link,
             clock=self.clock,
             flow_limit=16,
+            watch=watch,
         )
         self.transport: Transport = transport
         self.entry = conntrack(flow_tuple(transport), helper=helper.name)
@@ -915,3 +917,45 @@ def test_any_payload_is_accepted(helper: type[Helper], payloads: list[bytes]) ->
     for payload in payloads:
         for event in host.send(payload).events:
             assert isinstance(event, Damaged | Fault | Finished | Refused)
+
+
+# Looking on.
+
+
+class Onlooker:
+    """Writes down what the engine tells it."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes | Effect] = []
+
+    def message(self, helper: Helper, message: Message) -> None:
+        assert isinstance(helper, Commands)
+        assert message not in helper.messages
+        self.told.append(message.payload)
+
+    def effect(self, effect: Effect) -> None:
+        self.told.append(effect)
+
+
+@BOTH
+def test_watch_is_told_of_messages_and_effects_in_their_order(
+    helper: type[Helper],
+) -> None:
+    onlooker = Onlooker()
+    host = Host(helper, onlooker)
+    port = endpoint(CLIENT, 22)
+    for payload in (b"TRY 22 5000\n", b"NONSENSE\n"):
+        host.send(payload)
+    assert onlooker.told == [
+        b"TRY 22 5000\n",
+        Expect(port, "data"),
+        Expect(endpoint(CLIENT, 5000), "data"),
+        b"NONSENSE\n",
+    ]
+
+
+def test_helper_describes_nothing_unless_it_says_so() -> None:
+    host = Host(Datagrams)
+    host.send(b"NOTHING")
+    (message,) = host.messages
+    assert Datagrams().describe(message) == {}
