@@ -43,7 +43,6 @@ from cthelper.core.tuples import (
     Address,
     Conntrack,
     Direction,
-    Endpoint,
     Expectation,
     Network,
     host_network,
@@ -63,11 +62,14 @@ FAULT_WINDOW: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An expectation was not made. `reason` is a code, `detail` says it in words."""
+    """An expectation was not made. `reason` is a code, `detail` says it in words.
+
+    `wish` is what the helper asked for; None where it refused by itself.
+    """
 
     reason: str
     detail: str
-    endpoint: Endpoint | None
+    wish: Expect | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +316,7 @@ class Engine:
                             answer = Grant(wanted[0].destination)
                         except ExpectationRefused as error:
                             outcome.events.append(
-                                Refused(error.reason, error.detail, effect.endpoint)
+                                Refused(error.reason, error.detail, effect)
                             )
                             refused = refusal = error
                     case Rewrite():

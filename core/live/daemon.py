@@ -259,12 +259,12 @@ class Daemon:
         common = {"helper": flow.name, "flow": str(entry.original)}
         for event in events:
             match event:
-                case Refused(reason, detail, endpoint):
+                case Refused(reason, detail, wish):
                     self._log.event(
                         "refused",
                         reason=reason,
                         **common,
-                        endpoint=None if endpoint is None else str(endpoint),
+                        endpoint=None if wish is None else str(wish.endpoint),
                         detail=detail,
                     )
                 case Damaged(reason):
