@@ -133,15 +133,27 @@ def knock(world: World, transport: Transport, port: int, address: str = SERVER) 
                 knocker.send(null_call(1))
 
 
+def asker(world: World) -> socket.socket:
+    """A new UDP socket of the client, connected to the echo server."""
+    with world.client.entered():
+        flow = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    flow.bind((CLIENT, 0))
+    flow.connect((SERVER, PORT))
+    flow.settimeout(10.0)
+    return flow
+
+
+def call(flow: socket.socket) -> None:
+    """Call the echo server once, and wait for its answer."""
+    flow.send(null_call(1))
+    assert flow.recv(100)
+
+
 def getport(world: World) -> tuple[socket.socket, int]:
     """Ask the echo server for a port, over UDP from a new port of the client.
 
     The socket, whose flow is the master of the expectation, and the announced port.
     """
-    with world.client.entered():
-        asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    asker.bind((CLIENT, 0))
-    asker.connect((SERVER, PORT))
-    asker.settimeout(5.0)
-    asker.send(getport_call(1))
-    return asker, int.from_bytes(asker.recv(100)[-4:])
+    flow = asker(world)
+    flow.send(getport_call(1))
+    return flow, int.from_bytes(flow.recv(100)[-4:])
