@@ -68,6 +68,10 @@ class ConfigError(CthelperError):
         super().__init__(f"{file}: {key} = {value!r}: {allowed}")
 
 
+class UsageError(CthelperError):
+    """The command line asks for what is not there: exit code 2."""
+
+
 class RulesetError(CthelperError):
     """nft refused a ruleset, or is not there."""
 

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``cthelper replay``: helpers over captures."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from ipaddress import ip_address, ip_network
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cthelper.core.cli.options import (
+    Commands,
+    add_config,
+    add_plugins,
+    configuration,
+)
+from cthelper.core.config import Config
+from cthelper.core.errors import CthelperError, UsageError
+from cthelper.core.tuples import Address, Network
+
+if TYPE_CHECKING:
+    from cthelper.core.offline.corpus import Job
+    from cthelper.core.offline.events import Event, Record
+
+
+def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "replay",
+        help="helpers over captures: what they would have expected, and why not",
+        description="Runs the configured helpers over captures (pcap, pcapng, also "
+        "compressed), with a model of the kernel's connection tracking in the place "
+        "of the kernel. Needs neither root nor a kernel. Exits with 1 where a capture "
+        "could not be read, a helper has a bug, or --diff found a difference.",
+    )
+    parser.add_argument(
+        "captures",
+        nargs="+",
+        metavar="CAPTURE",
+        help="a file, a pattern, or a folder with all captures below it",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument(
+        "--json", action="store_true", help="one JSON object a line, for programs"
+    )
+    output.add_argument(
+        "--explain",
+        type=_frame,
+        metavar="FRAME",
+        help="say step by step why this frame of the one capture did, or did not, "
+        "lead to an expectation",
+    )
+    output.add_argument(
+        "--diff",
+        type=Path,
+        metavar="OLD.json",
+        help="print only what differs from what --json once wrote",
+    )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write a page with a time line, to look at in a browser",
+    )
+    parser.add_argument(
+        "--network",
+        type=_network,
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="a network that was on-link where the captures were taken; may be "
+        "repeated (default: the /24 or /64 around the address in question)",
+    )
+    parser.add_argument(
+        "--host",
+        type=_address,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="an address of the machine that would run cthelper; may be repeated. "
+        "Packets from others then count as forwarded (default: none does)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="replay N captures at a time, in processes of their own",
+    )
+    parser.add_argument(
+        "--executor",
+        metavar="MODULE:NAME",
+        help="replay in the concurrent.futures.Executor that this function gives, "
+        "such as Dask's",
+    )
+    add_config(parser)
+    add_plugins(parser)
+    parser.set_defaults(command=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    try:
+        from cthelper.core.offline import corpus
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("scapy", "rich"):
+            raise
+        raise CthelperError(
+            f"{error.name} is not installed: pip install 'cthelper[replay]'"
+        ) from None
+    if options.jobs is not None and options.executor is not None:
+        raise UsageError("--jobs and --executor exclude each other")
+    captures = corpus.find_captures(options.captures)
+    config = configuration(options)
+    if options.explain is not None:
+        return _explain(options, captures, config)
+    here = options.jobs is None and options.executor is None
+    jobs = [
+        corpus.Job(
+            capture=capture,
+            read_config=(lambda: config) if here else partial(configuration, options),
+            networks=tuple(options.network),
+            hosts=tuple(options.host),
+            watch=options.html is not None,
+        )
+        for capture in captures
+    ]
+    pages: list[tuple[str, list[Event]]] = []
+    output = _output(options)
+    failed = False
+    with _running(options, jobs) as results:
+        for job, events in results:
+            capture = str(job.capture)
+            output.begin(capture)
+            page: list[Event] = []
+            for event in events:
+                failed = _warn(capture, event) or failed
+                output.event(capture, event)
+                if options.html is not None:
+                    page.append(event)
+            pages.append((capture, page))
+    if options.html is not None:
+        from cthelper.core.offline.page import write_page
+
+        write_page(options.html, pages)
+    return int(output.end() or failed)
+
+
+def _warn(capture: str, event: "Event") -> bool:
+    """Tell the user of what has no place in the output; whether it is a failure."""
+    from cthelper.core.offline.events import FaultEvent, Notice
+
+    match event:
+        case Notice():
+            print(f"cthelper: {event.text}", file=sys.stderr)
+            return event.failed
+        case FaultEvent():
+            print(
+                f"cthelper: {capture}: frame {event.frame}: helper {event.helper} has "
+                f"a bug at {event.where}: {event.error}",
+                file=sys.stderr,
+            )
+            return True
+    return False
+
+
+class _Output(Protocol):
+    """What is printed of the events."""
+
+    def begin(self, capture: str) -> None:
+        """The events of a capture follow."""
+
+    def event(self, capture: str, event: "Event") -> None:
+        """One of them."""
+
+    def end(self) -> bool:
+        """That was all; whether the command has failed."""
+
+
+def _output(options: argparse.Namespace) -> _Output:
+    if options.json:
+        return _Json()
+    if options.diff is not None:
+        return _Diff(options.diff)
+    return _Table()
+
+
+class _Json:
+    """Records as they come."""
+
+    def begin(self, capture: str) -> None:
+        """Nothing: each record names its capture."""
+
+    def event(self, capture: str, event: "Event") -> None:
+        """Print its record, if it has one."""
+        from cthelper.core.offline.events import record
+        from cthelper.core.offline.report import json_line
+
+        found = record(event, capture)
+        if found is not None:
+            print(json_line(found))
+
+    def end(self) -> bool:
+        """Nothing."""
+        return False
+
+
+class _Table:
+    """A table for each capture."""
+
+    def __init__(self) -> None:
+        self._first = True
+
+    def begin(self, capture: str) -> None:
+        """Print the capture's name and the columns'."""
+        from cthelper.core.offline.report import HEADING
+
+        print(f"{'' if self._first else chr(10)}{capture}\n{HEADING}")
+        self._first = False
+
+    def event(self, capture: str, event: "Event") -> None:
+        """Print its line, if it has one."""
+        from cthelper.core.offline.report import line
+
+        text = line(event)
+        if text is not None:
+            print(text)
+
+    def end(self) -> bool:
+        """Nothing."""
+        return False
+
+
+class _Diff:
+    """What differs from an earlier replay's records."""
+
+    def __init__(self, old: Path) -> None:
+        from cthelper.core.offline.report import read_records
+
+        self._old = read_records(old)
+        self._new: list[Record] = []
+
+    def begin(self, capture: str) -> None:
+        """Nothing: each record names its capture."""
+
+    def event(self, capture: str, event: "Event") -> None:
+        """Keep its record."""
+        from cthelper.core.offline.events import record
+
+        found = record(event, capture)
+        if found is not None:
+            self._new.append(found)
+
+    def end(self) -> bool:
+        """Print the differences; whether there are any."""
+        from cthelper.core.offline.report import differences
+
+        different = False
+        for text in differences(self._old, self._new):
+            print(text)
+            different = True
+        return different
+
+
+@contextmanager
+def _running(
+    options: argparse.Namespace, jobs: Sequence["Job"]
+) -> "Iterator[Iterator[tuple[Job, Iterable[Event]]]]":
+    """The jobs' events, wherever they run, with a progress bar on a terminal."""
+    from cthelper.core.offline import corpus
+
+    executor: Executor | None = None
+    if options.jobs is not None:
+        # Forked workers would share the threads of the progress bar.
+        executor = ProcessPoolExecutor(options.jobs, get_context("spawn"))
+    elif options.executor is not None:
+        executor = corpus.make_executor(options.executor)
+    with ExitStack() as stack:
+        if executor is not None:
+            stack.enter_context(executor)
+            advance = _bar(stack, "captures", len(jobs))
+            yield corpus.replay_all(jobs, executor, advance)
+            return
+        sizes = [job.capture.stat().st_size for job in jobs]
+        advance = _bar(stack, "bytes", sum(sizes))
+
+        def results() -> "Iterator[tuple[Job, Iterable[Event]]]":
+            before = 0
+            for job, size in zip(jobs, sizes, strict=True):
+                progress = None
+                if advance is not None:
+                    progress = partial(_further, advance, before)
+                yield job, corpus.replay_job(job, progress)
+                before += size
+
+        yield results()
+
+
+def _further(advance: Callable[[int], None], before: int, position: int) -> None:
+    advance(before + position)
+
+
+def _bar(stack: ExitStack, unit: str, total: int) -> Callable[[int], None] | None:
+    """A progress bar on standard error where it is a terminal; what moves it."""
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import Progress
+
+    progress = stack.enter_context(
+        Progress(
+            console=Console(stderr=True),
+            transient=True,
+            # What is printed to a terminal goes above the bar.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+    )
+    task = progress.add_task(unit, total=total)
+    return lambda completed: progress.update(task, completed=completed)
+
+
+def _explain(
+    options: argparse.Namespace, captures: Sequence[Path], config: Config
+) -> int:
+    from cthelper.core.offline.explain import explain
+
+    if len(captures) != 1:
+        raise UsageError("--explain takes one capture")
+    if options.html is not None:
+        raise UsageError("--explain and --html exclude each other")
+    found = False
+    for text in explain(
+        captures[0],
+        options.explain,
+        config,
+        networks=options.network,
+        hosts=options.host,
+        warn=lambda text: print(f"cthelper: {text}", file=sys.stderr),
+    ):
+        print(text)
+        found = True
+    return int(not found)
+
+
+def _frame(text: str) -> int:
+    number = _whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("frames count from 1")
+    return number
+
+
+def _count(text: str) -> int:
+    number = _whole(text)
+    if not 1 <= number <= 256:
+        raise argparse.ArgumentTypeError("must be a number from 1 to 256")
+    return number
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _address(text: str) -> Address:
+    try:
+        return ip_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Several captures: which files they are, and replaying them here or elsewhere."""
+
+import glob
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from cthelper.core.config import Config
+from cthelper.core.errors import CaptureError, CthelperError, UsageError
+from cthelper.core.offline.capture import Capture, Frame
+from cthelper.core.offline.events import Event, Notice
+from cthelper.core.offline.replay import Replay
+from cthelper.core.tuples import Address, Network
+
+_SUFFIXES: Final = (".pcap", ".pcapng", ".cap")
+_COMPRESSED: Final = ("", ".gz", ".zst")
+# Frames between two looks at how far the file has been read.
+_STRIDE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One capture to replay, and how; made to travel to another process.
+
+    `read_config` gives the configuration there. The rest is as for `Replay`.
+    """
+
+    capture: Path
+    read_config: Callable[[], Config]
+    networks: tuple[Network, ...] = ()
+    hosts: tuple[Address, ...] = ()
+    watch: bool = False
+
+
+def find_captures(names: Iterable[str]) -> list[Path]:
+    """The files that `names` mean: files, patterns, folders with all below them.
+
+    In a folder captures are known by their names: .pcap, .pcapng and .cap, also with
+    .gz or .zst behind. Raises UsageError for a name that means nothing.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            meant = [each for each in sorted(path.rglob("*")) if _is_capture(each)]
+        elif path.exists():
+            meant = [path]
+        else:
+            meant = [Path(each) for each in sorted(glob.glob(name, recursive=True))]
+            meant = [each for each in meant if each.is_file()]
+        if not meant:
+            raise UsageError(f"{name}: no capture there")
+        found += [each for each in meant if each not in found]
+    return found
+
+
+def _is_capture(path: Path) -> bool:
+    endings = [suffix + more for suffix in _SUFFIXES for more in _COMPRESSED]
+    return path.is_file() and path.name.lower().endswith(tuple(endings))
+
+
+def replay_job(
+    job: Job, progress: Callable[[int], None] | None = None
+) -> Iterator[Event]:
+    """The events of one capture, as they are found.
+
+    `progress` is told now and then how many bytes of the file have been read. What
+    goes wrong with the capture is a Notice. Raises ConfigError, RegistryError.
+    """
+    notices: list[Notice] = []
+
+    def warn(text: str) -> None:
+        notices.append(Notice(text=text))
+
+    config = job.read_config()
+    replay = Replay(
+        config,
+        networks=job.networks,
+        hosts=job.hosts,
+        warn=lambda text: warn(f"{job.capture}: {text}"),
+        watch=job.watch,
+    )
+    try:
+        with Capture(job.capture, warn=warn) as capture:
+            frames = iter(capture)
+            if progress is not None:
+                frames = _reporting(frames, capture, progress)
+            for event in replay.run(frames):
+                if notices:
+                    yield from notices
+                    notices.clear()
+                yield event
+    except CaptureError as error:
+        notices.append(Notice(text=str(error), failed=True))
+    yield from notices
+
+
+def _reporting(
+    frames: Iterator[Frame], capture: Capture, progress: Callable[[int], None]
+) -> Iterator[Frame]:
+    for count, frame in enumerate(frames, 1):
+        if count % _STRIDE == 0:
+            progress(capture.position)
+        yield frame
+    progress(capture.position)
+
+
+def replay_all(
+    jobs: Sequence[Job],
+    executor: Executor,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Job, list[Event]]]:
+    """Each job's events, in the order of the jobs, which run in `executor`.
+
+    `progress` is told how many jobs have ended. Raises what `replay_job` raises, and
+    CthelperError where the executor breaks.
+    """
+    futures = [executor.submit(_collect, job) for job in jobs]
+    try:
+        for count, (job, future) in enumerate(zip(jobs, futures, strict=True), 1):
+            yield job, future.result()
+            if progress is not None:
+                progress(count)
+    except BrokenExecutor as error:
+        raise CthelperError(f"the executor broke: {error}") from None
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _collect(job: Job) -> list[Event]:
+    return list(replay_job(job))
+
+
+def make_executor(path: str) -> Executor:
+    """What the function or class at an import path, ``module:name``, gives.
+
+    It is called without arguments and gives a concurrent.futures.Executor, or what
+    works like one. Raises UsageError.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UsageError(f"--executor {path}: must be MODULE:NAME")
+    try:
+        factory = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--executor {path}: {error}") from None
+    executor = factory()
+    if not callable(getattr(executor, "submit", None)):
+        raise UsageError(
+            f"--executor {path}: gives a {type(executor).__name__}, "
+            "which is no concurrent.futures.Executor"
+        )
+    result: Executor = executor
+    return result

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a replay finds: values, and their records in JSON (one object a line).
+
+Frames count from 1, as Wireshark counts them; times are seconds since the capture's
+first frame. The records' keys and their order are a promise to programs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cthelper.core.api import (
+    Direction,
+    Effect,
+    Endpoint,
+    Expect,
+    Source,
+    Transport,
+    Tuple,
+)
+from cthelper.core.tuples import Address, Expectation, Network
+
+Record = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectationEvent:
+    """A message in `direction` led to an expectation, which the kernel took."""
+
+    frame: int
+    time: float
+    helper: str
+    direction: Direction
+    expectation: Expectation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelatedEvent:
+    """The first packet of a flow met the expectation made in `expectation_frame`."""
+
+    frame: int
+    time: float
+    expectation_frame: int
+    helper: str
+    flow: Tuple
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedEvent:
+    """An expectation was not made. `reason` is a code, `detail` says it in words.
+
+    `wish` is what the helper asked for (None: it refused by itself), `peer` the address
+    of the message's receiver.
+    """
+
+    frame: int
+    time: float
+    helper: str
+    reason: str
+    detail: str
+    wish: Expect | None
+    peer: Address
+    transport: Transport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MalformedEvent:
+    """A message broke its protocol."""
+
+    frame: int
+    time: float
+    helper: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultEvent:
+    """The helper has a bug; `where` is the file and line. It has no record."""
+
+    frame: int
+    time: float
+    helper: str
+    error: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageEvent:
+    """A helper read a message; told only where replay watches. It has no record.
+
+    `fields` is what the helper says about it, `effects` what it yielded.
+    """
+
+    frame: int
+    time: float
+    helper: str
+    flow: Tuple
+    direction: Direction
+    payload: bytes
+    fields: Mapping[str, str]
+    effects: tuple[Effect, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowEvent:
+    """A control flow or an expected one has ended, or the capture has.
+
+    Told only where replay watches. It has no record. `helper` is that of a control
+    flow, else None; `packets` counts both directions; `finished` says why the helper
+    stopped reading, or is None.
+    """
+
+    frame: int
+    time: float
+    last_frame: int
+    last_time: float
+    flow: Tuple
+    helper: str | None
+    packets: int
+    finished: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The last event of a capture. Packets and flows are those of TCP and UDP."""
+
+    packets: int = 0
+    flows: int = 0
+    expectations: int = 0
+    related: int = 0
+    refused: int = 0
+    malformed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A line for the user. It has no record.
+
+    `failed`: the capture could not be replayed.
+    """
+
+    text: str
+    failed: bool = False
+
+
+Event = (
+    ExpectationEvent
+    | RelatedEvent
+    | RefusedEvent
+    | MalformedEvent
+    | FaultEvent
+    | MessageEvent
+    | FlowEvent
+    | Summary
+    | Notice
+)
+
+
+def record(event: Event, capture: str) -> Record | None:
+    """The record of `event`, or None for an event that has none."""
+    match event:
+        case ExpectationEvent():
+            wanted = event.expectation
+            return {
+                **_head("expectation", capture, event),
+                "helper": event.helper,
+                "policy": wanted.policy,
+                "flow": _flow(wanted.master),
+                "direction": event.direction.value,
+                "expects": _expects(
+                    wanted.transport,
+                    wanted.source,
+                    wanted.source_port,
+                    wanted.destination,
+                ),
+                "permanent": wanted.permanent,
+                "timeout": wanted.timeout,
+            }
+        case RelatedEvent():
+            return {
+                **_head("related", capture, event),
+                "expectation_frame": event.expectation_frame,
+                "helper": event.helper,
+                "flow": _flow(event.flow),
+            }
+        case RefusedEvent():
+            return {
+                **_head("refused", capture, event),
+                "helper": event.helper,
+                "reason": event.reason,
+                "expects": _wish(event),
+            }
+        case MalformedEvent():
+            return {
+                **_head("malformed", capture, event),
+                "helper": event.helper,
+                "reason": event.reason,
+            }
+        case Summary():
+            return {
+                "event": "summary",
+                "capture": capture,
+                "packets": event.packets,
+                "flows": event.flows,
+                "expectations": event.expectations,
+                "related": event.related,
+                "refused": event.refused,
+                "malformed": event.malformed,
+            }
+        case _:
+            return None
+
+
+def _head(
+    name: str,
+    capture: str,
+    event: ExpectationEvent | RelatedEvent | RefusedEvent | MalformedEvent,
+) -> Record:
+    return {
+        "event": name,
+        "capture": capture,
+        "frame": event.frame,
+        "time": round(event.time, 6),
+    }
+
+
+def _flow(flow: Tuple) -> Record:
+    return {
+        "transport": str(flow.transport),
+        "source": str(flow.source),
+        "destination": str(flow.destination),
+    }
+
+
+def _wish(event: RefusedEvent) -> Record | None:
+    wish = event.wish
+    if wish is None:
+        return None
+    source: Address | Network | None
+    match wish.source:
+        case Source.PEER:
+            source = event.peer
+        case Source():
+            source = None
+        case network:
+            source = network
+    transport = wish.transport or event.transport
+    return _expects(transport, source, wish.source_port, wish.endpoint)
+
+
+def _expects(
+    transport: Transport,
+    source: Address | Network | None,
+    source_port: int | None,
+    destination: Endpoint,
+) -> Record:
+    return {
+        "transport": str(transport),
+        "source": None if source is None else source_text(source),
+        "source_port": source_port,
+        "destination": str(destination),
+    }
+
+
+def source_text(source: Address | Network) -> str:
+    """An address, or a network; a network of one address is that address."""
+    return str(source).removesuffix("/32" if source.version == 4 else "/128")

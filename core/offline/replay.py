@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Helpers over a capture: the daemon's way of a packet, without a kernel.
+
+The engine and the care for masters are the daemon's own. A capture takes the place of
+the queue, and a model of conntrack (`Table`) that of the kernel.
+"""
+
+import errno
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+from ipaddress import IPv6Network, ip_network
+from typing import Final
+
+from cthelper.core.api import (
+    ANY,
+    Effect,
+    Expect,
+    ExpectationRefused,
+    Helper,
+    Malformed,
+    Message,
+)
+from cthelper.core.config import Config
+from cthelper.core.engine import (
+    Damaged,
+    Decision,
+    Engine,
+    Fault,
+    Finished,
+    Refused,
+)
+from cthelper.core.errors import Busy, NotFound
+from cthelper.core.guard import Guard
+from cthelper.core.masters import Masters
+from cthelper.core.offline.capture import Frame
+from cthelper.core.offline.conntrack import Entry, Outcome, Seen, State, Table
+from cthelper.core.offline.events import (
+    Event,
+    ExpectationEvent,
+    FaultEvent,
+    FlowEvent,
+    MalformedEvent,
+    MessageEvent,
+    RefusedEvent,
+    RelatedEvent,
+    Summary,
+)
+from cthelper.core.tuples import (
+    ORIGINAL,
+    Address,
+    Conntrack,
+    Expectation,
+    Network,
+    Tuple,
+    collapsed,
+)
+
+_LINK_LOCAL: Final = IPv6Network("fe80::/10")
+_GUESSED_PREFIX: Final = {4: 24, 6: 64}
+# How often the daemon looks after finished flows.
+_TICK_SECONDS: Final = 1.0
+
+
+class Links:
+    """What was on-link where the capture was taken.
+
+    `networks` says it; without it the /24 or the /64 around an address is taken, and
+    `warn` told once for each.
+    """
+
+    def __init__(
+        self, networks: Collection[Network], warn: Callable[[str], None]
+    ) -> None:
+        self._networks = networks
+        self._warn = warn
+        self._guessed: set[Network] = set()
+
+    def on_link(self, address: Address) -> tuple[Network, ...]:
+        """The networks of the hosts that share a link with `address`.
+
+        Over IPv6 the link-local ones among them. A link-local address says nothing
+        about which link it is on: all the networks are. Raises ExpectationRefused with
+        reason ``off-link``.
+        """
+        if not self._networks:
+            return self._guess(address)
+        found = [
+            network
+            for network in self._networks
+            if network.version == address.version
+            and (address in network or address.is_link_local)
+        ]
+        if address.is_link_local:
+            found.append(_LINK_LOCAL)
+        if not found:
+            networks = ", ".join(map(str, self._networks))
+            raise ExpectationRefused("off-link", f"{address} is not in {networks}")
+        return _with_link_local(found, address.version)
+
+    def _guess(self, address: Address) -> tuple[Network, ...]:
+        if address.is_link_local and address.version == 6:
+            around: Network = _LINK_LOCAL
+        else:
+            prefix = _GUESSED_PREFIX[address.version]
+            around = ip_network(f"{address}/{prefix}", strict=False)
+        if around not in self._guessed:
+            self._guessed.add(around)
+            self._warn(
+                f"nothing says what was on-link with {address}: {around} is taken; "
+                "--network CIDR says it"
+            )
+        return _with_link_local([around], address.version)
+
+
+def _with_link_local(networks: list[Network], version: int) -> tuple[Network, ...]:
+    if version == 6:
+        networks.append(_LINK_LOCAL)
+    return collapsed(networks, version)
+
+
+class Replay:
+    """Runs the configured helpers over the frames of one capture.
+
+    `networks` are those that were on-link where it was taken. `hosts` are the addresses
+    of the machine that would have run the daemon: packets from others count as
+    forwarded; empty: nothing does. `warn` is told what the user should know. With
+    `watch` the messages and the flows are events, too.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        networks: Collection[Network] = (),
+        hosts: Collection[Address] = (),
+        warn: Callable[[str], None],
+        watch: bool = False,
+    ) -> None:
+        self._hosts = frozenset(hosts)
+        self._frame = 0
+        self._time = 0.0
+        self._now = 0.0
+        self._due = 0.0
+        self.table = Table(config.helpers, on_destroy=self._destroyed)
+        self.onlooker = _Onlooker() if watch else None
+        self.engine = Engine(
+            config.helpers,
+            guard=Guard(config.denied_ports),
+            on_link=Links(networks, warn).on_link,
+            clock=self._clock,
+            flow_limit=config.daemon.flow_limit,
+            watch=self.onlooker,
+        )
+        self._masters = Masters(_Kernel(self.table, self._clock), self, self._clock)
+        self._events: list[Event] = []
+        self._counts = Summary()
+        self._watched: dict[int, FlowEvent] = {}
+
+    def run(self, frames: Iterable[Frame]) -> Iterator[Event]:
+        """The events of the capture in the order of its frames, a Summary last."""
+        watch = self.onlooker is not None
+        see = self.table.track if watch else self.table.see
+        for number, time, data, start in frames:
+            # The clocks of helpers and kernel move forward, those of captures not
+            # always.
+            if time > self._now:
+                self._now = time
+            seen = see(number, self._now, data, start)
+            if seen is not None:
+                self.step(number, time, seen)
+                if self._events:
+                    yield from self._take()
+        yield from self._end()
+
+    def step(self, number: int, time: float, seen: Seen) -> Decision | None:
+        """Pass one packet on; what the engine decided, None where it was not asked."""
+        self._frame, self._time = number, time
+        entry = seen.entry
+        if seen.state is State.INVALID or entry is None:
+            return None
+        met = seen.met
+        if met is not None:
+            self._add(
+                RelatedEvent(
+                    frame=self._frame,
+                    time=self._time,
+                    expectation_frame=met.frame,
+                    helper=met.helper,
+                    flow=entry.original,
+                )
+            )
+        if self.onlooker is not None:
+            self._count(entry, seen)
+        if entry.helper is None:
+            self.table.confirm(entry)
+            return None
+        return self._inspect(seen, entry)
+
+    def event(self, event: str, level: str = "info", /, **fields: str) -> None:
+        """What became of a master, which has no place among the events (Reporter)."""
+
+    def _inspect(self, seen: Seen, entry: Entry) -> Decision:
+        """As the daemon does it for a packet from the queue."""
+        conntrack = entry.conntrack
+        decision = self.engine.handle(
+            seen.packet,
+            conntrack,
+            seen.direction,
+            forwarded=bool(self._hosts)
+            and conntrack.original.source.address not in self._hosts,
+        )
+        flow = decision.flow
+        if flow is None:
+            self.table.confirm(entry)
+            return decision
+        if self.onlooker is not None:
+            self._read(self.onlooker, flow.name)
+        self._report(seen, conntrack, flow.name, decision)
+        if flow.finished is not None:
+            self._masters.finish(conntrack, flow.name, flow.finished)
+        made = self._expect(seen, entry, flow.name, decision)
+        self.table.confirm(entry)
+        if made:
+            self._masters.expect(conntrack, made)
+        self._masters.passed(entry.conntrack)
+        if self._now >= self._due:
+            self._due = self._now + _TICK_SECONDS
+            self._masters.sweep()
+        return decision
+
+    def _expect(
+        self,
+        seen: Seen,
+        entry: Entry,
+        helper: str,
+        decision: Decision,
+    ) -> list[Expectation]:
+        made = []
+        for expectation in decision.expectations:
+            outcome, expected = self.table.expect(
+                self._now, entry, expectation, self._frame
+            )
+            # The first of several goes in with the verdict, and the packet comes back
+            # confirmed before the next does (gate.py).
+            self.table.confirm(entry)
+            if expected is None:
+                self._refuse(seen, expectation, helper, outcome)
+                continue
+            if expected.master is not entry:
+                self._masters.lengthen(expected.master.original, expectation)
+            made.append(expectation)
+            self._add(
+                ExpectationEvent(
+                    frame=self._frame,
+                    time=self._time,
+                    helper=helper,
+                    direction=seen.direction,
+                    expectation=expectation,
+                )
+            )
+        return made
+
+    def _refuse(
+        self,
+        seen: Seen,
+        expectation: Expectation,
+        helper: str,
+        outcome: Outcome,
+    ) -> None:
+        """The kernel has not taken the expectation."""
+        self._add(
+            RefusedEvent(
+                frame=self._frame,
+                time=self._time,
+                helper=helper,
+                reason=outcome.value,
+                detail=f"the kernel refuses {expectation}",
+                wish=_wish_of(expectation),
+                peer=_receiver(seen, expectation.master),
+                transport=expectation.transport,
+            )
+        )
+
+    def _report(
+        self,
+        seen: Seen,
+        conntrack: Conntrack,
+        helper: str,
+        decision: Decision,
+    ) -> None:
+        for event in decision.events:
+            match event:
+                case Refused(reason, detail, wish):
+                    self._add(
+                        RefusedEvent(
+                            frame=self._frame,
+                            time=self._time,
+                            helper=helper,
+                            reason=reason,
+                            detail=detail,
+                            wish=wish,
+                            peer=_receiver(seen, conntrack.original),
+                            transport=conntrack.original.transport,
+                        )
+                    )
+                case Damaged(reason):
+                    self._add(
+                        MalformedEvent(
+                            frame=self._frame,
+                            time=self._time,
+                            helper=helper,
+                            reason=reason,
+                        )
+                    )
+                case Fault(error, where):
+                    self._add(
+                        FaultEvent(
+                            frame=self._frame,
+                            time=self._time,
+                            helper=helper,
+                            error=error,
+                            where=where,
+                        )
+                    )
+                case Finished(reason):
+                    watched = self._watched.get(conntrack.id)
+                    if watched is not None:
+                        self._watched[conntrack.id] = replace(watched, finished=reason)
+
+    def _clock(self) -> float:
+        return self._now
+
+    def _add(self, event: Event) -> None:
+        self._events.append(event)
+        counts = self._counts
+        match event:
+            case ExpectationEvent():
+                counts = replace(counts, expectations=counts.expectations + 1)
+            case RelatedEvent():
+                counts = replace(counts, related=counts.related + 1)
+            case RefusedEvent():
+                counts = replace(counts, refused=counts.refused + 1)
+            case MalformedEvent():
+                counts = replace(counts, malformed=counts.malformed + 1)
+            case _:
+                return
+        self._counts = counts
+
+    def _take(self) -> list[Event]:
+        events = self._events
+        self._events = []
+        return events
+
+    def _end(self) -> Iterator[Event]:
+        for entry_id in list(self._watched):
+            self._events.append(self._watched.pop(entry_id))
+        yield from self._take()
+        yield replace(self._counts, packets=self.table.packets, flows=self.table.flows)
+
+    def _destroyed(self, entry: Entry) -> None:
+        """The entry has ended, and the daemon would be told so."""
+        self._masters.forget((entry.id, 0))
+        self.engine.flows.remove((entry.id, 0))
+        watched = self._watched.pop(entry.id, None)
+        if watched is not None:
+            self._events.append(watched)
+
+    # What only onlookers want
+
+    def _count(self, entry: Entry, seen: Seen) -> None:
+        known = self._watched.get(entry.id)
+        if known is None:
+            if entry.helper is None and seen.met is None:
+                return
+            known = FlowEvent(
+                frame=self._frame,
+                time=self._time,
+                last_frame=self._frame,
+                last_time=self._time,
+                flow=entry.original,
+                helper=None if entry.helper is None else entry.helper.helper.name,
+                packets=0,
+                finished=None,
+            )
+        self._watched[entry.id] = replace(
+            known,
+            last_frame=self._frame,
+            last_time=self._time,
+            packets=known.packets + 1,
+        )
+
+    def _read(self, onlooker: "_Onlooker", helper: str) -> None:
+        for reading in onlooker.take():
+            message = reading.message
+            self._add(
+                MessageEvent(
+                    frame=self._frame,
+                    time=self._time,
+                    helper=helper,
+                    flow=message.original,
+                    direction=message.direction,
+                    payload=message.payload,
+                    fields=reading.fields,
+                    effects=tuple(reading.effects),
+                )
+            )
+
+
+def _wish_of(expectation: Expectation) -> Expect:
+    """What a helper may have asked for to get this."""
+    return Expect(
+        expectation.destination,
+        expectation.policy or "",
+        expectation.transport,
+        expectation.source or ANY,
+        expectation.source_port,
+        expectation.permanent,
+        expectation.helper,
+    )
+
+
+def _receiver(seen: Seen, original: Tuple) -> Address:
+    end = original.destination if seen.direction is ORIGINAL else original.source
+    return end.address
+
+
+class _Reading:
+    """A message, what the helper says about it, and the effects that it yields."""
+
+    def __init__(self, message: Message, fields: dict[str, str]) -> None:
+        self.message = message
+        self.fields = fields
+        self.effects: list[Effect] = []
+
+
+class _Onlooker:
+    """Keeps what the engine's helpers read and yield until it is taken."""
+
+    def __init__(self) -> None:
+        self._readings: list[_Reading] = []
+
+    def message(self, helper: Helper, message: Message) -> None:
+        try:
+            fields = dict(helper.describe(message))
+        except Malformed as error:
+            fields = {"malformed": str(error)}
+        except Exception as error:  # a plugin's bug must not end the replay
+            fields = {"describe() failed": f"{type(error).__name__}: {error}"}
+        self._readings.append(_Reading(message, fields))
+
+    def effect(self, effect: Effect) -> None:
+        self._readings[-1].effects.append(effect)
+
+    def take(self) -> list[_Reading]:
+        """What has been read since the last call."""
+        readings = self._readings
+        self._readings = []
+        return readings
+
+
+class _Kernel:
+    """The table as Masters asks the kernel for it."""
+
+    def __init__(self, table: Table, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._clock = clock
+
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        """The entry with this original tuple. Raises NotFound."""
+        return self._find(original).conntrack
+
+    def update(
+        self,
+        original: Tuple,
+        zone: int = 0,
+        *,
+        timeout: int | None = None,
+        helper: str | None = None,
+    ) -> None:
+        """Set an entry's timeout, or detach it from its helper.
+
+        Raises NotFound, and Busy for an expected flow.
+        """
+        entry = self._find(original)
+        if timeout is not None:
+            self._table.keep(self._clock(), entry, timeout)
+        if helper == "" and not self._table.detach(entry):
+            raise Busy(errno.EBUSY, f"detach {original}")
+
+    def _find(self, original: Tuple) -> Entry:
+        entry = self._table.find(original)
+        if entry is None:
+            raise NotFound(errno.ENOENT, f"get conntrack entry {original}")
+        return entry

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A replay's events for people, a line each, and how two replays differ."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cthelper.core.errors import CthelperError
+from cthelper.core.offline.events import (
+    Event,
+    ExpectationEvent,
+    MalformedEvent,
+    Record,
+    RefusedEvent,
+    RelatedEvent,
+    Summary,
+)
+
+HEADING = f"{'frame':>7}  {'time':>12}  {'event':<11}  {'helper':<15}  what"
+
+
+def line(event: Event) -> str | None:
+    """The line of an event in a capture's table; None for one that has none."""
+    match event:
+        case ExpectationEvent():
+            wanted = event.expectation
+            kind = "permanent" if wanted.permanent else "one flow"
+            what = f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s)"
+            return _row("expectation", event, what)
+        case RelatedEvent():
+            what = f"{event.flow}, announced in frame {event.expectation_frame}"
+            return _row("related", event, what)
+        case RefusedEvent():
+            return _row("refused", event, f"{event.reason}: {event.detail}")
+        case MalformedEvent():
+            return _row("malformed", event, event.reason)
+        case Summary():
+            return (
+                f"{event.packets} packets, {event.flows} flows, "
+                f"{event.expectations} expectations, {event.related} related, "
+                f"{event.refused} refused, {event.malformed} malformed"
+            )
+        case _:
+            return None
+
+
+def _row(
+    name: str,
+    event: ExpectationEvent | RelatedEvent | RefusedEvent | MalformedEvent,
+    what: str,
+) -> str:
+    return (
+        f"{event.frame:>7}  {event.time:>12.6f}  {name:<11}  {event.helper:<15}  {what}"
+    )
+
+
+def json_line(record: Record) -> str:
+    """A record as one line."""
+    return json.dumps(record, separators=(",", ":"))
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records that ``cthelper replay --json`` once wrote. Raises CthelperError."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise CthelperError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        lines = [""]
+    return [_read_record(path, number, text) for number, text in enumerate(lines, 1)]
+
+
+def _read_record(path: Path, number: int, text: str) -> Record:
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or "event" not in record:
+        raise CthelperError(f"{path}:{number}: not a line of `cthelper replay --json`")
+    return record
+
+
+def differences(old: Iterable[Record], new: Iterable[Record]) -> Iterator[str]:
+    """The records that only one of two replays has: ``- record``, ``+ record``.
+
+    In the order of captures and frames, as the new replay has the captures.
+    """
+    before, after = (list(map(json_line, each)) for each in (old, new))
+    gone, come = Counter(before), Counter(after)
+    gone, come = gone - come, come - gone
+    marked = [("-", text) for text in before if _take(gone, text)]
+    marked += [("+", text) for text in after if _take(come, text)]
+    captures: dict[str, int] = {}
+    for text in (*after, *before):
+        captures.setdefault(json.loads(text).get("capture", ""), len(captures))
+
+    def place(item: tuple[str, str]) -> tuple[int, float, bool]:
+        record = json.loads(item[1])
+        frame = record.get("frame", float("inf"))
+        return captures[record.get("capture", "")], frame, item[0] == "+"
+
+    for mark, text in sorted(marked, key=place):
+        yield f"{mark} {text}"
+
+
+def _take(counts: Counter[str], text: str) -> bool:
+    if counts[text] <= 0:
+        return False
+    counts[text] -= 1
+    return True
