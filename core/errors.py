@@ -72,6 +72,10 @@ class UsageError(CthelperError):
     """The command line asks for what is not there: exit code 2."""
 
 
+class CaptureError(CthelperError):
+    """A capture cannot be opened, or is none. One line that names the file."""
+
+
 class RulesetError(CthelperError):
     """nft refused a ruleset, or is not there."""
 
