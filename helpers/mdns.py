@@ -71,6 +71,22 @@ class Mdns(Helper):
             permanent=True,
         )
 
+    def describe(self, message: Message) -> dict[str, str]:
+        """Query or response, and how a query wants its answers."""
+        cursor = Cursor(message.payload)
+        header = read_header(cursor)
+        if not header.is_standard_query:
+            return {"type": "response, or no standard query"}
+        classes = [read_question_class(cursor) for _ in range(header.questions)]
+        unicast = sum(bool(each & _UNICAST_RESPONSE) for each in classes)
+        return {
+            "type": "query",
+            "questions": f"{header.questions}, {unicast} of them QU",
+            "asked from": "port 5353"
+            if message.source.port == _PORT
+            else f"port {message.source.port}: one-shot",
+        }
+
 
 def _to_group(message: Message) -> bool:
     address = message.destination.address

@@ -56,6 +56,20 @@ _STRING_LIMIT: Final = 255
 _PENDING_LIMIT: Final = 32
 _PENDING_SECONDS: Final = 60.0
 
+# RFC 1833, sections 2.1 and 3.1, by version and number.
+_PROCEDURES: Final = {
+    2: ("NULL", "SET", "UNSET", "GETPORT", "DUMP", "CALLIT"),
+    3: (
+        *("NULL", "SET", "UNSET", "GETADDR", "DUMP", "CALLIT", "GETTIME"),
+        *("UADDR2TADDR", "TADDR2UADDR"),
+    ),
+    4: (
+        *("NULL", "SET", "UNSET", "GETADDR", "DUMP", "BCAST", "GETTIME"),
+        *("UADDR2TADDR", "TADDR2UADDR", "GETVERSADDR", "INDIRECT", "GETADDRLIST"),
+        "GETSTAT",
+    ),
+}
+
 # RFC 5665, section 5.2.2, and the IP version that each means.
 _NETIDS: Final = {"tcp": (TCP, 4), "udp": (UDP, 4), "tcp6": (TCP, 6), "udp6": (UDP, 6)}
 
@@ -142,6 +156,30 @@ class SunRpc(Helper):
             permanent=message.options["mode"] == "service",
         )
 
+    def describe(self, message: Message) -> dict[str, str]:
+        """The call or the reply; what a reply announces is told by its call."""
+        record = message.payload
+        if message.transport is TCP:
+            record = join_record(record)
+        cursor = Cursor(record)
+        xid, kind = cursor.u32(), cursor.u32()
+        fields = {"xid": f"{xid:#010x}", "type": "call" if kind == _CALL else "reply"}
+        if kind == _CALL:
+            return fields | _describe_call(cursor)
+        succeeded = _succeeded(cursor)
+        fields["status"] = "success" if succeeded else "denied or failed"
+        call = self._calls.get(xid)
+        if call is None:
+            fields["answers"] = "no call that could announce an endpoint"
+        elif succeeded:
+            endpoint = _announced(call, cursor, message)
+            fields["announces"] = (
+                "nothing: the program is not registered"
+                if endpoint is None
+                else f"program {call.program} at {call.transport} {endpoint}"
+            )
+        return fields
+
     def _remember(self, xid: int, cursor: Cursor, message: Message) -> None:
         call = _read_call(cursor, message)
         # A repeated call is the same again; it must not forget the answer.
@@ -180,6 +218,30 @@ def _read_call(cursor: Cursor, message: Message) -> _Call | None:
             return None
         return _Call(wanted, transport, netid, expires)
     return None
+
+
+def _describe_call(cursor: Cursor) -> dict[str, str]:
+    cursor.skip(4)
+    program, version, number = cursor.u32(), cursor.u32(), cursor.u32()
+    _skip_auth(cursor)
+    _skip_auth(cursor)
+    names = _PROCEDURES.get(version, ()) if program == PORTMAPPER else ()
+    fields = {
+        "program": f"{program}, version {version}",
+        "procedure": names[number] if number < len(names) else str(number),
+    }
+    if program != PORTMAPPER:
+        return fields
+    if (version, number) == _GETPORT:
+        wanted, release, protocol = cursor.u32(), cursor.u32(), cursor.u32()
+        fields["asks for"] = f"program {wanted}, version {release}"
+        fields["protocol"] = str(protocol)
+    elif (version, number) in _GETADDR:
+        wanted, release = cursor.u32(), cursor.u32()
+        fields["asks for"] = f"program {wanted}, version {release}"
+        for name in ("netid", "address", "owner"):
+            fields[name] = repr(read_string(cursor, _STRING_LIMIT))
+    return fields
 
 
 def _transport_of(netid: str, message: Message) -> Transport | None:

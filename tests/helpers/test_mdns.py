@@ -366,3 +366,43 @@ def test_unicast_bit_that_scapy_sets_is_seen(
 @given(valid, st.binary(max_size=40))
 def test_junk_after_the_questions_changes_nothing(payload: bytes, junk: bytes) -> None:
     assert opened(line(5353).sent(payload + junk)) == opened(line(5353).sent(payload))
+
+
+# In words
+
+
+@pytest.mark.parametrize(
+    ("port", "payload", "fields"),
+    [
+        (
+            ASKER,
+            query(question()),
+            {
+                "type": "query",
+                "questions": "1, 0 of them QU",
+                "asked from": f"port {ASKER}: one-shot",
+            },
+        ),
+        (
+            5353,
+            query(question(QU), question(QM)),
+            {
+                "type": "query",
+                "questions": "2, 1 of them QU",
+                "asked from": "port 5353",
+            },
+        ),
+        (5353, query(flags=0x8400), {"type": "response, or no standard query"}),
+    ],
+)
+def test_query_is_described(port: int, payload: bytes, fields: dict[str, str]) -> None:
+    assert Mdns().describe(line(port).sent(payload)) == fields
+
+
+@given(st.binary() | valid | damaged())
+def test_any_bytes_are_described_or_malformed(payload: bytes) -> None:
+    try:
+        fields = Mdns().describe(line().sent(payload))
+    except Malformed:
+        return
+    assert all(fields.values())

@@ -1102,3 +1102,107 @@ def test_getport_that_we_build_is_read_by_scapy(
     answered = RPC(port(xid, number))
     assert answered[ScapyReply].accept_stat == 0
     assert bytes(answered[ScapyReply].payload) == u32(number)
+
+
+# In words
+
+GETPORT_WORDS: Final = {
+    "xid": "0x00000007",
+    "type": "call",
+    "program": "100000, version 2",
+    "procedure": "GETPORT",
+    "asks for": "program 100005, version 3",
+    "protocol": "17",
+}
+GETADDR_WORDS: Final = {
+    "xid": "0x00000007",
+    "type": "call",
+    "program": "100000, version 4",
+    "procedure": "GETADDR",
+    "asks for": "program 100005, version 3",
+    "netid": "'udp'",
+    "address": "'198.51.100.2.0.111'",
+    "owner": "'libtirpc'",
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields"),
+    [
+        (getport(7), GETPORT_WORDS),
+        (getaddr(7), GETADDR_WORDS),
+        (
+            call(7, (2, 4)),
+            {
+                "xid": "0x00000007",
+                "type": "call",
+                "program": "100000, version 2",
+                "procedure": "DUMP",
+            },
+        ),
+        (
+            call(7, (4, 77), program=MOUNTD),
+            {
+                "xid": "0x00000007",
+                "type": "call",
+                "program": "100005, version 4",
+                "procedure": "77",
+            },
+        ),
+    ],
+    ids=["GETPORT", "GETADDR", "another procedure", "another program"],
+)
+def test_call_is_described(asked: bytes, fields: dict[str, str]) -> None:
+    assert SunRpc().describe(line().sent(asked)) == fields
+    assert SunRpc().describe(line(TCP).sent(record(asked, 6))) == fields
+
+
+@pytest.mark.parametrize(
+    ("answered", "fields"),
+    [
+        (
+            port(7),
+            {
+                "status": "success",
+                "announces": f"program {MOUNTD} at udp {SERVER}:{PORT}",
+            },
+        ),
+        (
+            port(7, 0),
+            {
+                "status": "success",
+                "announces": "nothing: the program is not registered",
+            },
+        ),
+        (reply(7, b"", status=1), {"status": "denied or failed"}),
+        (
+            port(8),
+            {
+                "status": "success",
+                "answers": "no call that could announce an endpoint",
+            },
+        ),
+    ],
+    ids=["port", "not registered", "failed", "another call's"],
+)
+def test_reply_is_described_by_its_call(
+    answered: bytes, fields: dict[str, str]
+) -> None:
+    helper, flow = SunRpc(), line()
+    play(helper, [flow.sent(getport(7))])
+    described = helper.describe(flow.answered(answered))
+    assert described == {"xid": described["xid"], "type": "reply", **fields}
+
+
+@given(bodies, st.sampled_from([TCP, UDP]), st.sampled_from(Direction))
+def test_any_bytes_are_described_or_malformed(
+    payload: bytes, transport: Transport, direction: Direction
+) -> None:
+    helper, flow = SunRpc(), line(transport)
+    asked = getport(7) if transport is UDP else record(getport(7))
+    play(helper, [flow.sent(asked)])
+    try:
+        fields = helper.describe(flow.message(direction, payload))
+    except Malformed:
+        return
+    assert all(fields.values())
