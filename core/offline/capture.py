@@ -13,11 +13,11 @@ first such frame is worth one warning, since helpers need whole messages.
 """
 
 import gzip
+import importlib
 import io
 import logging
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,13 +76,6 @@ _FAMILIES: Final = frozenset(
     for family in (2, 10, 24, 28, 30)
     for order in ("little", "big")
 )
-
-if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdError, ZstdFile
-
-    _FAULTS: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, ZstdError)
-else:
-    _FAULTS: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error)
 
 
 def _behind_type(frame: bytes, at: int) -> int | None:
@@ -147,8 +140,11 @@ class _Source(io.RawIOBase):
     packed files lose what they had unpacked when they meet the fault.
     """
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, read: Callable[[int], bytes], faults: tuple[type[Exception], ...]
+    ) -> None:
         self._read = read
+        self._faults = faults
         self.count = 0
         self.fault: Exception | None = None
 
@@ -163,7 +159,7 @@ class _Source(io.RawIOBase):
             return 0
         try:
             data = self._read(len(buffer))
-        except _FAULTS as error:
+        except self._faults as error:
             self.fault = error
             return 0
         buffer[: len(data)] = data
@@ -265,7 +261,7 @@ class Capture:
             raise CaptureError(f"{path}: {error.strerror}") from None
         try:
             self.size = os.fstat(self._file.fileno()).st_size
-            self._disk = _Source(self._file.read)
+            self._disk = _Source(self._file.read, (OSError,))
             self._sources = [self._disk]
             self._stream = io.BufferedReader(self._disk, _CHUNK)
             self._unpack()
@@ -300,18 +296,20 @@ class Capture:
     def _unpack(self) -> None:
         magic = self._stream.peek(4)[:4]
         if magic.startswith(_GZIP):
-            read = gzip.GzipFile(fileobj=self._stream, mode="rb").read1
+            file = gzip.GzipFile(fileobj=self._stream, mode="rb")
+            unpacked = _Source(file.read1, (EOFError, OSError, zlib.error))
         elif magic == _ZSTD:
-            if sys.version_info >= (3, 14):
-                read = ZstdFile(self._stream).read1
-            else:
+            try:
+                zstd = importlib.import_module("compression.zstd")
+            except ImportError:
                 raise CaptureError(
-                    f"{self._path}: packed with zstd, which Python reads from 3.14 on; "
-                    "unpack it first"
-                )
+                    f"{self._path}: packed with zstd, which Python can read from 3.14 "
+                    "on; unpack it first"
+                ) from None
+            file = zstd.ZstdFile(self._stream)
+            unpacked = _Source(file.read1, (EOFError, OSError, zstd.ZstdError))
         else:
             return
-        unpacked = _Source(read)
         self._sources.append(unpacked)
         self._stream = io.BufferedReader(unpacked, _CHUNK)
 
@@ -324,6 +322,8 @@ class Capture:
                 return self._pcapng(_Blocks(_Bounded(self._stream.read)))
         except Scapy_Exception:
             raise CaptureError(f"{self._path}: broken within the file header") from None
+        # The fault of a packed file shows only where its bytes are asked for.
+        self._stream.read(len(_PCAPNG))
         if (fault := self._fault()) is not None:
             raise CaptureError(f"{self._path}: {fault}")
         raise CaptureError(f"{self._path}: not a pcap or pcapng file")
@@ -374,9 +374,8 @@ class Capture:
                 frame, (link, clock, high, low, length, *_) = read(_LARGEST_FRAME)
             except (EOFError, Scapy_Exception):
                 if reader.source.offset != reader.start or self._fault() is not None:
-                    ended = not self._stream.peek(1)
-                    why = "the file ends within it" if ended else "it is not valid"
-                    self._broken(reader.start, f"a block begins there, and {why}")
+                    why = "a block that is cut short or not valid begins there"
+                    self._broken(reader.start, why)
                 return
             number += 1
             self.frames = number
