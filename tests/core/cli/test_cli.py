@@ -9,49 +9,11 @@ from pathlib import Path
 import pytest
 
 from cthelper import nft
-from cthelper.core.cli import main
 from cthelper.core.config import parse
 from cthelper.core.registry import builtin_helpers
+from tests.core.cli.runner import Runner
 
 INSTALLED = ", ".join(builtin_helpers())
-
-
-@pytest.fixture
-def empty(tmp_path: Path) -> str:
-    """A configuration with all defaults, whatever this machine has in /etc."""
-    file = tmp_path / "empty.toml"
-    file.write_text("")
-    return str(file)
-
-
-class Result:
-    """What a command has left behind."""
-
-    def __init__(self, code: int, output: str, errors: str) -> None:
-        self.code = code
-        self.output = output
-        self.errors = errors
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> "Runner":
-    return Runner(capsys)
-
-
-class Runner:
-    """Runs commands in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str) -> Result:
-        try:
-            code: int | str | None = main(arguments)
-        except SystemExit as stop:  # argparse's way
-            code = stop.code
-        assert isinstance(code, int)
-        output, errors = self._capsys.readouterr()
-        return Result(code, output, errors)
 
 
 # Usage.
