@@ -65,6 +65,7 @@ _NANOSECONDS: Final = 1_000_000_000
 _IF_TSOFFSET: Final = 14
 _PACKET_BLOCKS: Final = frozenset({2, 3, 6})
 _INTERFACE_BLOCK: Final = 1
+_INTERFACE_HEADER: Final = 8
 
 _IP: Final = frozenset({b"\x08\x00", b"\x86\xdd"})
 _VLAN: Final = frozenset({b"\x81\x00", b"\x88\xa8", b"\x91\x00"})
@@ -218,9 +219,12 @@ class _Blocks(RawPcapNgReader):
         super()._read_block_shb()
 
     def _read_block_idb(self, block: bytes, size: int) -> None:
+        # The end of the options may be left out; scapy 2.6 then drops the last one.
+        if len(block) >= _INTERFACE_HEADER:
+            block += bytes(4)
         super()._read_block_idb(block, size)
         link, snaplen, options = self.interfaces[-1]
-        offset = self._read_options(block[8:]).get(_IF_TSOFFSET, b"")
+        offset = self._read_options(block[_INTERFACE_HEADER:]).get(_IF_TSOFFSET, b"")
         seconds = 0
         if isinstance(offset, bytes) and len(offset) == 8:
             (seconds,) = struct.unpack(self.endian + "q", offset)

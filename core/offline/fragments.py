@@ -306,7 +306,8 @@ class Reassembler:
         stop = _IPV6_HEADER + length
         if stop > len(packet):
             return None
-        found = _find_fragment_header(packet, stop)
+        # A jumbogram (its length is 0) has no fragment header.
+        found = _find_fragment_header(packet, stop) if length else None
         if found is None:
             return packet
         previous, header = found
