@@ -184,17 +184,16 @@ class _Bounded:
 
 
 class _Clock:
-    """How one interface of a pcapng file counts time."""
+    """How one interface of a pcapng file counts time.
+
+    `resolution` is in ticks a second, `offset` in nanoseconds.
+    """
 
     __slots__ = ("offset", "resolution")
 
-    def __init__(self, resolution: int, offset: int) -> None:
+    def __init__(self, resolution: int, seconds: int) -> None:
         self.resolution = resolution
-        self.offset = offset * _NANOSECONDS
-
-    def nanoseconds(self, high: int, low: int) -> int:
-        ticks = high << 32 | low
-        return ticks * _NANOSECONDS // self.resolution + self.offset
+        self.offset = seconds * _NANOSECONDS
 
 
 class _Blocks(RawPcapNgReader):
@@ -202,16 +201,11 @@ class _Blocks(RawPcapNgReader):
 
     def __init__(self, filename: Any, fdesc: Any = None, magic: Any = None) -> None:
         self.source: _Bounded = fdesc
-        self.start = 0
         super().__init__(filename, fdesc, magic)
         # Secrets and process information say nothing about frames, but may be damaged,
         # and the secrets would become scapy's own configuration.
         for kind in set(self.blocktypes) - _PACKET_BLOCKS - {_INTERFACE_BLOCK}:
             del self.blocktypes[kind]
-
-    def _read_block(self, size: int = _LARGEST_FRAME) -> Any:
-        self.start = self.source.offset
-        return super()._read_block(size)
 
     def _read_block_shb(self) -> None:
         # Interfaces belong to their section; scapy counts on.
@@ -371,20 +365,26 @@ class Capture:
 
     def _pcapng(self, reader: Any) -> Iterator[Frame]:
         offsets = _OFFSETS
-        read = reader._read_packet
+        # By blocks, not by packets: damage is said to be where its block begins.
+        source, read = reader.source, reader._read_block
         number = first = now = 0
         while True:
+            begin = source.offset
             try:
-                frame, (link, clock, high, low, length, *_) = read(_LARGEST_FRAME)
+                record = read(_LARGEST_FRAME)
             except (EOFError, Scapy_Exception):
-                if reader.source.offset != reader.start or self._fault() is not None:
+                if source.offset != begin or self._fault() is not None:
                     why = "a block that is cut short or not valid begins there"
-                    self._broken(reader.start, why)
+                    self._broken(begin, why)
                 return
+            if record is None:
+                continue
+            frame, (link, clock, high, low, length, *_) = record
             number += 1
             self.frames = number
             if high is not None:
-                now = clock.nanoseconds(high, low)
+                ticks = high << 32 | low
+                now = ticks * _NANOSECONDS // clock.resolution + clock.offset
             if number == 1:
                 first = now
             offset = offsets.get(link)
