@@ -6,12 +6,13 @@ Errors are one line to standard error.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from cthelper.core.cli import doctor, helpers, ruleset, run
-from cthelper.core.errors import ConfigError, CthelperError
+from cthelper.core.cli import doctor, helpers, replay, ruleset, run
+from cthelper.core.errors import ConfigError, CthelperError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,12 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--version", action="version", version=f"cthelper {version('cthelper')}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (run, ruleset, helpers, doctor):
+    for module in (run, ruleset, replay, helpers, doctor):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         status: int = options.command(options)
-    except ConfigError as error:
+        # What cannot be written shall fail here and not when Python ends.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ConfigError, UsageError) as error:
         print(f"cthelper: {error}", file=sys.stderr)
         return 2
     except CthelperError as error:

@@ -21,6 +21,18 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add ``--plugin FILE``."""
+    parser.add_argument(
+        "--plugin",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a helper of your own, beside those that are installed; may be repeated",
+    )
+
+
 def configuration(options: argparse.Namespace) -> Config:
     """The configuration that ``--config`` names. Raises ConfigError."""
     return load(options.config, builtin_helpers())

@@ -103,13 +103,19 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def _replay(options: argparse.Namespace) -> int:
     try:
-        from cthelper.core.offline import corpus
+        return _run(options)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("scapy", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("scapy", "rich"):
             raise
         raise CthelperError(
-            f"{error.name} is not installed: pip install 'cthelper[replay]'"
+            f"{package} is not installed: pip install 'cthelper[replay]'"
         ) from None
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cthelper.core.offline import corpus
+
     if options.jobs is not None and options.executor is not None:
         raise UsageError("--jobs and --executor exclude each other")
     captures = corpus.find_captures(options.captures)

@@ -124,7 +124,8 @@ class Replay:
     `networks` are those that were on-link where it was taken. `hosts` are the addresses
     of the machine that would have run the daemon: packets from others count as
     forwarded; empty: nothing does. `warn` is told what the user should know. With
-    `watch` the messages and the flows are events, too.
+    `watch` the messages and the flows are events, too, and `detached` holds the reason
+    for each flow that was detached from its helper.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Replay:
             watch=self.onlooker,
         )
         self._masters = Masters(_Kernel(self.table, self._clock), self, self._clock)
+        self.detached: dict[str, str] = {}
         self._events: list[Event] = []
         self._counts = Summary()
         self._watched: dict[int, FlowEvent] = {}
@@ -167,13 +169,25 @@ class Replay:
                 self._now = time
             seen = see(number, self._now, data, start)
             if seen is not None:
-                self.step(number, time, seen)
+                self._pass(number, time, seen)
                 if self._events:
                     yield from self._take()
         yield from self._end()
 
-    def step(self, number: int, time: float, seen: Seen) -> Decision | None:
-        """Pass one packet on; what the engine decided, None where it was not asked."""
+    def step(
+        self, number: int, time: float, data: bytes, start: int
+    ) -> tuple[Seen | None, Decision | None, list[Event]]:
+        """One frame: what conntrack and the engine made of it, and its events.
+
+        None of conntrack: neither TCP nor UDP, or an incomplete packet; None of the
+        engine: it was not asked.
+        """
+        self._now = max(self._now, time)
+        seen = self.table.track(number, self._now, data, start)
+        decision = None if seen is None else self._pass(number, time, seen)
+        return seen, decision, self._take()
+
+    def _pass(self, number: int, time: float, seen: Seen) -> Decision | None:
         self._frame, self._time = number, time
         entry = seen.entry
         if seen.state is State.INVALID or entry is None:
@@ -198,10 +212,12 @@ class Replay:
 
     def event(self, event: str, level: str = "info", /, **fields: str) -> None:
         """What became of a master, which has no place among the events (Reporter)."""
+        if event == "detached" and self.onlooker is not None:
+            self.detached[fields["flow"]] = fields["reason"]
 
     def _inspect(self, seen: Seen, entry: Entry) -> Decision:
         """As the daemon does it for a packet from the queue."""
-        conntrack = entry.conntrack
+        conntrack = entry.conntrack(self._now)
         decision = self.engine.handle(
             seen.packet,
             conntrack,
@@ -222,7 +238,7 @@ class Replay:
         self.table.confirm(entry)
         if made:
             self._masters.expect(conntrack, made)
-        self._masters.passed(entry.conntrack)
+        self._masters.passed(entry.conntrack(self._now))
         if self._now >= self._due:
             self._due = self._now + _TICK_SECONDS
             self._masters.sweep()
@@ -467,7 +483,7 @@ class _Kernel:
 
     def get(self, original: Tuple, zone: int = 0) -> Conntrack:
         """The entry with this original tuple. Raises NotFound."""
-        return self._find(original).conntrack
+        return self._find(original).conntrack(self._clock())
 
     def update(
         self,

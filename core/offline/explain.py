@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Why one packet of a capture did, or did not, lead to an expectation, step by step."""
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from cthelper.core.api import REPLY, TCP, Expect, Malformed, Rewrite, Source
+from cthelper.core.config import Config
+from cthelper.core.engine import Decision, Finished
+from cthelper.core.offline.capture import Capture
+from cthelper.core.offline.conntrack import Entry, Seen, State
+from cthelper.core.offline.events import (
+    Event,
+    ExpectationEvent,
+    FaultEvent,
+    MalformedEvent,
+    MessageEvent,
+    RefusedEvent,
+    RelatedEvent,
+    source_text,
+)
+from cthelper.core.offline.replay import Replay
+from cthelper.core.packet import locate
+from cthelper.core.tuples import Address, Network
+
+
+def explain(
+    path: Path,
+    frame: int,
+    config: Config,
+    *,
+    networks: Collection[Network] = (),
+    hosts: Collection[Address] = (),
+    warn: Callable[[str], None],
+) -> Iterator[str]:
+    """The steps that frame `frame` of a capture went through, a line each.
+
+    None where the capture has no such frame; `warn` says so. The rest is as for Replay.
+    Raises CaptureError.
+    """
+    replay = Replay(
+        config,
+        networks=networks,
+        hosts=hosts,
+        warn=lambda text: warn(f"{path}: {text}"),
+        watch=True,
+    )
+    made: list[ExpectationEvent] = []
+    met: list[RelatedEvent] = []
+    told = False
+    with Capture(path, warn=warn) as capture:
+        for number, time, data, start in capture:
+            seen, decision, events = replay.step(number, time, data, start)
+            if number == frame:
+                told = True
+                made = [each for each in events if isinstance(each, ExpectationEvent)]
+                yield f"frame {frame} of {path}, at {time:.6f} s"
+                story = _Story(replay, config)
+                for step, text in story.tell(data[start:], seen, decision, events):
+                    yield _step(step, text)
+            met += [
+                each
+                for each in events
+                if isinstance(each, RelatedEvent) and each.expectation_frame == frame
+            ]
+        frames = capture.frames
+    if told:
+        for step, text in _later(made, met):
+            yield _step(step, text)
+    elif frame <= frames:
+        yield f"frame {frame} of {path} holds no IPv4 or IPv6 packet"
+    else:
+        warn(f"{path}: there is no frame {frame}: the capture has {frames}")
+
+
+def _step(step: str, text: str) -> str:
+    return f"  {step:<9}  {text}"
+
+
+def _later(
+    made: list[ExpectationEvent], met: list[RelatedEvent]
+) -> Iterator[tuple[str, str]]:
+    for event in met:
+        yield "later", f"frame {event.frame} met an expectation: {event.flow}"
+    if made and not met:
+        yield "later", "no flow met what was expected before the capture's end"
+
+
+class _Story:
+    """Tells what happened to one packet."""
+
+    def __init__(self, replay: Replay, config: Config) -> None:
+        self._replay = replay
+        self._helpers = config.helpers.values()
+
+    def tell(
+        self,
+        packet: bytes,
+        seen: Seen | None,
+        decision: Decision | None,
+        events: list[Event],
+    ) -> Iterator[tuple[str, str]]:
+        """The steps: a name and what happened there."""
+        if seen is None:
+            yield "packet", _unread(packet)
+            return
+        entry = seen.entry
+        if entry is None:
+            yield "packet", f"IP packet of {len(seen.packet)} bytes"
+            yield "conntrack", "invalid: it belongs to no flow and begins none"
+            return
+        segment = locate(seen.packet)
+        size = 0 if segment is None else segment.stop - segment.start
+        travelled = entry.reply if seen.direction is REPLY else entry.original
+        yield "packet", f"{travelled}, {size} bytes of payload"
+        yield "conntrack", _flow_of(seen, entry)
+        if seen.state is State.INVALID:
+            return
+        for event in events:
+            if isinstance(event, RelatedEvent):
+                yield (
+                    "conntrack",
+                    f"it met the expectation that helper {event.helper} made in frame "
+                    f"{event.expectation_frame}",
+                )
+        if decision is None or decision.flow is None:
+            yield "ruleset", self._untagged(entry)
+            return
+        yield "ruleset", f"helper {decision.flow.name} is attached to the flow"
+        yield from self._inspected(seen, decision, events, size)
+
+    def _untagged(self, entry: Entry) -> str:
+        """Why no helper is attached to the flow."""
+        original = entry.original
+        reason = self._replay.detached.get(str(original))
+        if reason is not None:
+            return f"none: the flow was detached from its helper ({reason})"
+        if entry.master is not None:
+            return "none: an expected flow is related, and only new ones are tagged"
+        for config in self._helpers:
+            name, port = config.helper.name, original.destination.port
+            if original.transport not in config.helper.transports:
+                continue
+            if port in config.ports:
+                return (
+                    f"none: port {port} is helper {name}'s, but its sources and "
+                    "destinations leave this flow out"
+                )
+            if original.source.port in config.ports:
+                return (
+                    f"none: port {original.source.port} is helper {name}'s, but the "
+                    "capture begins in the middle of the flow, with an answer"
+                )
+        return (
+            f"none: {original.transport} port {original.destination.port} is no "
+            "control port of an enabled helper"
+        )
+
+    def _inspected(
+        self, seen: Seen, decision: Decision, events: list[Event], size: int
+    ) -> Iterator[tuple[str, str]]:
+        flow = decision.flow
+        assert flow is not None  # noqa: S101 - the caller has looked
+        ended = [each for each in decision.events if isinstance(each, Finished)]
+        if flow.finished is not None and not ended:
+            yield "engine", f"the flow is no longer inspected: {flow.finished}"
+            return
+        messages = [each for each in events if isinstance(each, MessageEvent)]
+        side = flow.sides.get(seen.direction)
+        if not messages and side is not None:
+            if not side.parsed:
+                yield "engine", "this direction is no longer read: it was malformed"
+            elif side.pending:
+                yield (
+                    "stream",
+                    f"{len(side.pending)} bytes wait for the rest of their message",
+                )
+            elif size and flow.original.transport is TCP:
+                yield "stream", "its bytes are not next: they wait, or came before"
+            else:
+                yield "stream", "no bytes of a message"
+        for message in messages:
+            yield from _read(message)
+        for event in events:
+            yield from _outcome(event)
+        for finished in ended:
+            yield "engine", f"the flow is inspected no longer: {finished.reason}"
+
+
+def _unread(packet: bytes) -> str:
+    try:
+        locate(packet)
+    except Malformed as error:
+        return f"malformed: {error}"
+    return (
+        "neither TCP nor UDP, or a fragment: a fragmented packet is read where its "
+        "last fragment came"
+    )
+
+
+def _flow_of(seen: Seen, entry: Entry) -> str:
+    text = f"{seen.state.value}, {seen.direction.value} direction"
+    if seen.created:
+        return f"{text}: it begins the flow"
+    return f"{text} of the flow that frame {entry.frame} began: {entry.original}"
+
+
+def _read(event: MessageEvent) -> Iterator[tuple[str, str]]:
+    yield "message", f"{len(event.payload)} bytes, {event.direction.value} direction"
+    for name, value in event.fields.items():
+        yield "", f"{name}: {value}"
+    if not event.effects:
+        yield "helper", "asks for nothing"
+    for effect in event.effects:
+        match effect:
+            case Expect():
+                yield "helper", _wish(effect)
+            case Rewrite():
+                start, stop = effect.span
+                yield "helper", f"rewrites bytes {start} to {stop}: {effect.data!r}"
+            case _:
+                yield "helper", "is done with the flow"
+
+
+def _wish(wish: Expect) -> str:
+    match wish.source:
+        case Source():
+            source = wish.source.value
+        case network:
+            source = source_text(network)
+    kind = "any number of flows" if wish.permanent else "one flow"
+    port = "" if wish.source_port is None else f" port {wish.source_port}"
+    transport = "" if wish.transport is None else f" over {wish.transport}"
+    return (
+        f"asks for {kind} from {source}{port} to {wish.endpoint}{transport}, "
+        f"policy {wish.policy}"
+    )
+
+
+def _outcome(event: Event) -> Iterator[tuple[str, str]]:
+    match event:
+        case ExpectationEvent():
+            wanted = event.expectation
+            yield "kernel", f"expects {wanted} for {wanted.timeout} s"
+        case RefusedEvent():
+            step = "kernel" if event.reason.startswith("kernel-") else "refused"
+            yield step, f"{event.reason}: {event.detail}"
+        case MalformedEvent():
+            yield "malformed", event.reason
+        case FaultEvent():
+            yield "fault", f"{event.error} at {event.where}: a bug of the helper"

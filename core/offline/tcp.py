@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The states of a TCP flow as conntrack follows them (nf_conntrack_proto_tcp.c, 6.1).
+
+Which segments are let through, which are invalid, which begin the flow anew. Windows
+are not tracked: a segment of a capture counts as in its window.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+_FIN, _SYN, _RST, _ACK, _URG = 0x01, 0x02, 0x04, 0x10, 0x20
+# PSH, ECE and CWR are valid with anything (tcp_valid_flags).
+_CHECKED: Final = 0x37
+_VALID: Final = frozenset(
+    {
+        *(_SYN, _SYN | _URG, _SYN | _ACK),
+        *(_RST, _RST | _ACK),
+        *(_FIN | _ACK, _FIN | _ACK | _URG),
+        *(_ACK, _ACK | _URG),
+    }
+)
+
+
+class TcpState(enum.IntEnum):
+    """TCP_CONNTRACK_*: where a flow stands."""
+
+    NONE = 0
+    SYN_SENT = 1
+    SYN_RECV = 2
+    ESTABLISHED = 3
+    FIN_WAIT = 4
+    CLOSE_WAIT = 5
+    LAST_ACK = 6
+    TIME_WAIT = 7
+    CLOSE = 8
+    SYN_SENT2 = 9
+
+
+TCP_TIMEOUTS: Final = {
+    TcpState.SYN_SENT: 120.0,
+    TcpState.SYN_RECV: 60.0,
+    TcpState.ESTABLISHED: 432000.0,
+    TcpState.FIN_WAIT: 120.0,
+    TcpState.CLOSE_WAIT: 60.0,
+    TcpState.LAST_ACK: 30.0,
+    TcpState.TIME_WAIT: 120.0,
+    TcpState.CLOSE: 10.0,
+    TcpState.SYN_SENT2: 120.0,
+}
+"""Seconds: nf_conntrack_tcp_timeout_*."""
+
+
+class _Kind(enum.IntEnum):
+    """What a segment is by its flags (get_conntrack_index)."""
+
+    SYN = 0
+    SYN_ACK = 1
+    FIN = 2
+    ACK = 3
+    RST = 4
+
+
+class Verdict(enum.Enum):
+    """What conntrack makes of a segment."""
+
+    PASS = "pass"  # noqa: S105
+    IGNORE = "ignore"
+    """Let through, while the entry stays as it is."""
+    INVALID = "invalid"
+    REOPEN = "reopen"
+    """The entry is to be deleted, and the segment begins another flow."""
+
+
+_IGNORE, _INVALID = -1, -2
+_LETTERS: Final = {
+    "SS": TcpState.SYN_SENT,
+    "SR": TcpState.SYN_RECV,
+    "ES": TcpState.ESTABLISHED,
+    "FW": TcpState.FIN_WAIT,
+    "CW": TcpState.CLOSE_WAIT,
+    "LA": TcpState.LAST_ACK,
+    "TW": TcpState.TIME_WAIT,
+    "CL": TcpState.CLOSE,
+    "S2": TcpState.SYN_SENT2,
+    "IG": _IGNORE,
+    "IV": _INVALID,
+}
+# The next state by direction, kind of segment and state (tcp_conntracks). Columns:
+# none, SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT,
+# CLOSE, SYN_SENT2.
+_ROWS: Final = (
+    (
+        "SS SS IG IG IG IG IG SS SS S2",
+        "IV IV SR IV IV IV IV IV IV SR",
+        "IV IV FW FW LA LA LA TW CL IV",
+        "ES IV ES ES CW CW TW TW CL IV",
+        "IV CL CL CL CL CL CL CL CL CL",
+    ),
+    (
+        "IV S2 IV IV IV IV IV SS IV S2",
+        "IV SR IG IG IG IG IG IG IG SR",
+        "IV IV FW FW LA LA LA TW CL IV",
+        "IV IG SR ES CW CW TW TW CL IG",
+        "IV CL CL CL CL CL CL CL CL CL",
+    ),
+)
+_NEXT: Final = tuple(
+    tuple(tuple(_LETTERS[word] for word in row.split()) for row in rows)
+    for rows in _ROWS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The flags, sequence number and payload's size of a segment, and what it acks."""
+
+    flags: int
+    sequence: int
+    size: int
+    acknowledged: int
+
+    @property
+    def end(self) -> int:
+        """The sequence number behind it (segment_seq_plus_len)."""
+        counted = bool(self.flags & _SYN) + bool(self.flags & _FIN)
+        return (self.sequence + self.size + counted) & 0xFFFFFFFF
+
+    @property
+    def is_reset(self) -> bool:
+        """Whether it is a RST."""
+        return bool(self.flags & _RST)
+
+    @property
+    def is_syn(self) -> bool:
+        """Whether it is a SYN that acknowledges nothing."""
+        return self.flags & (_SYN | _ACK | _RST) == _SYN
+
+
+class Connection:
+    """One flow's state; `advance` takes its segments."""
+
+    __slots__ = ("_close_begun", "_last", "_last_end", "state")
+
+    def __init__(self) -> None:
+        self.state = TcpState.NONE
+        # Whether a FIN came first from one side (IP_CT_TCP_FLAG_CLOSE_INIT).
+        self._close_begun = False
+        # Kind and direction of the segment before, and where it ended.
+        self._last: tuple[_Kind, bool] | None = None
+        self._last_end = 0
+
+    def advance(self, segment: Segment, *, reply: bool) -> Verdict:
+        """Take a segment (nf_conntrack_tcp_packet)."""
+        kind = _kind(segment.flags)
+        if kind is None:
+            return Verdict.INVALID
+        following = _NEXT[reply][kind][self.state]
+        if following == _INVALID:
+            return Verdict.INVALID
+        if following == TcpState.SYN_SENT and self.state >= TcpState.TIME_WAIT:
+            if self._close_begun or self._last == (_Kind.RST, reply):
+                return Verdict.REOPEN
+            following = _IGNORE
+        if following == _IGNORE:
+            answers_ignored_syn = (
+                kind is _Kind.SYN_ACK
+                and self._last == (_Kind.SYN, not reply)
+                and segment.acknowledged == self._last_end
+            )
+            if not answers_ignored_syn:
+                self._last = kind, reply
+                self._last_end = segment.end
+                return Verdict.IGNORE
+            # The two ends are in sync, and conntrack was not.
+            self._close_begun = False
+            following = TcpState.SYN_RECV
+        if following == TcpState.FIN_WAIT and self.state is not TcpState.FIN_WAIT:
+            self._close_begun = True
+        self._last = kind, reply
+        self._last_end = segment.end
+        self.state = TcpState(following)
+        return Verdict.PASS
+
+
+def _kind(flags: int) -> _Kind | None:
+    if flags & _CHECKED not in _VALID:
+        return None
+    if flags & _RST:
+        return _Kind.RST
+    if flags & _SYN:
+        return _Kind.SYN_ACK if flags & _ACK else _Kind.SYN
+    return _Kind.FIN if flags & _FIN else _Kind.ACK
