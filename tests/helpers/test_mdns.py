@@ -31,8 +31,8 @@ from cthelper.core.engine import Engine, Refused
 from cthelper.core.guard import Guard
 from cthelper.core.tuples import Expectation
 from cthelper.helpers.mdns import Mdns
+from cthelper.testing import Line, play
 from tests.core.builders import conntrack, endpoint, flow_tuple, udp
-from tests.helpers.play import Line, play
 
 HOST = "192.0.2.1"
 GROUP = "224.0.0.251"

@@ -34,6 +34,7 @@ from cthelper.core.engine import Damaged, Decision, Engine, Refused
 from cthelper.core.guard import DENIED_PORTS, Guard
 from cthelper.core.tuples import Address, Conntrack, Network
 from cthelper.helpers.sunrpc import PORTMAPPER, SunRpc, parse_uaddr
+from cthelper.testing import Line, defaults, play
 from tests.core.builders import (
     CLIENT,
     CLIENT6,
@@ -46,7 +47,6 @@ from tests.core.builders import (
     tcp,
     udp,
 )
-from tests.helpers.play import Line, defaults, play
 
 MOUNTD: Final = 100005
 NFS: Final = 100003

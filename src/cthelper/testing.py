@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+r"""What the test of a helper needs: messages to play, captures to replay.
+
+A helper's reaction to messages is a list of effects, to be compared with ``==``::
+
+    line = Line.between(TCP, "192.0.2.1:40000", "198.51.100.2:7000")
+    assert play(Rendezvous(), [line.answered(b"OPEN 5000\r\n")]) == [
+        Expect(endpoint("198.51.100.2:5000"), "data")
+    ]
+
+`any_segmentation` cuts a conversation over TCP in all sizes, and `replay` runs helpers
+over a capture as `cthelper replay` does; the latter needs the extra ``replay``. Plain
+asserts on what they return are the assertions.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from ipaddress import ip_address
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cthelper.core.api import (
+    DONE,
+    ORIGINAL,
+    REPLY,
+    Address,
+    Direction,
+    Effect,
+    Endpoint,
+    Expect,
+    ExpectationRefused,
+    Grant,
+    Helper,
+    Malformed,
+    Message,
+    Network,
+    OptionValue,
+    Oversized,
+    Transport,
+    Tuple,
+)
+from cthelper.core.config import parse
+from cthelper.core.errors import CthelperError
+from cthelper.core.registry import check, register
+
+if TYPE_CHECKING:
+    from cthelper.core.offline.events import Event
+
+__all__ = [
+    "Line",
+    "any_segmentation",
+    "check",
+    "defaults",
+    "endpoint",
+    "expectations",
+    "failures",
+    "play",
+    "related",
+    "replay",
+]
+
+
+def endpoint(text: str) -> Endpoint:
+    """The endpoint that ``192.0.2.1:7000`` or ``[2001:db8::1]:7000`` means.
+
+    Raises ValueError for an address that is none, Malformed for a port over 65535.
+    """
+    address, _, port = text.rpartition(":")
+    return Endpoint(ip_address(address.removeprefix("[").removesuffix("]")), int(port))
+
+
+def defaults(helper: type[Helper]) -> dict[str, OptionValue]:
+    """The options of a helper as they are unless configured."""
+    return {option.name: option.default for option in helper.options}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Makes the messages of one flow, which is not translated.
+
+    `options` are the helper's (see `defaults`); `forwarded` is whether the flow came in
+    through an interface.
+    """
+
+    original: Tuple
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    forwarded: bool = False
+
+    @classmethod
+    def between(
+        cls,
+        transport: Transport,
+        client: str,
+        server: str,
+        options: Mapping[str, OptionValue] | None = None,
+        *,
+        forwarded: bool = False,
+    ) -> "Line":
+        """A flow that `client` opened to `server`; see `endpoint` for their form."""
+        original = Tuple(transport, endpoint(client), endpoint(server))
+        return cls(original, options or {}, forwarded)
+
+    def sent(self, payload: bytes, now: float = 0.0) -> Message:
+        """A message in the original direction, at `now` seconds."""
+        return self.message(ORIGINAL, payload, now)
+
+    def answered(self, payload: bytes, now: float = 0.0) -> Message:
+        """A message in the reply direction, at `now` seconds."""
+        return self.message(REPLY, payload, now)
+
+    def message(
+        self, direction: Direction, payload: bytes, now: float = 0.0
+    ) -> Message:
+        """A message in `direction`, at `now` seconds."""
+        ours = self.original
+        theirs = Tuple(ours.transport, ours.destination, ours.source)
+        tuple_ = ours if direction is ORIGINAL else theirs
+        return Message(
+            direction=direction,
+            transport=ours.transport,
+            source=tuple_.source,
+            destination=tuple_.destination,
+            payload=payload,
+            original=ours,
+            reply=theirs,
+            now=now,
+            options=self.options,
+            forwarded=self.forwarded,
+        )
+
+
+def play(helper: Helper, messages: Iterable[Message]) -> list[Effect]:
+    """The effects of `messages`, each Expect granted as it was asked for.
+
+    What the helper raises comes out; play the messages that follow to the same
+    instance.
+    """
+    return [effect for each in messages for effect in _effects(helper, each)]
+
+
+def _effects(helper: Helper, message: Message) -> Iterator[Effect]:
+    reaction = helper.on_message(message)
+    answer: Grant | None = None
+    try:
+        while True:
+            effect = reaction.send(answer)
+            yield effect
+            answer = Grant(effect.endpoint) if isinstance(effect, Expect) else None
+    except StopIteration:
+        pass
+
+
+def any_segmentation(
+    helper: type[Helper], messages: Sequence[Message]
+) -> list[Effect | str]:
+    """What `messages` of a TCP flow lead to, however segments cut the two streams.
+
+    Effects, and the text of each refusal by the helper itself and of each malformed
+    message (after which its direction is not read). Each run of messages in one
+    direction is cut into segments of 1 byte, of 2 bytes, and so on up to one segment
+    that holds the whole run. Raises AssertionError where one way of cutting leads to
+    something else than the messages do one by one.
+    """
+    whole = _Reader(helper)
+    for message in messages:
+        whole.read(message)
+    runs = [
+        (run[0], b"".join(each.payload for each in run))
+        for _, group in groupby(messages, key=lambda each: each.direction)
+        if (run := list(group))
+    ]
+    longest = max((len(data) for _, data in runs), default=0)
+    for size in range(1, longest + 1):
+        reader = _Reader(helper)
+        for first, data in runs:
+            for start in range(0, len(data), size):
+                segment = data[start : start + size]
+                reader.read(changed(first, payload=segment))
+        if reader.found != whole.found:
+            raise AssertionError(
+                f"segments of {size} bytes lead to {reader.found}, "
+                f"whole messages to {whole.found}"
+            )
+    return whole.found
+
+
+class _Reader:
+    """Reads segments as the host does: `frame` cuts messages out of each direction."""
+
+    def __init__(self, helper: type[Helper]) -> None:
+        self._helper = helper()
+        self._pending = dict.fromkeys(Direction, b"")
+        self._parsed = set(Direction)
+        self.found: list[Effect | str] = []
+
+    def read(self, segment: Message) -> None:
+        direction = segment.direction
+        if direction not in self._parsed:
+            return
+        self._pending[direction] += segment.payload
+        try:
+            while data := self._next(direction):
+                self._react(changed(segment, payload=data))
+        except Malformed as error:
+            self._parsed.discard(direction)
+            self.found.append(str(error))
+
+    def _react(self, message: Message) -> None:
+        try:
+            for effect in _effects(self._helper, message):
+                self.found.append(effect)
+                if effect is DONE:
+                    self._parsed.clear()
+        except ExpectationRefused as error:
+            self.found.append(str(error))
+
+    def _next(self, direction: Direction) -> bytes:
+        """The next whole message; empty: more bytes are needed. Raises Malformed."""
+        pending = self._pending[direction]
+        if not pending or direction not in self._parsed:
+            return b""
+        length = self._helper.frame(memoryview(pending))
+        limit = self._helper.message_limit
+        if limit < (len(pending) if length is None else length):
+            raise Oversized(f"no complete message in {limit} bytes")
+        if length is None:
+            return b""
+        if not 0 < length <= len(pending):
+            raise AssertionError(f"frame() returned {length} of {len(pending)} bytes")
+        self._pending[direction] = pending[length:]
+        return pending[:length]
+
+
+def replay(
+    capture: str | PathLike[str],
+    *helpers: type[Helper],
+    settings: str = "",
+    networks: Collection[Network] = (),
+    hosts: Collection[Address] = (),
+) -> "list[Event]":
+    """The events of the capture with these helpers, a Summary last.
+
+    They are the values of `cthelper.core.offline.events`. `settings` is a configuration
+    in TOML; `networks` and `hosts` are what ``--network`` and ``--host`` of
+    `cthelper replay` say. Raises CaptureError, ConfigError, RegistryError, and
+    CthelperError where scapy is not installed.
+    """
+    try:
+        from cthelper.core.offline.capture import Capture
+        from cthelper.core.offline.events import Notice
+        from cthelper.core.offline.replay import Replay
+    except ModuleNotFoundError as error:
+        raise CthelperError(
+            f"{error.name} is not installed: pip install 'cthelper[replay]'"
+        ) from None
+
+    events: list[Event] = []
+
+    def warn(text: str) -> None:
+        events.append(Notice(text=text))
+
+    config = parse(settings, Path("settings"), register(helpers))
+    replayed = Replay(config, networks=networks, hosts=hosts, warn=warn)
+    with Capture(Path(capture), warn=warn) as frames:
+        events += replayed.run(frames)
+    return events
+
+
+def expectations(events: "Iterable[Event]") -> list[tuple[int, str]]:
+    """Frame and text, ``tcp 192.0.2.1 > 198.51.100.2:5000``, of each expectation."""
+    from cthelper.core.offline.events import ExpectationEvent
+
+    return [
+        (each.frame, str(each.expectation))
+        for each in events
+        if isinstance(each, ExpectationEvent)
+    ]
+
+
+def related(events: "Iterable[Event]") -> list[tuple[int, int]]:
+    """First frame of each flow that met an expectation, and the frame that made it."""
+    from cthelper.core.offline.events import RelatedEvent
+
+    return [
+        (each.frame, each.expectation_frame)
+        for each in events
+        if isinstance(each, RelatedEvent)
+    ]
+
+
+def failures(events: "Iterable[Event]") -> list[tuple[int, str]]:
+    """Frame and text of all that went wrong.
+
+    Refusals by their reason code, malformed messages, and bugs of the helper.
+    """
+    from cthelper.core.offline.events import FaultEvent, MalformedEvent, RefusedEvent
+
+    found: list[tuple[int, str]] = []
+    for event in events:
+        match event:
+            case RefusedEvent():
+                found.append((event.frame, f"refused: {event.reason}"))
+            case MalformedEvent():
+                found.append((event.frame, f"malformed: {event.reason}"))
+            case FaultEvent():
+                found.append((event.frame, f"fault: {event.error} at {event.where}"))
+            case _:
+                pass
+    return found
