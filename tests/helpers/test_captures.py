@@ -5,16 +5,31 @@ Captures of real peers that a router stood between; pcaps/MANIFEST.toml says mor
 frames and endpoints were read off with tshark, which shares no code with us.
 """
 
-import hashlib
 import tomllib
-from ipaddress import ip_address
+from collections.abc import Collection
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from cthelper.core.engine import Damaged, Fault, Refused
-from tests.helpers.capture import HELPER_OF_PORT, PCAPS, Report, replay
+from cthelper.core.config import parse
+from cthelper.core.offline.capture import Capture
+from cthelper.core.offline.events import (
+    Event,
+    ExpectationEvent,
+    FaultEvent,
+    FlowEvent,
+    MalformedEvent,
+    RefusedEvent,
+    RelatedEvent,
+    Summary,
+)
+from cthelper.core.offline.replay import Replay
+from cthelper.core.registry import builtin_helpers
+from cthelper.core.tuples import Address
+
+PCAPS: Final = Path(__file__).parents[2] / "pcaps"
 
 # The router's addresses; mDNS clients ran on it, and so their queries are local ones.
 ROUTER: Final = frozenset(
@@ -93,7 +108,11 @@ SUNRPC: Final[dict[str, tuple[Expected, Expected]]] = {
 }
 
 _QU: Final = "udp 10.77.2.0/24 port 5353 > 10.77.2.1:5353"
-_QU6: Final = "udp fe80::/10 port 5353 > [fe80::59:dfff:fe32:bf69]:5353"
+# A neighbour may answer from any of its addresses.
+_QU6: Final = [
+    f"udp {network} port 5353 > [fe80::59:dfff:fe32:bf69]:5353"
+    for network in ("fd77:2::/64", "fe80::/10")
+]
 MDNS: Final[dict[str, tuple[Expected, Expected]]] = {
     # QM queries and announcements.
     "mdns-avahi-browse": ([], []),
@@ -108,7 +127,7 @@ MDNS: Final[dict[str, tuple[Expected, Expected]]] = {
     # The responder chose to answer these by multicast.
     "mdns-zeroconf-qu": ([(2, _QU), (5, _QU)], []),
     "mdns-zeroconf-qu-twice": ([(2, _QU), (3, _QU), (6, _QU), (7, _QU)], []),
-    "mdns-zeroconf6-qu": ([(3, _QU6), (5, _QU6)], []),
+    "mdns-zeroconf6-qu": ([(frame, each) for frame in (3, 5) for each in _QU6], []),
 }
 
 TABLES: Final = {"sunrpc": SUNRPC, "mdns": MDNS}
@@ -119,116 +138,116 @@ CASES: Final = [
 ]
 NAMES: Final = [case[0] for case in CASES]
 
-# Flows to other ports than the helpers' that nothing announced to us.
+# How many flows have other ports than the helpers' and were not announced to us.
 UNEXPECTED: Final = {
-    "sunrpc/rpc-rpcinfo-b-broadcast-callit": [
-        "udp 10.77.2.2:60386 > 10.77.2.1:45070",
-    ],
+    # The answer, udp 10.77.2.2:60386 > 10.77.2.1:45070.
+    "sunrpc/rpc-rpcinfo-b-broadcast-callit": 1,
 }
 
 
-def report(name: str) -> Report:
-    own = ROUTER if name.startswith("mdns/") else frozenset()
-    return replay(PCAPS / f"{name}.pcap", own=own)
+def replay(
+    name: str, *, hosts: Collection[Address] = ROUTER, settings: str = ""
+) -> list[Event]:
+    """The events of a capture, of which the router is the machine of the daemon."""
+    config = parse(settings, Path("capture.toml"), builtin_helpers())
+    entry = manifest()[f"{name}.pcap"]
+    runner = Replay(
+        config,
+        networks=[ip_network(each) for each in entry.get("on_link", [])],
+        hosts=hosts if name.startswith("mdns/") else (),
+        warn=pytest.fail,
+        watch=True,
+    )
+    with Capture(PCAPS / f"{name}.pcap", warn=pytest.fail) as capture:
+        return list(runner.run(capture))
+
+
+def expectations(events: list[Event]) -> Expected:
+    """Frame and text of each expectation."""
+    return [
+        (each.frame, str(each.expectation))
+        for each in events
+        if isinstance(each, ExpectationEvent)
+    ]
 
 
 @pytest.mark.parametrize(("name", "announced", "data"), CASES, ids=NAMES)
 def test_announced_endpoints_are_expected_and_their_flows_let_in(
     name: str, announced: Expected, data: Expected
 ) -> None:
-    found = report(name)
-    assert found.texts == announced
-    assert [(each.frame, str(each.flow)) for each in found.related] == data
-    assert all(each.expectation.permanent for each in found.announced)
+    events = replay(name)
+    assert expectations(events) == announced
+    related = [each for each in events if isinstance(each, RelatedEvent)]
+    assert [(each.frame, str(each.flow)) for each in related] == data
+    made = [each for each in events if isinstance(each, ExpectationEvent)]
+    assert all(each.expectation.permanent for each in made)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_other_flow_is_a_control_flow(name: str) -> None:
-    found = report(name)
-    related = {each.flow for each in found.related}
-    others = [
-        str(flow)
-        for flow in found.opened
-        if flow not in related and flow.destination.port not in HELPER_OF_PORT
-    ]
-    assert found.opened
-    assert others == UNEXPECTED.get(name, [])
+    events = replay(name)
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    watched = [each for each in events if isinstance(each, FlowEvent)]
+    # A control flow has a helper, an expected one has none; others are not watched.
+    control = [each for each in watched if each.helper is not None]
+    assert len(watched) == len(control) + summary.related
+    assert summary.flows - len(watched) == UNEXPECTED.get(name, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_real_traffic_is_never_malformed(name: str) -> None:
-    events = [event for _, event in report(name).events]
-    assert not [each for each in events if isinstance(each, Damaged | Fault)]
+    events = replay(name)
+    assert not [
+        each for each in events if isinstance(each, MalformedEvent | FaultEvent)
+    ]
 
 
-def refusals(found: Report) -> list[tuple[int, str]]:
+def refusals(events: list[Event]) -> list[tuple[int, str]]:
     return [
-        (frame, event.reason)
-        for frame, event in found.events
-        if isinstance(event, Refused)
+        (each.frame, each.reason) for each in events if isinstance(each, RefusedEvent)
     ]
 
 
 def test_portmapper_that_announces_itself_is_refused() -> None:
     # rpcinfo -p asks for it before it lists everything.
-    found = report("sunrpc/rpc-rpcinfo-p-v2dump-tcp")
-    assert refusals(found) == [(6, "portmapper")]
+    events = replay("sunrpc/rpc-rpcinfo-p-v2dump-tcp")
+    assert refusals(events) == [(6, "portmapper")]
 
 
 @pytest.mark.parametrize(
     "name", [each for each in NAMES if not each.endswith("p-v2dump-tcp")]
 )
 def test_nothing_else_is_refused(name: str) -> None:
-    assert refusals(report(name)) == []
+    assert refusals(replay(name)) == []
 
 
 @pytest.mark.parametrize(
     "name", [name for name, announced, _ in CASES if announced and "mdns" in name]
 )
 def test_queries_of_another_host_are_refused(name: str) -> None:
-    elsewhere = frozenset({ip_address("192.0.2.1")})
-    found = replay(PCAPS / f"{name}.pcap", own=elsewhere)
-    assert found.texts == []
-    frames = [frame for frame, _ in TABLES["mdns"][name.removeprefix("mdns/")][0]]
-    assert refusals(found) == [(frame, "forwarded") for frame in frames]
+    events = replay(name, hosts=[ip_address("192.0.2.1")])
+    assert expectations(events) == []
+    frames = {frame for frame, _ in TABLES["mdns"][name.removeprefix("mdns/")][0]}
+    assert refusals(events) == [(frame, "forwarded") for frame in sorted(frames)]
 
 
 def test_without_its_helper_nothing_is_expected() -> None:
-    path = PCAPS / "sunrpc" / "rpc-showmount-e.pcap"
-    found = replay(path, settings="[helpers.sunrpc]\nenabled = false\n")
-    assert (found.texts, found.related, found.events) == ([], (), ())
+    settings = "[helpers.sunrpc]\nenabled = false\n"
+    (summary,) = replay("sunrpc/rpc-showmount-e", settings=settings)
+    assert summary == Summary(packets=20, flows=2)
 
 
-# The folder.
-
-
-def manifest() -> dict[str, dict[str, str]]:
+def manifest() -> dict[str, dict[str, str | list[str]]]:
     tables = tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
     assert all(isinstance(table, dict) for table in tables.values())
     return tables
 
 
-def captures() -> dict[str, Path]:
-    return {str(path.relative_to(PCAPS)): path for path in PCAPS.rglob("*.pcap")}
-
-
 def test_every_capture_has_its_case() -> None:
-    served = [name for name in captures() if name.split("/")[0] in TABLES]
-    assert sorted(served) == sorted(f"{name}.pcap" for name in NAMES)
-
-
-def test_manifest_and_folder_agree() -> None:
-    files = captures()
-    entries = manifest()
-    assert sorted(entries) == sorted(files)
-    assert {name: entry["sha256"] for name, entry in entries.items()} == {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in files.items()
-    }
-
-
-def test_manifest_says_where_each_capture_comes_from_and_what_it_holds() -> None:
-    for name, entry in manifest().items():
-        assert entry.keys() == {"origin", "sha256", "holds"}, name
-        assert all(text.strip() for text in entry.values()), name
-        assert "\n" not in entry["holds"], name
+    served = [
+        str(path.relative_to(PCAPS).with_suffix(""))
+        for path in PCAPS.rglob("*.pcap")
+        if path.parent.name in TABLES
+    ]
+    assert sorted(served) == sorted(NAMES)

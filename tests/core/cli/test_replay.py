@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``cthelper replay``: its output, its options and its errors."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.core.cli.runner import Runner
+
+ROOT: Final = Path(__file__).parents[3]
+PCAPS: Final = ROOT / "pcaps"
+SHOWMOUNT: Final = "pcaps/sunrpc/rpc-showmount-e.pcap"
+MOUNTD: Final = "pcaps/sunrpc/rpc-rpcinfo-T-tcp-mountd.pcap"
+DUMP: Final = "pcaps/sunrpc/rpc-rpcinfo-p-v2dump-tcp.pcap"
+ONE_SHOT: Final = "pcaps/mdns/mdns-dig-legacy-unicast.pcap"
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def replay(run: Runner, empty: str) -> Runner:
+    """Run the command with all of the configuration at its default."""
+
+    class Replay(Runner):
+        def __init__(self) -> None:
+            pass
+
+        def __call__(self, *arguments: str) -> Any:
+            return run("replay", "--config", empty, *arguments)
+
+    return Replay()
+
+
+def records(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+# Output
+
+
+def test_records_are_what_the_design_promises(replay: Runner) -> None:
+    done = replay("--json", MOUNTD)
+    assert (done.code, done.errors) == (0, "")
+    expectation, related, summary = done.output.splitlines()
+    assert expectation.startswith(
+        '{"event":"expectation","capture":"pcaps/sunrpc/rpc-rpcinfo-T-tcp-mountd.pcap",'
+        '"frame":6,"time":'
+    )
+    assert expectation.endswith(
+        '"helper":"sunrpc","policy":"service","flow":{"transport":"tcp",'
+        '"source":"10.77.1.2:654","destination":"10.77.2.2:111"},"direction":"reply",'
+        '"expects":{"transport":"tcp","source":"10.77.1.2","source_port":null,'
+        '"destination":"10.77.2.2:43173"},"permanent":true,"timeout":300}'
+    )
+    assert related.endswith(
+        '"expectation_frame":6,"helper":"sunrpc","flow":{"transport":"tcp",'
+        '"source":"10.77.1.2:656","destination":"10.77.2.2:43173"}}'
+    )
+    assert records(related)[0]["frame"] == 11
+    assert summary == (
+        f'{{"event":"summary","capture":"{MOUNTD}","packets":20,"flows":2,'
+        '"expectations":1,"related":1,"refused":0,"malformed":0}'
+    )
+
+
+def test_table_has_a_line_for_each_event(replay: Runner) -> None:
+    done = replay(SHOWMOUNT, DUMP)
+    assert (done.code, done.errors) == (0, "")
+    first, second = done.output.split("\n\n")
+    assert [line.split(maxsplit=4)[0] for line in first.splitlines()] == [
+        SHOWMOUNT,
+        "frame",
+        "6",
+        "9",
+        "20",
+    ]
+    assert (
+        "sunrpc           tcp 10.77.1.2 > 10.77.2.2:43173 (service, permanent, 300 s)"
+        in first
+    )
+    assert "tcp 10.77.1.2:721 > 10.77.2.2:43173, announced in frame 6" in first
+    assert "refused      sunrpc           portmapper: the portmapper" in second
+    assert second.splitlines()[-1].endswith("1 refused, 0 malformed")
+
+
+def test_guess_of_what_was_on_link_is_told_once(replay: Runner) -> None:
+    done = replay("--json", ONE_SHOT)
+    assert done.errors == (
+        f"cthelper: {ONE_SHOT}: nothing says what was on-link with 10.77.2.1: "
+        "10.77.2.0/24 is taken; --network CIDR says it\n"
+    )
+    (expectation, *_) = records(done.output)
+    assert expectation["expects"]["source"] == "10.77.2.0/24"
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("10.77.0.0/16", ("expectation", "10.77.0.0/16")),
+        ("192.0.2.0/24", ("refused", None)),
+    ],
+)
+def test_network_says_what_was_on_link(
+    replay: Runner, network: str, expected: tuple[str, str | None]
+) -> None:
+    done = replay("--json", "--network", network, ONE_SHOT)
+    assert done.errors == ""
+    first = records(done.output)[0]
+    assert (first["event"], first["expects"]["source"]) == expected
+    assert first.get("reason") in (None, "off-link")
+
+
+def test_query_of_another_host_counts_as_forwarded(replay: Runner) -> None:
+    done = replay("--json", "--host", "192.0.2.1", ONE_SHOT)
+    assert records(done.output)[0]["reason"] == "forwarded"
+    done = replay("--json", "--host", "10.77.2.1", ONE_SHOT)
+    assert records(done.output)[0]["event"] == "expectation"
+
+
+def test_configuration_decides_what_is_tagged(run: Runner, tmp_path: Path) -> None:
+    config = tmp_path / "cthelper.toml"
+    config.write_text("[helpers.sunrpc]\nports = [112]\n")
+    done = run("replay", "--json", "--config", str(config), SHOWMOUNT)
+    (summary,) = records(done.output)
+    assert (summary["flows"], summary["expectations"]) == (2, 0)
+
+
+# Several captures
+
+
+def test_folder_and_pattern_mean_their_captures(replay: Runner, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("b.pcap", "below/a.pcapng", "c.txt"):
+        shutil.copy(SHOWMOUNT, tmp_path / name)
+    done = replay("--json", str(tmp_path), str(tmp_path / "*.txt"))
+    assert [
+        each["capture"] for each in records(done.output) if each["event"] == "summary"
+    ] == [str(tmp_path / name) for name in ("b.pcap", "below/a.pcapng", "c.txt")]
+
+
+def test_jobs_give_the_same_output_in_the_same_order(replay: Runner) -> None:
+    alone = replay("--json", "pcaps/sunrpc")
+    several = replay("--json", "--jobs", "2", "pcaps/sunrpc")
+    assert (several.code, several.output) == (0, alone.output)
+    assert len(alone.output.splitlines()) > 40
+
+
+def test_corpus_runs_on_dask(replay: Runner, empty: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.py").write_text(
+        "from dask.distributed import Client, LocalCluster\n\n\n"
+        "def executor():\n"
+        "    cluster = LocalCluster(n_workers=2, dashboard_address=None)\n"
+        "    return Client(cluster).get_executor()\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "cthelper.core.cli", "replay", "--json"),
+            *("--config", empty, "--executor", "cluster:executor", "pcaps/sunrpc"),
+        ],
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": "/root"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == replay("--json", "pcaps/sunrpc").output
+
+
+# Differences
+
+
+def test_diff_of_the_same_replay_is_empty(replay: Runner, tmp_path: Path) -> None:
+    old = tmp_path / "old.json"
+    old.write_text(replay("--json", SHOWMOUNT, DUMP).output)
+    done = replay("--diff", str(old), SHOWMOUNT, DUMP)
+    assert (done.code, done.output, done.errors) == (0, "", "")
+
+
+def test_diff_shows_what_has_gone_and_come(
+    replay: Runner, run: Runner, tmp_path: Path
+) -> None:
+    old, config = tmp_path / "old.json", tmp_path / "cthelper.toml"
+    old.write_text(replay("--json", SHOWMOUNT).output)
+    config.write_text('[helpers.sunrpc]\nmode = "oneshot"\n')
+    done = run("replay", "--config", str(config), "--diff", str(old), SHOWMOUNT)
+    assert done.code == 1
+    gone, come = done.output.splitlines()
+    assert gone[:2] == "- "
+    assert come[:2] == "+ "
+    assert json.loads(gone[2:]) == {**json.loads(come[2:]), "permanent": True}
+
+
+@pytest.mark.parametrize("text", ["no JSON\n", "[]\n", '{"a": 1}\n', "\xff"])
+def test_file_that_is_no_replay_is_refused(
+    replay: Runner, tmp_path: Path, text: str
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_bytes(text.encode("latin-1"))
+    done = replay("--diff", str(old), SHOWMOUNT)
+    assert done.code == 1
+    assert done.errors == (
+        f"cthelper: {old}:1: not a line of `cthelper replay --json`\n"
+    )
+
+
+# Explanations
+
+
+@pytest.mark.parametrize(
+    ("capture", "frame", "steps"),
+    [
+        (
+            MOUNTD,
+            6,
+            [
+                "reply direction of the flow that frame 1 began",
+                "helper sunrpc is attached to the flow",
+                "announces: program 100005 at tcp 10.77.2.2:43173",
+                "asks for any number of flows from peer to 10.77.2.2:43173 over tcp",
+                "expects tcp 10.77.1.2 > 10.77.2.2:43173 for 300 s",
+                "frame 11 met an expectation: tcp 10.77.1.2:656",
+            ],
+        ),
+        (
+            MOUNTD,
+            11,
+            ["it begins the flow", "helper sunrpc made in frame 6", "only new ones"],
+        ),
+        (MOUNTD, 4, ["procedure: GETADDR", "asks for nothing"]),
+        (MOUNTD, 2, ["no bytes of a message"]),
+        (DUMP, 6, ["refused    portmapper: the portmapper announced itself"]),
+    ],
+)
+def test_frame_is_explained(
+    replay: Runner, capture: str, frame: int, steps: list[str]
+) -> None:
+    done = replay("--explain", str(frame), capture)
+    assert (done.code, done.errors) == (0, "")
+    position = 0
+    for step in steps:
+        position = done.output.index(step, position)
+
+
+def test_frame_that_is_not_there_is_an_error(replay: Runner) -> None:
+    done = replay("--explain", "21", SHOWMOUNT)
+    assert (done.code, done.output) == (1, "")
+    assert done.errors == (
+        f"cthelper: {SHOWMOUNT}: there is no frame 21: the capture has 20\n"
+    )
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("nowhere.pcap",), "nowhere.pcap: no capture there"),
+        (("tests/golden",), "tests/golden: no capture there"),
+        (("--explain", "1", "pcaps"), "--explain takes one capture"),
+        (
+            ("--explain", "1", "--html", "x.html", SHOWMOUNT),
+            "--explain and --html exclude each other",
+        ),
+        (
+            ("--jobs", "2", "--executor", "a:b", SHOWMOUNT),
+            "--jobs and --executor exclude each other",
+        ),
+        (("--executor", "a", SHOWMOUNT), "--executor a: must be MODULE:NAME"),
+        (
+            ("--executor", "nowhere:b", SHOWMOUNT),
+            "--executor nowhere:b: No module named 'nowhere'",
+        ),
+        (
+            ("--executor", "builtins:list", SHOWMOUNT),
+            "--executor builtins:list: gives a list, which is no "
+            "concurrent.futures.Executor",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    replay: Runner, arguments: tuple[str, ...], error: str
+) -> None:
+    done = replay(*arguments)
+    assert (done.code, done.output, done.errors) == (2, "", f"cthelper: {error}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--network", "10.0.0.1/8"),
+        ("--host", "somewhere"),
+        ("--jobs", "0"),
+        ("--jobs", "many"),
+        ("--explain", "0"),
+        ("--json", "--explain", "1"),
+    ],
+)
+def test_wrong_option_is_refused(replay: Runner, arguments: tuple[str, ...]) -> None:
+    done = replay(*arguments, SHOWMOUNT)
+    assert (done.code, done.output) == (2, "")
+    assert "error: argument" in done.errors
+
+
+def test_capture_that_cannot_be_read_fails_and_the_others_do_not(
+    replay: Runner, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.pcap"
+    wrong.write_text("nothing of the kind")
+    done = replay("--json", str(wrong), SHOWMOUNT)
+    assert done.code == 1
+    assert done.errors.startswith(f"cthelper: {wrong}")
+    assert done.errors.count("\n") == 1
+    assert records(done.output)[-1]["capture"] == SHOWMOUNT
+
+
+def test_truncated_capture_is_used_as_far_as_it_goes(
+    replay: Runner, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.pcap"
+    cut.write_bytes(Path(SHOWMOUNT).read_bytes()[:-10])
+    done = replay("--json", str(cut))
+    assert done.code == 0
+    assert done.errors.count("\n") == 1
+    assert records(done.output)[-1]["related"] == 1
+
+
+@pytest.mark.parametrize("package", ["scapy", "rich"])
+def test_missing_package_is_named_with_its_extra(package: str, empty: str) -> None:
+    script = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "import sys; from cthelper.core.cli import main\n"
+        f"sys.stderr.isatty = lambda: True\n"
+        f"sys.exit(main(['replay', '--config', {empty!r}, {SHOWMOUNT!r}]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"cthelper: {package} is not installed: pip install 'cthelper[replay]'\n",
+    )
+
+
+def test_reader_that_goes_away_ends_the_command_in_silence(empty: str) -> None:
+    command = (
+        f"{sys.executable} -m cthelper.core.cli replay --config {empty} --json "
+        f"pcaps/sunrpc | head -1"
+    )
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=True
+    )
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The folder of captures: its manifest, and what a replay of each capture gives.
+
+tests/golden/pcaps holds the records; ``pytest tests/test_pcaps.py --update-golden``
+writes them anew, for people to look at the difference.
+"""
+
+import hashlib
+import tomllib
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from cthelper.core.config import parse
+from cthelper.core.offline.corpus import Job, replay_job
+from cthelper.core.offline.events import record
+from cthelper.core.offline.report import json_line
+from cthelper.core.registry import builtin_helpers, register
+from cthelper.plugins.ftp import Ftp
+
+ROOT: Final = Path(__file__).parents[1]
+PCAPS: Final = ROOT / "pcaps"
+GOLDEN: Final = ROOT / "tests" / "golden" / "pcaps"
+HELPERS: Final = register([*builtin_helpers().values(), Ftp])
+CAPTURES: Final = sorted(str(each.relative_to(PCAPS)) for each in PCAPS.rglob("*.pcap"))
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    tables = tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
+    assert all(isinstance(table, dict) for table in tables.values())
+    return tables
+
+
+def test_manifest_and_folder_agree() -> None:
+    entries = manifest()
+    assert list(entries) == CAPTURES
+    assert {name: entry["sha256"] for name, entry in entries.items()} == {
+        name: hashlib.sha256((PCAPS / name).read_bytes()).hexdigest()
+        for name in CAPTURES
+    }
+
+
+def test_manifest_says_where_each_capture_comes_from_and_what_it_holds() -> None:
+    for name, entry in manifest().items():
+        assert entry.keys() - {"on_link"} == {"origin", "sha256", "holds"}, name
+        for key in ("origin", "holds"):
+            assert entry[key].strip(), name
+            assert "\n" not in entry[key], name
+
+
+def test_no_golden_file_is_left_over() -> None:
+    found = sorted(str(each.relative_to(GOLDEN)) for each in GOLDEN.rglob("*.jsonl"))
+    assert found == sorted(str(Path(each).with_suffix(".jsonl")) for each in CAPTURES)
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_replay_gives_the_golden_records(name: str, update_golden: bool) -> None:
+    networks = tuple(map(ip_network, manifest()[name].get("on_link", [])))
+    job = Job(
+        capture=PCAPS / name,
+        read_config=lambda: parse("", Path("golden.toml"), HELPERS),
+        networks=networks,
+    )
+    records = [record(event, name) for event in replay_job(job)]
+    text = "".join(f"{json_line(each)}\n" for each in records if each is not None)
+    golden = GOLDEN / Path(name).with_suffix(".jsonl")
+    if update_golden:
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text, "utf-8")
+    assert text == golden.read_text("utf-8")
