@@ -23,9 +23,11 @@ from cthelper.core.offline.fragments import Reassembler
 from cthelper.core.offline.tcp import (
     TCP_TIMEOUTS,
     Connection,
-    Segment,
     TcpState,
     Verdict,
+    is_reset,
+    is_syn,
+    sequence_space,
 )
 from cthelper.core.packet import locate
 from cthelper.core.tuples import (
@@ -50,6 +52,22 @@ _FLAGS: Final = 13
 # RST, SYN, FIN and ACK; of these only ACK: nothing changes in an established flow.
 _STATE_FLAGS: Final = 0x17
 _ACK: Final = 0x10
+
+_ESTABLISHED: Final = int(TcpState.ESTABLISHED)
+# Members of a Flag are slow to combine: all that a flow may have, by its properties
+# confirmed, seen_reply, expected and tagged.
+_STATUS: Final = tuple(
+    Status(
+        confirmed * Status.CONFIRMED
+        | seen * Status.SEEN_REPLY
+        | expected * Status.EXPECTED
+        | tagged * Status.HELPER
+    )
+    for confirmed in (0, 1)
+    for seen in (0, 1)
+    for expected in (0, 1)
+    for tagged in (0, 1)
+)
 
 # A UDP flow is a stream after this many seconds (nf_conntrack_udp_packet).
 _STREAM_SECONDS: Final = 2.0
@@ -86,7 +104,7 @@ class Timeouts:
 
     udp: float = 30.0
     udp_stream: float = 120.0
-    tcp: Mapping[TcpState, float] = field(default_factory=lambda: TCP_TIMEOUTS)
+    tcp: Mapping[int, float] = field(default_factory=lambda: TCP_TIMEOUTS)
     tcp_unacknowledged: float = 300.0
 
 
@@ -158,13 +176,10 @@ class Entry:
 
     def conntrack(self, now: float) -> Conntrack:
         """The entry as the kernel would report it at the time `now`."""
-        status = Status.CONFIRMED if self.confirmed else Status(0)
-        if self.seen_reply:
-            status |= Status.SEEN_REPLY
-        if self.master is not None:
-            status |= Status.EXPECTED
-        if self.helper is not None:
-            status |= Status.HELPER
+        tagged, expected = self.helper is not None, self.master is not None
+        status = _STATUS[
+            self.confirmed << 3 | self.seen_reply << 2 | expected << 1 | tagged
+        ]
         return Conntrack(
             id=self.id,
             original=self.original,
@@ -360,13 +375,11 @@ class Table:
         if segment.transport is UDP:
             return self._track_udp(number, now, packet, key)
         flags = packet[at + _FLAGS]
-        arrived = Segment(
-            flags,
-            segment.sequence,
-            segment.stop - segment.start,
-            int.from_bytes(packet[at + 8 : at + 12]),
+        end = segment.sequence + segment.stop - segment.start + sequence_space(flags)
+        acknowledged = int.from_bytes(packet[at + 8 : at + 12])
+        return self._track_tcp(
+            number, now, packet, key, flags, end & 0xFFFFFFFF, acknowledged
         )
-        return self._track_tcp(number, now, packet, key, arrived)
 
     def _track_udp(self, number: int, now: float, packet: bytes, key: bytes) -> Seen:
         found = self._find(self._udp, key, now)
@@ -389,20 +402,26 @@ class Table:
             entry.seen_reply = True
 
     def _track_tcp(
-        self, number: int, now: float, packet: bytes, key: bytes, segment: Segment
+        self,
+        number: int,
+        now: float,
+        packet: bytes,
+        key: bytes,
+        flags: int,
+        end: int,
+        acknowledged: int,
     ) -> Seen:
         found = self._find(self._tcp, key, now)
         if found is not None:
             entry, reply = found
             assert entry.tcp is not None  # noqa: S101 - it is in the table of TCP
-            verdict = entry.tcp.advance(segment, reply=reply)
+            verdict = entry.tcp.advance(flags, end, acknowledged, reply=reply)
             if verdict is not Verdict.REOPEN:
-                return self._known_tcp(
-                    now, packet, entry, segment, verdict, reply=reply
-                )
+                return self._known_tcp(now, packet, entry, flags, verdict, reply=reply)
             self._destroy(entry)
         connection = Connection()
-        if connection.advance(segment, reply=False) is Verdict.INVALID:
+        verdict = connection.advance(flags, end, acknowledged, reply=False)
+        if verdict is Verdict.INVALID:
             return Seen(None, ORIGINAL, packet, State.INVALID)
         entry, met = self._begin(number, now, TCP, key)
         entry.tcp = connection
@@ -414,7 +433,7 @@ class Table:
         now: float,
         packet: bytes,
         entry: Entry,
-        segment: Segment,
+        flags: int,
         verdict: Verdict,
         *,
         reply: bool,
@@ -424,10 +443,10 @@ class Table:
             return Seen(entry, direction, packet, State.INVALID)
         state = State.ESTABLISHED if reply else _state(entry)
         if verdict is Verdict.PASS:
-            if not entry.seen_reply and segment.is_reset:
+            if not entry.seen_reply and is_reset(flags):
                 # A refused connection is forgotten at once.
                 self._destroy(entry)
-            elif entry.seen_reply or not segment.is_syn:
+            elif entry.seen_reply or not is_syn(flags):
                 # A repeated SYN does not renew what nobody has answered.
                 entry.expires = now + self._tcp_seconds(entry)
         if reply:
@@ -437,13 +456,13 @@ class Table:
             entry.helper is None
             and entry.seen_reply
             and verdict is Verdict.PASS
-            and entry.tcp.state is TcpState.ESTABLISHED
+            and entry.tcp.state == _ESTABLISHED
         )
         return Seen(entry, direction, packet, state)
 
     def _tcp_seconds(self, entry: Entry) -> float:
         assert entry.tcp is not None  # noqa: S101 - the callers are TCP's
-        if entry.tcp.state is TcpState.ESTABLISHED and not entry.seen_reply:
+        if entry.tcp.state == _ESTABLISHED and not entry.seen_reply:
             # Picked up in mid-stream: no long life before an answer.
             return self._timeouts.tcp_unacknowledged
         return self._timeouts.tcp[entry.tcp.state]

@@ -238,7 +238,7 @@ class Replay:
         self.table.confirm(entry)
         if made:
             self._masters.expect(conntrack, made)
-        self._masters.passed(entry.conntrack(self._now))
+        self._masters.passed(conntrack)
         if self._now >= self._due:
             self._due = self._now + _TICK_SECONDS
             self._masters.sweep()

@@ -6,7 +6,6 @@ are not tracked: a segment of a capture counts as in its window.
 """
 
 import enum
-from dataclasses import dataclass
 from typing import Final
 
 _FIN, _SYN, _RST, _ACK, _URG = 0x01, 0x02, 0x04, 0x10, 0x20
@@ -73,6 +72,10 @@ class Verdict(enum.Enum):
 
 
 _IGNORE, _INVALID = -1, -2
+# Plain numbers compare faster than members.
+_SYN_SENT, _FIN_WAIT, _TIME_WAIT = (
+    int(each) for each in (TcpState.SYN_SENT, TcpState.FIN_WAIT, TcpState.TIME_WAIT)
+)
 _LETTERS: Final = {
     "SS": TcpState.SYN_SENT,
     "SR": TcpState.SYN_RECV,
@@ -106,88 +109,86 @@ _ROWS: Final = (
     ),
 )
 _NEXT: Final = tuple(
-    tuple(tuple(_LETTERS[word] for word in row.split()) for row in rows)
+    tuple(tuple(int(_LETTERS[word]) for word in row.split()) for row in rows)
     for rows in _ROWS
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The flags, sequence number and payload's size of a segment, and what it acks."""
-
-    flags: int
-    sequence: int
-    size: int
-    acknowledged: int
-
-    @property
-    def end(self) -> int:
-        """The sequence number behind it (segment_seq_plus_len)."""
-        counted = bool(self.flags & _SYN) + bool(self.flags & _FIN)
-        return (self.sequence + self.size + counted) & 0xFFFFFFFF
-
-    @property
-    def is_reset(self) -> bool:
-        """Whether it is a RST."""
-        return bool(self.flags & _RST)
-
-    @property
-    def is_syn(self) -> bool:
-        """Whether it is a SYN that acknowledges nothing."""
-        return self.flags & (_SYN | _ACK | _RST) == _SYN
-
-
 class Connection:
-    """One flow's state; `advance` takes its segments."""
+    """One flow's state, a TcpState as a number; `advance` takes its segments."""
 
     __slots__ = ("_close_begun", "_last", "_last_end", "state")
 
     def __init__(self) -> None:
-        self.state = TcpState.NONE
+        self.state: int = TcpState.NONE
         # Whether a FIN came first from one side (IP_CT_TCP_FLAG_CLOSE_INIT).
         self._close_begun = False
         # Kind and direction of the segment before, and where it ended.
         self._last: tuple[_Kind, bool] | None = None
         self._last_end = 0
 
-    def advance(self, segment: Segment, *, reply: bool) -> Verdict:
-        """Take a segment (nf_conntrack_tcp_packet)."""
-        kind = _kind(segment.flags)
+    def advance(
+        self, flags: int, end: int, acknowledged: int, *, reply: bool
+    ) -> Verdict:
+        """Take a segment (nf_conntrack_tcp_packet).
+
+        By its flags, the sequence number behind its last byte and the one that it
+        acknowledges.
+        """
+        kind = _KINDS[flags & _CHECKED]
         if kind is None:
             return Verdict.INVALID
         following = _NEXT[reply][kind][self.state]
         if following == _INVALID:
             return Verdict.INVALID
-        if following == TcpState.SYN_SENT and self.state >= TcpState.TIME_WAIT:
+        if following == _SYN_SENT and self.state >= _TIME_WAIT:
             if self._close_begun or self._last == (_Kind.RST, reply):
                 return Verdict.REOPEN
             following = _IGNORE
+        last = self._last
+        self._last = kind, reply
         if following == _IGNORE:
             answers_ignored_syn = (
                 kind is _Kind.SYN_ACK
-                and self._last == (_Kind.SYN, not reply)
-                and segment.acknowledged == self._last_end
+                and last == (_Kind.SYN, not reply)
+                and acknowledged == self._last_end
             )
             if not answers_ignored_syn:
-                self._last = kind, reply
-                self._last_end = segment.end
+                self._last_end = end
                 return Verdict.IGNORE
             # The two ends are in sync, and conntrack was not.
             self._close_begun = False
             following = TcpState.SYN_RECV
-        if following == TcpState.FIN_WAIT and self.state is not TcpState.FIN_WAIT:
+        elif following == _FIN_WAIT and self.state != _FIN_WAIT:
             self._close_begun = True
-        self._last = kind, reply
-        self._last_end = segment.end
-        self.state = TcpState(following)
+        self._last_end = end
+        self.state = following
         return Verdict.PASS
 
 
+def is_syn(flags: int) -> bool:
+    """Whether a segment is a SYN that acknowledges nothing."""
+    return flags & (_SYN | _ACK | _RST) == _SYN
+
+
+def is_reset(flags: int) -> bool:
+    """Whether a segment is a RST."""
+    return bool(flags & _RST)
+
+
+def sequence_space(flags: int) -> int:
+    """What the flags add to a segment's length (segment_seq_plus_len)."""
+    return bool(flags & _SYN) + bool(flags & _FIN)
+
+
 def _kind(flags: int) -> _Kind | None:
-    if flags & _CHECKED not in _VALID:
+    if flags not in _VALID:
         return None
     if flags & _RST:
         return _Kind.RST
     if flags & _SYN:
         return _Kind.SYN_ACK if flags & _ACK else _Kind.SYN
     return _Kind.FIN if flags & _FIN else _Kind.ACK
+
+
+_KINDS: Final = tuple(_kind(flags) for flags in range(_CHECKED + 1))
