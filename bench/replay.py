@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Replay's speed beside that of other readers of the same capture, in one run.
+
+usage: python -m bench.replay [--packets N] [--rounds N] [--json FILE]
+
+Packets per CPU-second (user and system) of whole processes, their start included;
+medians of alternating rounds. tshark prints a few fields of each packet, scapy dissects
+with PcapReader (a part of the capture, it is slow), and its raw reader, which replay is
+built upon, does nothing with what it reads.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.corpus import write
+
+# scapy dissects so few packets a second that a part of the capture must do.
+_SCAPY_PACKETS: Final = 10_000
+_SCAPY: Final = """
+import sys
+from scapy.layers import inet, inet6, l2
+from scapy.utils import PcapReader
+with PcapReader(sys.argv[1]) as reader:
+    for _ in range(int(sys.argv[2])):
+        reader.read_packet()
+"""
+_RAW: Final = """
+import sys
+from scapy.utils import RawPcapReader
+for _ in RawPcapReader(sys.argv[1]):
+    pass
+"""
+_FIELDS: Final = ("frame.number", "ip.src", "ip.dst", "_ws.col.Protocol")
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A program that reads the capture, and how many packets of it."""
+
+    name: str
+    command: tuple[str, ...]
+    packets: int
+
+
+def main() -> int:
+    """Measure, print a table, and write JSON where that is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--packets", type=int, default=300_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        capture = Path(folder, "mixed.pcap")
+        packets = write(capture, options.packets)
+        readers = _readers(capture, packets)
+        rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
+        for _ in range(options.rounds):
+            for reader in readers:
+                rates[reader.name].append(reader.packets / _cpu_seconds(reader))
+    medians = {name: statistics.median(each) for name, each in rates.items()}
+    ours = medians["cthelper replay"]
+    print(f"{packets} packets, medians of {options.rounds} rounds")
+    print(f"{'reader':<24} {'packets per CPU-second':>22} {'cthelper is':>12}")
+    for name, rate in medians.items():
+        print(f"{name:<24} {rate:>22,.0f} {ours / rate:>10.2f} x")
+    if options.json is not None:
+        result = {"packets": packets, "rounds": options.rounds, "rates": rates}
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _readers(capture: Path, packets: int) -> list[Reader]:
+    python = sys.executable
+    readers = [
+        Reader(
+            "cthelper replay",
+            (python, "-m", "cthelper.core.cli", "replay", "--json", str(capture)),
+            packets,
+        ),
+        Reader("scapy RawPcapReader", (python, "-c", _RAW, str(capture)), packets),
+        Reader(
+            "scapy PcapReader",
+            (python, "-c", _SCAPY, str(capture), str(_SCAPY_PACKETS)),
+            _SCAPY_PACKETS,
+        ),
+    ]
+    tshark = shutil.which("tshark")
+    if tshark is None:
+        print("tshark is not installed: apt-get install tshark", file=sys.stderr)
+        return readers
+    fields = [word for field in _FIELDS for word in ("-e", field)]
+    command = (tshark, "-n", "-r", str(capture), "-T", "fields", *fields)
+    return [*readers, Reader("tshark -T fields", command, packets)]
+
+
+def _cpu_seconds(reader: Reader) -> float:
+    process = subprocess.Popen(
+        reader.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"bench: {reader.name} ended with {process.returncode}")
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    sys.exit(main())
