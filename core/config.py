@@ -9,7 +9,8 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import combinations
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,8 +20,13 @@ from cthelper.core.guard import DENIED_PORTS
 from cthelper.core.tuples import Address, Tuple
 
 DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
+DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 
 _T = TypeVar("_T")
+_EVERYWHERE: Final[tuple[Network, ...]] = (
+    IPv4Network("0.0.0.0/0"),
+    IPv6Network("::/0"),
+)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # What the kernel takes as an interface's name (dev_valid_name in net/core/dev.c) and
 # nft between quotes; a * at the end matches the rest.
@@ -94,15 +100,35 @@ def load(path: Path | None, helpers: Mapping[str, type[Helper]]) -> Config:
     None is DEFAULT_PATH, or all defaults where that file is absent. `helpers` are
     those installed, by name. Raises ConfigError.
     """
+    return parse(*_read(path), helpers)
+
+
+def plugin_folder(path: Path | None) -> Path | None:
+    """The folder of drop-in plugins that the file at `path` names; None: no folder.
+
+    `path` is as for `load`. Nothing else in the file is checked, for what is right
+    there depends on the helpers. Raises ConfigError, also where the folder is not
+    there; the default one need not be.
+    """
+    text, path = _read(path)
+    table = _Table(path, "", _document(text, path)).table("plugins")
+    folder = _folder(table)
+    if folder is None or folder.is_dir():
+        return folder
+    if folder == DEFAULT_PLUGINS:
+        return None
+    raise table.error("folder", str(folder), "must be a folder that is there")
+
+
+def _read(path: Path | None) -> tuple[str, Path]:
     if path is None:
         path = DEFAULT_PATH
         if not path.exists():
-            return parse("", path, helpers)
+            return "", path
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), path
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(path, "file", str(path), f"cannot be read: {error}") from None
-    return parse(text, path, helpers)
 
 
 def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
@@ -110,16 +136,14 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
 
     Raises ConfigError.
     """
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        # TOMLDecodeError is a ValueError; plain ones are of numbers without end.
-        raise _syntax_error(path, text, error) from None
-    root = _Table(path, "", document)
+    root = _Table(path, "", _document(text, path))
     daemon = _daemon(root.table("daemon"))
     guard = root.table("guard")
     denied = guard.list_of("denied_ports", _port, tuple(sorted(DENIED_PORTS)))
     guard.close()
+    plugins = root.table("plugins")
+    _folder(plugins)
+    plugins.close()
     tables = root.table("helpers")
     configured = {
         name: _helper(tables.table(name), helper, daemon)
@@ -127,11 +151,25 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
     }
     tables.close()
     root.close()
-    return Config(
-        daemon=daemon,
-        denied_ports=frozenset(denied),
-        helpers={name: each for name, each in configured.items() if each is not None},
-    )
+    enabled = {name: each for name, each in configured.items() if each is not None}
+    for one, other in combinations(enabled.values(), 2):
+        shared = _tagged_by_both(one, other)
+        if shared is not None:
+            name = other.helper.name
+            raise ConfigError(
+                *(path, f"helpers.{name}.ports", list(other.ports)),
+                f"{shared} is tagged by {one.helper.name} already: let their ports, "
+                "networks or interfaces differ, or set enabled = false for one",
+            )
+    return Config(daemon=daemon, denied_ports=frozenset(denied), helpers=enabled)
+
+
+def _document(text: str, path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # TOMLDecodeError is a ValueError; plain ones are of numbers without end.
+        raise _syntax_error(path, text, error) from None
 
 
 def _syntax_error(path: Path, text: str, error: Exception) -> ConfigError:
@@ -170,6 +208,12 @@ class _Table:
         value = self._pop(key, default)
         if not isinstance(value, bool):
             raise self.error(key, value, "must be true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        value = self._pop(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, value, "must be a string")
         return value
 
     def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
@@ -230,6 +274,14 @@ class _Table:
         return f"{self._name}.{shown}" if self._name else shown
 
 
+def _folder(table: _Table) -> Path | None:
+    text = table.text("folder", str(DEFAULT_PLUGINS))
+    folder = Path(text)
+    if text and not folder.is_absolute():
+        raise table.error("folder", text, "must be an absolute path, or empty: none")
+    return folder if text else None
+
+
 def _daemon(table: _Table) -> DaemonConfig:
     plain = DaemonConfig()
     daemon = DaemonConfig(
@@ -278,6 +330,49 @@ def _helper(
             "must share an IP version with destinations",
         )
     return config if enabled else None
+
+
+def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
+    """Transport and port of flows that rules of both would tag; None: of none.
+
+    A flow keeps the helper that it got first (nft_ct_helper_obj_eval), so the other
+    rule would be without effect, and which one it is would hang on the names.
+    """
+    transports = one.helper.transports & other.helper.transports
+    ports = set(one.ports) & set(other.ports)
+    if (
+        not (transports and ports and one.helper.hooks & other.helper.hooks)
+        or not _interfaces_meet(one.interfaces, other.interfaces)
+        or not any(
+            _networks_meet(one.sources, other.sources, version)
+            and _networks_meet(one.destinations, other.destinations, version)
+            for version in (4, 6)
+        )
+    ):
+        return None
+    return f"{min(transports)} {min(ports)}"
+
+
+def _interfaces_meet(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    return not ours or not theirs or any(_same(a, b) for a in ours for b in theirs)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether an interface can have both names, which may end in a *."""
+    a, b = one.removesuffix("*"), other.removesuffix("*")
+    return a == b or (one != a and b.startswith(a)) or (other != b and a.startswith(b))
+
+
+def _networks_meet(
+    ours: tuple[Network, ...], theirs: tuple[Network, ...], version: int
+) -> bool:
+    """Whether an address of this IP version can be in both; no networks hold all."""
+    return any(
+        one.version == version
+        and (one.network_address in other or other.network_address in one)
+        for one in ours or _EVERYWHERE
+        for other in theirs or _EVERYWHERE
+    )
 
 
 def _policies(table: _Table, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:

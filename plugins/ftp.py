@@ -17,7 +17,7 @@ does a 227 or 229 that nobody asked for. LPRT and LPSV (RFC 1639) are not served
 A client that does not speak FTP, such as a browser that was made to send these lines in
 a form (NAT slipstreaming), ends the reading at its first line of another protocol. Once
 a security exchange has succeeded (RFC 2228, RFC 4217: AUTH TLS) the rest is encrypted,
-and reading ends as well.
+and reading ends as well; a return to clear text (CCC) is not followed.
 
 NAT: the endpoint stands in text of variable length, so rewriting may change the length
 of a segment.

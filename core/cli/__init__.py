@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from cthelper.core.cli import doctor, helpers, replay, ruleset, run
-from cthelper.core.errors import ConfigError, CthelperError, UsageError
+from cthelper.core.errors import ConfigError, CthelperError, RegistryError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has seen enough, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ConfigError, UsageError) as error:
+    except (ConfigError, RegistryError, UsageError) as error:
         print(f"cthelper: {error}", file=sys.stderr)
         return 2
     except CthelperError as error:

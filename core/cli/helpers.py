@@ -6,8 +6,13 @@ import inspect
 import sys
 
 from cthelper.core.api import Helper
-from cthelper.core.cli.options import Commands
-from cthelper.core.registry import builtin_helpers
+from cthelper.core.cli.options import (
+    Commands,
+    add_config,
+    add_plugins,
+    found_helpers,
+)
+from cthelper.core.registry import Found
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -15,17 +20,21 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "helpers",
         help="what is installed: protocol, ports, policies, options",
-        description="Lists the installed helpers, or shows all about one.",
+        description="Lists the installed helpers, or shows all about one. Plugins, "
+        "which come with other distributions or lie in the configured folder, are "
+        "listed with their source.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="one helper")
+    add_config(parser)
+    add_plugins(parser)
     parser.set_defaults(command=_helpers)
 
 
 def _helpers(options: argparse.Namespace) -> int:
-    installed = builtin_helpers()
+    installed = found_helpers(options)
     if options.name is None:
-        for helper in installed.values():
-            print(f"{helper.name:<15} {_ports(helper):<22} {_title(helper)}")
+        for each in installed.values():
+            print(_row(each))
         return 0
     if options.name not in installed:
         known = ", ".join(installed)
@@ -38,7 +47,14 @@ def _helpers(options: argparse.Namespace) -> int:
     return 0
 
 
-def _page(helper: type[Helper]) -> str:
+def _row(found: Found) -> str:
+    helper = found.helper
+    row = f"{helper.name:<15} {_ports(helper):<22} {_title(helper)}"
+    return row.rstrip() if found.builtin else f"{row} [{found.source}]"
+
+
+def _page(found: Found) -> str:
+    helper = found.helper
     hooks = ", ".join(sorted(hook.value for hook in helper.hooks))
     lines = [
         f"{helper.name}: {_title(helper)}",
@@ -58,7 +74,7 @@ def _page(helper: type[Helper]) -> str:
         default = str(option.default)
         lines.append(f"option         {option.name} (default {default})")
         lines.append(f"               {option.meaning}")
-    lines += [f"source         {helper.__module__}", "", _documentation(helper)]
+    lines += [f"source         {found.source}", "", _documentation(helper)]
     return "\n".join(lines)
 
 
@@ -68,7 +84,8 @@ def _ports(helper: type[Helper]) -> str:
 
 
 def _title(helper: type[Helper]) -> str:
-    return (inspect.getdoc(helper) or "").partition("\n")[0]
+    # Not what it inherits, which is about helpers at large.
+    return (helper.__doc__ or "").strip().partition("\n")[0]
 
 
 def _documentation(helper: type[Helper]) -> str:

@@ -4,8 +4,8 @@
 import argparse
 from pathlib import Path
 
-from cthelper.core.config import DEFAULT_PATH, Config, load
-from cthelper.core.registry import builtin_helpers
+from cthelper.core.config import DEFAULT_PATH, Config, load, plugin_folder
+from cthelper.core.registry import Found, classes, find_helpers
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -33,6 +33,17 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def found_helpers(options: argparse.Namespace) -> dict[str, Found]:
+    """All helpers, those of the configured folder and of ``--plugin`` among them.
+
+    Raises ConfigError, RegistryError.
+    """
+    return find_helpers(plugin_folder(options.config), getattr(options, "plugin", ()))
+
+
 def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that ``--config`` names. Raises ConfigError."""
-    return load(options.config, builtin_helpers())
+    """The configuration that ``--config`` names.
+
+    Raises ConfigError, RegistryError.
+    """
+    return load(options.config, classes(found_helpers(options)))

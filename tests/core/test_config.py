@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core import config
-from cthelper.core.api import UDP, Effects, Helper, Message, Option, Policy
-from cthelper.core.config import Config, DaemonConfig, load, parse
+from cthelper.core.api import UDP, Effects, Helper, Hook, Message, Option, Policy
+from cthelper.core.config import (
+    Config,
+    DaemonConfig,
+    load,
+    parse,
+    plugin_folder,
+)
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS
 from cthelper.core.tuples import TCP, Endpoint, Tuple
@@ -167,7 +173,7 @@ DAEMON_KEYS = "queue, receive_buffer, flow_limit, log_level, log_format"
 
 WRONG = [
     # Keys that nobody knows, at each level.
-    ("port = 1", "port = 1: unknown key, known are daemon, guard, helpers"),
+    ("port = 1", "port = 1: unknown key, known are daemon, guard, plugins, helpers"),
     (
         "[daemon]\nbuffer = 1",
         f"daemon.buffer = 1: unknown key, known are {DAEMON_KEYS}",
@@ -191,11 +197,11 @@ WRONG = [
     ),
     (
         '"a\\nb" = 1',
-        "'a\\nb' = 1: unknown key, known are daemon, guard, helpers",
+        "'a\\nb' = 1: unknown key, known are daemon, guard, plugins, helpers",
     ),
     (
         '"daemon.queue" = 1',
-        "'daemon.queue' = 1: unknown key, known are daemon, guard, helpers",
+        "'daemon.queue' = 1: unknown key, known are daemon, guard, plugins, helpers",
     ),
     # Helpers and policies that are not there.
     (
@@ -354,6 +360,13 @@ WRONG = [
         "helpers.chosen.mode = 'tall': must be one of narrow, wide",
     ),
     ("helpers.chosen.version = 4", "helpers.chosen.version = 4: must be one of 2, 3"),
+    # Plugins.
+    ("plugins.folder = 1", "plugins.folder = 1: must be a string"),
+    (
+        'plugins.folder = "plugins"',
+        "plugins.folder = 'plugins': must be an absolute path, or empty: none",
+    ),
+    ("plugins.path = 1", "plugins.path = 1: unknown key, known are folder"),
 ]
 
 
@@ -458,3 +471,100 @@ def test_flow_that_the_ruleset_tags(
     helper = read(f"[helpers.plain]\n{settings}\n").helpers["plain"]
     assert helper.tags(Tuple(UDP, *ends)) is tagged
     assert not helper.tags(Tuple(TCP, *ends))
+
+
+# Two helpers whose rules would tag the same flow
+
+
+def clash(plain: str, chosen: str) -> str:
+    try:
+        read(f"[helpers.plain]\n{plain}\n[helpers.chosen]\n{chosen}\n")
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("plain", "chosen"),
+    [
+        ("ports = [5353]", ""),
+        ("", "ports = [7001]"),
+        ('ports = [5353]\nsources = ["10.0.0.0/8"]', ""),
+        ('ports = [5353]\ndestinations = ["224.0.0.0/8"]', ""),
+        ("ports = [5353]", 'destinations = ["ff02::fb"]'),
+        ('ports = [5353]\ninterfaces = ["wg0"]', ""),
+        ('ports = [5353]\ninterfaces = ["wg0"]', 'interfaces = ["eth0", "wg*"]'),
+        ('ports = [5353]\ninterfaces = ["wg1*"]', 'interfaces = ["wg*"]'),
+    ],
+)
+def test_two_helpers_of_one_flow_are_refused(plain: str, chosen: str) -> None:
+    port = 7001 if "7001" in chosen else 5353
+    assert clash(plain, chosen) == (
+        f"cthelper.toml: helpers.chosen.ports = [{port}]: udp {port} is tagged by "
+        "plain already: let their ports, networks or interfaces differ, or set "
+        "enabled = false for one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("plain", "chosen"),
+    [
+        ("", ""),
+        ("ports = [5353]", "enabled = false"),
+        ("ports = [5353]\nenabled = false", ""),
+        ('ports = [5353]\ndestinations = ["224.0.0.0/25"]', ""),
+        ('ports = [5353]\ndestinations = ["ff00::/8"]', ""),
+        ('ports = [5353]\nsources = ["fd00::/8"]', ""),
+        ('ports = [5353]\ninterfaces = ["wg0"]', 'interfaces = ["wg1"]'),
+        ('ports = [5353]\ninterfaces = ["wg10*"]', 'interfaces = ["wg1"]'),
+        ('ports = [5353]\ninterfaces = ["a*"]', 'interfaces = ["b*"]'),
+    ],
+)
+def test_helpers_of_different_flows_share_a_port(plain: str, chosen: str) -> None:
+    assert clash(plain, chosen) == ""
+
+
+def test_helpers_of_different_transports_or_hooks_share_a_port() -> None:
+    class Stream(Plain):
+        name = "stream"
+        transports = frozenset({TCP})
+
+    class Ours(Plain):
+        name = "ours"
+        hooks = frozenset({Hook.OUTPUT})
+
+    class Others(Plain):
+        name = "others"
+        hooks = frozenset({Hook.PREROUTING})
+
+    helpers = {each.name: each for each in (Stream, Ours, Others)}
+    assert len(parse("", PATH, helpers).helpers) == 3
+
+
+# The folder of plugins
+
+
+def test_folder_of_plugins_is_the_default_one_if_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, default = tmp_path / "cthelper.toml", tmp_path / "default"
+    monkeypatch.setattr(config, "DEFAULT_PLUGINS", default)
+    path.write_text("")
+    assert plugin_folder(path) is None
+    default.mkdir()
+    assert plugin_folder(path) == default
+    path.write_text("plugins.folder = ''")
+    assert plugin_folder(path) is None
+
+
+def test_folder_of_plugins_that_is_named_must_be_there(tmp_path: Path) -> None:
+    path, folder = tmp_path / "cthelper.toml", tmp_path / "mine"
+    path.write_text(f"plugins.folder = '{folder}'\n[helpers.unknown]\n")
+    with pytest.raises(ConfigError) as caught:
+        plugin_folder(path)
+    assert str(caught.value) == (
+        f"{path}: plugins.folder = {str(folder)!r}: must be a folder that is there"
+    )
+    folder.mkdir()
+    # What the file says of helpers is not judged before they are known.
+    assert plugin_folder(path) == folder

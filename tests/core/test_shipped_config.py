@@ -6,7 +6,7 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 
-from cthelper.core.config import Config, parse
+from cthelper.core.config import DEFAULT_PLUGINS, Config, parse
 from cthelper.core.registry import builtin_helpers
 
 SHIPPED = files("cthelper.core").joinpath("cthelper.toml").read_text("utf-8")
@@ -29,7 +29,7 @@ def test_commented_keys_stand_at_their_defaults() -> None:
 
 def test_every_key_is_there() -> None:
     written = tomllib.loads(WHOLE)
-    assert set(written) == {"daemon", "guard", "helpers"}
+    assert set(written) == {"daemon", "guard", "plugins", "helpers"}
     assert set(written["daemon"]) == {
         "queue",
         "receive_buffer",
@@ -38,6 +38,7 @@ def test_every_key_is_there() -> None:
         "log_format",
     }
     assert set(written["guard"]) == {"denied_ports"}
+    assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}
     common = {"enabled", "queue", "ports", "interfaces", "sources", "destinations"}
     for name, helper in builtin_helpers().items():
         options = {option.name for option in helper.options}
