@@ -31,6 +31,8 @@ def test_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
         "cthelper/py.typed",
         "cthelper/nft/cthelper.nft",
         "cthelper/core/cthelper.toml",
+        "cthelper/core/cli/templates/tcp.py.in",
+        "cthelper/testing.py",
         "cthelper/core/live/cthelper.service",
     ):
         assert data in names

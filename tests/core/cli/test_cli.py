@@ -61,6 +61,7 @@ def test_wrong_usage_is_2(
         ("ruleset", "install"),
         ("ruleset", "remove"),
         ("helpers",),
+        ("new",),
         ("doctor",),
     ],
     ids=lambda command: " ".join(command) or "cthelper",
