@@ -7,8 +7,7 @@ the wire (nf_conntrack_checksum), and local ones may not have theirs yet (offloa
 """
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cthelper.core.errors import Malformed, Truncated
 from cthelper.core.tuples import TCP, UDP, Transport
@@ -49,12 +48,12 @@ _U32 = struct.Struct("!I")
 _SYN: Final = 0x02
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Where the transport header and the payload of one packet lie.
 
     `header` is the offset of the transport header, ``start`` and ``stop`` bound the
-    payload. `sequence` and `syn` are TCP's.
+    payload. `sequence` and `syn` are TCP's. One is made for each packet, and a named
+    tuple costs a third of a frozen dataclass.
     """
 
     transport: Transport
