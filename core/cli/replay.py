@@ -2,6 +2,7 @@
 """``cthelper replay``: helpers over captures."""
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -116,6 +117,10 @@ def _replay(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from cthelper.core.offline import corpus
 
+    # Flows are many objects without cycles, and the collector would look at all of them
+    # again and again: one tenth of the time.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
     if options.jobs is not None and options.executor is not None:
         raise UsageError("--jobs and --executor exclude each other")
     captures = corpus.find_captures(options.captures)
