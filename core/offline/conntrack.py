@@ -29,7 +29,7 @@ from cthelper.core.offline.tcp import (
     is_syn,
     sequence_space,
 )
-from cthelper.core.packet import locate
+from cthelper.core.packet import Segment, locate
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -49,6 +49,8 @@ _SHORT4: Final = 34
 _SHORT6: Final = 54
 _PLAIN4: Final = 0x45
 _FLAGS: Final = 13
+# What conntrack reads of the transports' headers.
+_HEADERS: Final = {TCP: 14, UDP: 8}
 # RST, SYN, FIN and ACK; of these only ACK: nothing changes in an established flow.
 _STATE_FLAGS: Final = 0x17
 _ACK: Final = 0x10
@@ -91,8 +93,10 @@ class Outcome(enum.Enum):
     REFRESHED = "refreshed"
     CLASH = "kernel-ebusy"
     FULL = "kernel-emfile"
+    ALREADY = "kernel-ealready"
+    INVALID = "kernel-einval"
     NO_MASTER = "kernel-enoent"
-    NO_HELPER = "kernel-eopnotsupp"
+    NO_HELPER = "kernel-enotsup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +199,7 @@ class Expected:
     """An expectation in the table, made in `frame`; `helper` is its master's."""
 
     __slots__ = (
+        "class_",
         "expectation",
         "expires",
         "frame",
@@ -215,6 +220,8 @@ class Expected:
         self.frame = frame
         self.helper = helper
         self.expires = 0.0
+        # The class goes to the kernel beside a helper's name only.
+        self.class_ = 0 if expectation.helper is None else expectation.class_
         self.key = _destination_key(expectation)
         network = expectation.source
         self.source = 0 if network is None else int(network.network_address)
@@ -353,21 +360,17 @@ class Table:
 
         The caller confirms its entry when it lets the packet go on. None where there is
         no such packet: another protocol, a fragment that completes nothing, headers
-        that contradict the packet's length.
+        that contradict each other. A packet that the capture has cut counts as whole:
+        the gateway saw all of it.
         """
         packet = data[start:]
-        try:
-            segment = locate(packet)
-            if segment is None:
-                whole = self._fragments.feed(now, packet)
-                if whole is None:
-                    return None
-                packet = whole
-                segment = locate(packet)
-        except Malformed:
-            return None
+        segment = _locate(packet)
         if segment is None:
-            return None
+            whole = self._fragments.feed(now, packet)
+            segment = None if whole is None else _locate(whole)
+            if whole is None or segment is None:
+                return None
+            packet = whole
         self.packets += 1
         at = segment.header
         ends = packet[12:20] if packet[0] >> 4 == 4 else packet[8:40]
@@ -422,6 +425,9 @@ class Table:
         connection = Connection()
         verdict = connection.advance(flags, end, acknowledged, reply=False)
         if verdict is Verdict.INVALID:
+            # The expectation is looked for before the segment is judged.
+            if self._expectations:
+                self._meet(now, TCP, key)
             return Seen(None, ORIGINAL, packet, State.INVALID)
         entry, met = self._begin(number, now, TCP, key)
         entry.tcp = connection
@@ -462,10 +468,11 @@ class Table:
 
     def _tcp_seconds(self, entry: Entry) -> float:
         assert entry.tcp is not None  # noqa: S101 - the callers are TCP's
+        seconds = self._timeouts.tcp[entry.tcp.state]
         if entry.tcp.state == _ESTABLISHED and not entry.seen_reply:
             # Picked up in mid-stream: no long life before an answer.
-            return self._timeouts.tcp_unacknowledged
-        return self._timeouts.tcp[entry.tcp.state]
+            return min(seconds, self._timeouts.tcp_unacknowledged)
+        return seconds
 
     def _find(
         self, flows: dict[bytes, tuple[Entry, bool]], key: bytes, now: float
@@ -510,8 +517,12 @@ class Table:
         flows[entry.key] = entry, False
 
     def keep(self, now: float, entry: Entry, seconds: float) -> None:
-        """Set what is left of an entry's life (ctnetlink_change_timeout)."""
-        entry.expires = now + seconds
+        """Set what is left of an entry's life (ctnetlink_change_timeout).
+
+        One that is not confirmed stays as it is.
+        """
+        if entry.confirmed:
+            entry.expires = now + seconds
 
     def detach(self, entry: Entry) -> bool:
         """Take the helper off a flow, and its expectations with it; whether it can be.
@@ -547,30 +558,38 @@ class Table:
         nf_conntrack_netlink.c): one that covers the same, whoever's, is refreshed. For
         another as in a verdict (ctnetlink_glue_attach_expect).
         """
-        if master.gone or (master.confirmed and master.expires <= now):
-            return Outcome.NO_MASTER, None
-        if master.helper is None:
-            return Outcome.NO_HELPER, None
-        wanted = Expected(expectation, master, frame, master.helper.helper.name)
+        name = "" if master.helper is None else master.helper.helper.name
+        wanted = Expected(expectation, master, frame, name)
         rivals = self._expected.get(wanted.key, [])
         self._expire(now, rivals)
         if master.confirmed:
+            # Found before anybody asks for the master.
             for rival in rivals:
                 if rival.takes(wanted.source, wanted.port):
                     rival.expires = now + expectation.timeout
                     return Outcome.REFRESHED, rival
+            if master.expires <= now:
+                self._destroy(master)
+        if master.gone:
+            return Outcome.NO_MASTER, None
+        if master.helper is None:
+            return Outcome.NO_HELPER, None
+        if wanted.class_ >= len(master.helper.policies):
+            return Outcome.INVALID, None
         # __nf_ct_expect_check in nf_conntrack_expect.c.
         for rival in list(rivals):
             if rival.master is master and rival.equals(wanted):
+                if rival.class_ != wanted.class_:
+                    return Outcome.ALREADY, None
                 self._remove(rival)
                 break
             if rival.clashes(wanted):
                 return Outcome.CLASH, None
-        policy = master.helper.policies[expectation.class_]
+        policy = master.helper.policies[wanted.class_]
         alike = [
             each
             for each in master.expectations
-            if each.expires > now and each.expectation.class_ == expectation.class_
+            if each.expires > now and each.class_ == wanted.class_
         ]
         if len(alike) >= policy.max_expected:
             self._remove(alike[-1])
@@ -652,6 +671,33 @@ class Table:
                     self._destroy(entry)
         self.live(now)
         self._until_sweep = max(_SWEEP, len(self._udp) + len(self._tcp))
+
+
+def _locate(packet: bytes) -> Segment | None:
+    """The segment in a packet; its header is there where the capture has cut it."""
+    try:
+        return locate(packet)
+    except Malformed:
+        pass
+    wanted = _length(packet)
+    if wanted <= len(packet):
+        return None
+    try:
+        segment = locate(packet.ljust(wanted, b"\0"))
+    except Malformed:
+        return None
+    if segment is None or segment.header + _HEADERS[segment.transport] > len(packet):
+        return None
+    return segment
+
+
+def _length(packet: bytes) -> int:
+    """What the IP header says, or 0."""
+    if len(packet) >= 20 and packet[0] >> 4 == 4:
+        return int.from_bytes(packet[2:4])
+    if len(packet) >= 40 and packet[0] >> 4 == 6:
+        return 40 + int.from_bytes(packet[4:6])
+    return 0
 
 
 def _state(entry: Entry) -> State:

@@ -6,6 +6,7 @@ are not tracked: a segment of a capture counts as in its window.
 """
 
 import enum
+from collections.abc import Mapping
 from typing import Final
 
 _FIN, _SYN, _RST, _ACK, _URG = 0x01, 0x02, 0x04, 0x10, 0x20
@@ -36,7 +37,7 @@ class TcpState(enum.IntEnum):
     SYN_SENT2 = 9
 
 
-TCP_TIMEOUTS: Final = {
+TCP_TIMEOUTS: Final[Mapping[int, float]] = {
     TcpState.SYN_SENT: 120.0,
     TcpState.SYN_RECV: 60.0,
     TcpState.ESTABLISHED: 432000.0,
@@ -73,9 +74,12 @@ class Verdict(enum.Enum):
 
 _IGNORE, _INVALID = -1, -2
 # Plain numbers compare faster than members.
-_SYN_SENT, _FIN_WAIT, _TIME_WAIT = (
-    int(each) for each in (TcpState.SYN_SENT, TcpState.FIN_WAIT, TcpState.TIME_WAIT)
-)
+_SYN_SENT: Final = int(TcpState.SYN_SENT)
+_SYN_SENT2: Final = int(TcpState.SYN_SENT2)
+_SYN_RECV: Final = int(TcpState.SYN_RECV)
+_FIN_WAIT: Final = int(TcpState.FIN_WAIT)
+_LAST_ACK: Final = int(TcpState.LAST_ACK)
+_TIME_WAIT: Final = int(TcpState.TIME_WAIT)
 _LETTERS: Final = {
     "SS": TcpState.SYN_SENT,
     "SR": TcpState.SYN_RECV,
@@ -117,13 +121,24 @@ _NEXT: Final = tuple(
 class Connection:
     """One flow's state, a TcpState as a number; `advance` takes its segments."""
 
-    __slots__ = ("_close_begun", "_last", "_last_end", "state")
+    __slots__ = (
+        "_challenged",
+        "_close_begun",
+        "_crossed",
+        "_last",
+        "_last_end",
+        "state",
+    )
 
     def __init__(self) -> None:
         self.state: int = TcpState.NONE
         # Whether a FIN came first from one side (IP_CT_TCP_FLAG_CLOSE_INIT).
         self._close_begun = False
-        # Kind and direction of the segment before, and where it ended.
+        # Whether the SYNs crossed (IP_CT_TCP_SIMULTANEOUS_OPEN).
+        self._crossed = False
+        # Whether an ACK may answer a SYN that came too late (IP_CT_EXP_CHALLENGE_ACK).
+        self._challenged = False
+        # Kind and direction of the segment before, and where an ignored one ended.
         self._last: tuple[_Kind, bool] | None = None
         self._last_end = 0
 
@@ -145,25 +160,43 @@ class Connection:
             if self._close_begun or self._last == (_Kind.RST, reply):
                 return Verdict.REOPEN
             following = _IGNORE
-        last = self._last
-        self._last = kind, reply
         if following == _IGNORE:
-            answers_ignored_syn = (
-                kind is _Kind.SYN_ACK
-                and last == (_Kind.SYN, not reply)
-                and acknowledged == self._last_end
-            )
-            if not answers_ignored_syn:
-                self._last_end = end
-                return Verdict.IGNORE
+            if not self._answers_ignored_syn(kind, acknowledged, reply=reply):
+                return self._ignore(kind, end, reply=reply)
             # The two ends are in sync, and conntrack was not.
-            self._close_begun = False
+            self._close_begun = self._challenged = False
             following = TcpState.SYN_RECV
+        elif following == _TIME_WAIT:
+            if self._challenged and self._last == (_Kind.SYN, not reply):
+                self._challenged = False
+                return Verdict.IGNORE
+        elif following == _SYN_SENT2:
+            self._crossed = True
+        elif following == _SYN_RECV:
+            if self._crossed and reply and kind is _Kind.ACK:
+                following = TcpState.ESTABLISHED
         elif following == _FIN_WAIT and self.state != _FIN_WAIT:
             self._close_begun = True
-        self._last_end = end
+        self._last = kind, reply
         self.state = following
         return Verdict.PASS
+
+    def _answers_ignored_syn(
+        self, kind: _Kind, acknowledged: int, *, reply: bool
+    ) -> bool:
+        return (
+            kind is _Kind.SYN_ACK
+            and self._last == (_Kind.SYN, not reply)
+            and acknowledged == self._last_end
+        )
+
+    def _ignore(self, kind: _Kind, end: int, *, reply: bool) -> Verdict:
+        self._last = kind, reply
+        self._last_end = end
+        if kind is _Kind.SYN and not reply:
+            self._crossed = False
+            self._challenged = self.state == _LAST_ACK
+        return Verdict.IGNORE
 
 
 def is_syn(flags: int) -> bool:
