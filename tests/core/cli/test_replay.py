@@ -2,6 +2,7 @@
 """``cthelper replay``: its output, its options and its errors."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -154,12 +155,9 @@ def test_jobs_give_the_same_output_in_the_same_order(replay: Runner) -> None:
 
 
 def test_corpus_runs_on_dask(replay: Runner, empty: str, tmp_path: Path) -> None:
-    (tmp_path / "cluster.py").write_text(
-        "from dask.distributed import Client, LocalCluster\n\n\n"
-        "def executor():\n"
-        "    cluster = LocalCluster(n_workers=2, dashboard_address=None)\n"
-        "    return Client(cluster).get_executor()\n"
-    )
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(from dask.*?)```", readme, re.DOTALL)
+    (tmp_path / "cluster.py").write_text(block)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "cthelper.core.cli", "replay", "--json"),
