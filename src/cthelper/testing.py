@@ -253,8 +253,11 @@ def replay(
         from cthelper.core.offline.events import Notice
         from cthelper.core.offline.replay import Replay
     except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package != "scapy":
+            raise
         raise CthelperError(
-            f"{error.name} is not installed: pip install 'cthelper[replay]'"
+            f"{package} is not installed: pip install 'cthelper[replay]'"
         ) from None
 
     events: list[Event] = []
