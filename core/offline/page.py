@@ -1,0 +1,587 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Replays as one page for a browser: time line, table of events, messages' bytes.
+
+The page is a template and a block of JSON. What leads where is decided here, and the
+template's script only draws. Captures hold what anybody has sent: their text reaches
+the page in the JSON alone, and the page's policy forbids any other script, and all
+that would be loaded from elsewhere.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from cthelper.core.api import Effect, Expect, Rewrite, Source
+from cthelper.core.errors import CthelperError
+from cthelper.core.offline.events import (
+    Event,
+    ExpectationEvent,
+    FaultEvent,
+    FlowEvent,
+    MalformedEvent,
+    MessageEvent,
+    Notice,
+    RefusedEvent,
+    RelatedEvent,
+    Summary,
+    source_text,
+)
+from cthelper.core.tuples import Expectation, Tuple
+
+# The JSON's objects: an event of the page, and a capture of it.
+_Row = dict[str, object]
+_Facts = list[tuple[str, str]]
+
+_TIMED = (
+    FlowEvent
+    | RelatedEvent
+    | MessageEvent
+    | ExpectationEvent
+    | RefusedEvent
+    | MalformedEvent
+    | FaultEvent
+)
+# The order of events of one frame: as the packet meets them on its way.
+_ORDER: Final = (
+    Notice,
+    FlowEvent,
+    RelatedEvent,
+    MessageEvent,
+    ExpectationEvent,
+    RefusedEvent,
+    MalformedEvent,
+    FaultEvent,
+)
+# Characters of a cell of the table; the facts hold all of them.
+_CELL_LIMIT: Final = 300
+
+
+def write_page(path: Path, pages: Sequence[tuple[str, Sequence[Event]]]) -> None:
+    """Write the page of captures, each its label and its events in their order.
+
+    The same events give the same bytes. Raises CthelperError where the file cannot be
+    written.
+    """
+    try:
+        path.write_text(render(pages), "utf-8")
+    except OSError as error:
+        raise CthelperError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def render(pages: Sequence[tuple[str, Sequence[Event]]]) -> str:
+    """The page as text."""
+    text = (files(__package__) / "page.html").read_text("utf-8")
+    # The policy admits the template's own style and script by their hashes. A block
+    # of JSON is not executed and needs none.
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src '{_hash_of('script', text)}'",
+            f"style-src '{_hash_of('style', text)}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    data = json.dumps(_data(pages), separators=(",", ":"), allow_nan=False)
+    # JSON is ASCII here, and without < nothing in it can end its element or open a
+    # comment.
+    data = data.replace("<", "\\u003c")
+    return text.replace("{{policy}}", policy).replace("{{data}}", data)
+
+
+def _hash_of(element: str, text: str) -> str:
+    """The hash of the only such element without attributes, as a policy says it."""
+    (content,) = re.findall(rf"<{element}>(.*?)</{element}>", text, re.DOTALL)
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _data(pages: Sequence[tuple[str, Sequence[Event]]]) -> dict[str, object]:
+    captures: list[_Row] = []
+    rows: list[_Row] = []
+    for number, (label, events) in enumerate(pages):
+        page = _Page(number, events, first=len(rows))
+        captures.append({"label": _visible(label), **page.capture()})
+        rows += page.rows()
+    return {"captures": captures, "events": rows}
+
+
+@dataclass(slots=True)
+class _Life:
+    """An expectation from its creation to its end.
+
+    `end` is None where the capture ends first. `met` are the events of flows that met
+    it, by their numbers.
+    """
+
+    number: int
+    event: ExpectationEvent
+    end: float | None
+    how: str
+    met: list[int] = field(default_factory=list)
+
+
+class _Page:
+    """One capture's part of the page. Its events count on from `first`."""
+
+    def __init__(self, capture: int, events: Sequence[Event], *, first: int) -> None:
+        self._capture = capture
+        self._first = first
+        self._summary = Summary()
+        listed: list[Event] = []
+        for event in events:
+            if isinstance(event, Summary):
+                self._summary = event
+            else:
+                listed.append(event)
+        # Flows are told of when they end.
+        self._events = sorted(listed, key=_place)
+        times = [each.time for each in self._events if isinstance(each, _TIMED)]
+        times += [
+            each.last_time for each in self._events if isinstance(each, FlowEvent)
+        ]
+        self._begin = min(times, default=0.0)
+        self._end = max(times, default=0.0)
+        self._flows: dict[Tuple, list[int]] = {}
+        self._messages: dict[tuple[int, str], list[int]] = {}
+        self._lives: dict[int, _Life] = {}
+        self._controls: dict[str, list[FlowEvent]] = {}
+        self._expectation_of: dict[int, int] = {}
+        self._index()
+        # Numbers of events, by the message that led to them and by their flow.
+        self._led_to: dict[int, list[int]] = {}
+        self._in_flow: dict[int, list[int]] = {}
+        self._message_of: dict[int, int] = {}
+        self._flow_of: dict[int, int] = {}
+        for number, event in self._numbered():
+            self._link(number, event)
+
+    def capture(self) -> _Row:
+        """The capture: its counts, its span of time and its lanes."""
+        return {
+            "summary": _summary(self._summary),
+            "begin": _seconds(self._begin),
+            "end": _seconds(self._end),
+            "lanes": self._lanes(),
+        }
+
+    def rows(self) -> list[_Row]:
+        """Its events."""
+        return [self._row(number, event) for number, event in self._numbered()]
+
+    def _numbered(self) -> Iterable[tuple[int, Event]]:
+        return enumerate(self._events, self._first)
+
+    def _event(self, number: int) -> Event:
+        return self._events[number - self._first]
+
+    # What belongs together
+
+    def _index(self) -> None:
+        made: dict[tuple[int, str], list[_Life]] = {}
+        latest: dict[tuple[object, ...], _Life] = {}
+        for number, event in self._numbered():
+            match event:
+                case FlowEvent():
+                    self._flows.setdefault(event.flow, []).append(number)
+                    if event.helper is not None:
+                        self._controls.setdefault(event.helper, []).append(event)
+                case MessageEvent():
+                    place = event.frame, event.helper
+                    self._messages.setdefault(place, []).append(number)
+                case ExpectationEvent():
+                    life = _life(number, event, self._end)
+                    self._lives[number] = life
+                    made.setdefault((event.frame, event.helper), []).append(life)
+                    before = latest.get(_mask(event.expectation))
+                    if before is not None and _outlives(before, event.time):
+                        before.end = event.time
+                        before.how = f"renewed in frame {event.frame}"
+                    latest[_mask(event.expectation)] = life
+                case RelatedEvent():
+                    announced = event.expectation_frame, event.helper
+                    self._meet(number, event, made.get(announced, ()))
+
+    def _meet(self, number: int, event: RelatedEvent, lives: Iterable[_Life]) -> None:
+        for life in lives:
+            wanted = life.event.expectation
+            if not _admits(wanted, event.flow) or (life.met and not wanted.permanent):
+                continue
+            life.met.append(number)
+            self._expectation_of[number] = life.number
+            if not wanted.permanent:
+                life.end = event.time
+                life.how = f"met in frame {event.frame}"
+            return
+
+    def _link(self, number: int, event: Event) -> None:
+        match event:
+            case MessageEvent():
+                self._join(number, self._flow_at(event.flow, event.frame))
+            case ExpectationEvent():
+                message = self._message(event, event.expectation)
+                self._attach(number, message)
+                master = event.expectation.master
+                self._join(number, self._flow_at(master, event.frame))
+            case RefusedEvent():
+                message = self._message(event, event.wish)
+                self._attach(number, message)
+                self._join(number, self._flow_by(event, message))
+            case MalformedEvent() | FaultEvent():
+                message = self._message(event, None)
+                self._attach(number, message)
+                self._join(number, self._flow_by(event, message))
+            case RelatedEvent():
+                self._join(number, self._flow_at(event.flow, event.frame))
+
+    def _attach(self, number: int, message: int | None) -> None:
+        if message is not None:
+            self._message_of[number] = message
+            self._led_to.setdefault(message, []).append(number)
+
+    def _join(self, number: int, flow: int | None) -> None:
+        if flow is not None:
+            self._flow_of[number] = flow
+            self._in_flow.setdefault(flow, []).append(number)
+
+    def _message(
+        self,
+        event: ExpectationEvent | RefusedEvent | MalformedEvent | FaultEvent,
+        wish: Expectation | Expect | None,
+    ) -> int | None:
+        """The message that led to the event: of several in the frame, the one that
+        asked for `wish`, else the last one read.
+        """
+        read = self._messages.get((event.frame, event.helper), [])
+        for number in read:
+            message = self._event(number)
+            if (
+                wish is not None
+                and isinstance(message, MessageEvent)
+                and any(_asks_for(effect, wish) for effect in message.effects)
+            ):
+                return number
+        return read[-1] if read else None
+
+    def _flow_at(self, flow: Tuple, frame: int) -> int | None:
+        for number in self._flows.get(flow, ()):
+            event = self._event(number)
+            if isinstance(event, FlowEvent) and (
+                event.frame <= frame <= event.last_frame
+            ):
+                return number
+        return None
+
+    def _flow_by(
+        self,
+        event: RefusedEvent | MalformedEvent | FaultEvent,
+        message: int | None,
+    ) -> int | None:
+        """The flow of an event that does not name it."""
+        if message is not None:
+            return self._flow_of.get(message)
+        # Without a message, such as for bytes that frame none: the helper's only flow
+        # then, if there is just one.
+        able = [
+            each
+            for each in self._controls.get(event.helper, ())
+            if each.frame <= event.frame <= each.last_frame
+        ]
+        return self._flow_at(able[0].flow, event.frame) if len(able) == 1 else None
+
+    # What the page gets
+
+    def _row(self, number: int, event: Event) -> _Row:
+        kind, what, flow, facts = self._words(number, event)
+        row: _Row = {
+            "capture": self._capture,
+            "kind": kind,
+            "what": _visible(what)[:_CELL_LIMIT],
+            "facts": [(name, _visible(value)) for name, value in facts],
+            "links": self._links(number, event),
+        }
+        if isinstance(event, _TIMED):
+            row["frame"] = event.frame
+            row["time"] = _seconds(event.time)
+            if event.helper is not None:
+                row["helper"] = _visible(event.helper)
+        if flow is not None:
+            row["flow"] = str(flow)
+        match event:
+            case MessageEvent():
+                row["bytes"] = base64.b64encode(event.payload).decode()
+                row["fields"] = [
+                    (_visible(name), _visible(value))
+                    for name, value in event.fields.items()
+                ]
+                row["effects"] = [_visible(_effect(each)) for each in event.effects]
+                row["announces"] = any(
+                    isinstance(each, Expect) for each in event.effects
+                )
+                row["message"] = number
+            case FlowEvent():
+                row["last"] = _seconds(event.last_time)
+            case RelatedEvent():
+                met = self._expectation_of.get(number)
+                if met in self._message_of:
+                    row["message"] = self._message_of[met]
+            case _:
+                if number in self._message_of:
+                    row["message"] = self._message_of[number]
+        return row
+
+    def _words(
+        self, number: int, event: Event
+    ) -> tuple[str, str, Tuple | None, _Facts]:
+        """Kind, short text, flow and facts of an event."""
+        match event:
+            case MessageEvent():
+                what = "; ".join(f"{key}: {text}" for key, text in event.fields.items())
+                size = f"{len(event.payload)} bytes"
+                return (
+                    "message",
+                    what or size,
+                    event.flow,
+                    [
+                        ("flow", str(event.flow)),
+                        ("direction", event.direction.value),
+                        ("length", size),
+                    ],
+                )
+            case ExpectationEvent():
+                wanted = event.expectation
+                life = self._lives[number]
+                kind = "permanent" if wanted.permanent else "one flow"
+                facts = [
+                    ("expects", str(wanted)),
+                    ("policy", str(wanted.policy)),
+                    ("admits", kind),
+                    ("timeout", f"{wanted.timeout} s"),
+                    ("end", life.how),
+                    ("master flow", str(wanted.master)),
+                    ("announced in", f"{event.direction.value} direction"),
+                ]
+                if wanted.helper is not None:
+                    facts.append(("helper of the expected flow", wanted.helper))
+                return (
+                    "expectation",
+                    f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s)",
+                    wanted.master,
+                    facts,
+                )
+            case RelatedEvent():
+                facts = [("flow", str(event.flow))]
+                made = f"announced in frame {event.expectation_frame}"
+                met = self._expectation_of.get(number)
+                if met is not None:
+                    life = self._lives[met]
+                    facts += [
+                        ("met", str(life.event.expectation)),
+                        ("announced", f"{event.time - life.event.time:.6f} s before"),
+                        ("master flow", str(life.event.expectation.master)),
+                    ]
+                return "related", made, event.flow, facts
+            case RefusedEvent():
+                flow = self._tuple_of(number)
+                facts = [("reason", event.reason), ("detail", event.detail)]
+                if event.wish is not None:
+                    facts.append(("asked for", _wish(event.wish)))
+                facts.append(("receiver of the message", str(event.peer)))
+                return "refused", f"{event.reason}: {event.detail}", flow, facts
+            case MalformedEvent():
+                flow = self._tuple_of(number)
+                return "malformed", event.reason, flow, [("reason", event.reason)]
+            case FaultEvent():
+                facts = [("error", event.error), ("where", event.where)]
+                return "fault", event.error, self._tuple_of(number), facts
+            case FlowEvent():
+                role = "expected flow" if event.helper is None else "control flow"
+                count = f"{event.packets} packet{'' if event.packets == 1 else 's'}"
+                what = f"{role}, {count} to frame {event.last_frame}"
+                facts = [
+                    ("flow", str(event.flow)),
+                    ("role", role),
+                    ("packets", f"{event.packets}, both directions"),
+                    ("last frame", str(event.last_frame)),
+                    ("last time", f"{event.last_time:.6f} s"),
+                ]
+                if event.finished is not None:
+                    what += f", helper finished: {event.finished}"
+                    facts.append(("helper finished", event.finished))
+                return "flow", what, event.flow, facts
+            case Notice():
+                return "notice", event.text, None, [("notice", event.text)]
+        raise AssertionError(f"a summary has no row: {event}")
+
+    def _tuple_of(self, number: int) -> Tuple | None:
+        flow = self._flow_of.get(number)
+        event = None if flow is None else self._event(flow)
+        return event.flow if isinstance(event, FlowEvent) else None
+
+    def _links(self, number: int, event: Event) -> list[tuple[str, int]]:
+        """What else to look at: why, and the number of the event."""
+        links: list[tuple[str, int]] = []
+        if number in self._message_of:
+            links.append(("message", self._message_of[number]))
+        met = self._expectation_of.get(number)
+        if met is not None:
+            links.append(("expectation", met))
+        flow = self._flow_of.get(number)
+        if flow is not None:
+            master = isinstance(event, ExpectationEvent)
+            links.append(("master flow" if master else "flow", flow))
+        links += [("led to", each) for each in self._led_to.get(number, ())]
+        if number in self._lives:
+            links += [("met by", each) for each in self._lives[number].met]
+        links += [("in this flow", each) for each in self._in_flow.get(number, ())]
+        return links
+
+    def _lanes(self) -> list[_Row]:
+        """A lane for each control flow, and for each event that belongs to none."""
+        lanes: dict[int | str, _Row] = {}
+        lives: dict[int | str, list[_Row]] = {}
+        marks: dict[int | str, list[int]] = {}
+
+        def lane(key: int | str, label: str) -> int | str:
+            if key not in lanes:
+                lives[key], marks[key] = [], []
+                lanes[key] = {
+                    "label": label,
+                    "flow": key if isinstance(key, int) else None,
+                    "marks": marks[key],
+                    "expectations": lives[key],
+                }
+            return key
+
+        for number, event in self._numbered():
+            match event:
+                case FlowEvent():
+                    if event.helper is not None:
+                        lane(number, str(event.flow))
+                case ExpectationEvent():
+                    master = str(event.expectation.master)
+                    key = lane(self._flow_of.get(number, master), master)
+                    life = self._lives[number]
+                    met = [
+                        {"related": each, "flow": self._flow_of.get(each)}
+                        for each in life.met
+                    ]
+                    end = None if life.end is None else _seconds(life.end)
+                    lives[key].append(
+                        {
+                            "event": number,
+                            "label": str(event.expectation),
+                            "end": end,
+                            "met": met,
+                        }
+                    )
+                case MessageEvent():
+                    label = str(event.flow)
+                    marks[lane(self._flow_of.get(number, label), label)].append(number)
+                case RefusedEvent() | MalformedEvent() | FaultEvent():
+                    label = "flow not known"
+                    marks[lane(self._flow_of.get(number, label), label)].append(number)
+        return list(lanes.values())
+
+
+def _place(event: Event) -> tuple[int, int]:
+    frame = event.frame if isinstance(event, _TIMED) else 0
+    return frame, _ORDER.index(type(event))
+
+
+def _life(number: int, event: ExpectationEvent, capture_end: float) -> _Life:
+    end = event.time + event.expectation.timeout
+    if end <= capture_end:
+        return _Life(number, event, end, f"timeout, at {end:.6f} s")
+    return _Life(number, event, None, "not before the capture's")
+
+
+def _mask(wanted: Expectation) -> tuple[object, ...]:
+    """What makes two expectations the same."""
+    return (
+        wanted.transport,
+        wanted.source,
+        wanted.source_port,
+        wanted.destination,
+    )
+
+
+def _outlives(life: _Life, time: float) -> bool:
+    return life.end is None or life.end > time
+
+
+def _admits(wanted: Expectation, flow: Tuple) -> bool:
+    return (
+        wanted.transport is flow.transport
+        and wanted.destination == flow.destination
+        and (wanted.source is None or flow.source.address in wanted.source)
+        and wanted.source_port in (None, flow.source.port)
+    )
+
+
+def _asks_for(effect: Effect, wish: Expectation | Expect) -> bool:
+    if not isinstance(effect, Expect):
+        return False
+    if isinstance(wish, Expect):
+        return effect == wish
+    return effect.endpoint == wish.destination
+
+
+def _effect(effect: Effect) -> str:
+    match effect:
+        case Expect():
+            return f"expect {_wish(effect)}"
+        case Rewrite():
+            begin, end = effect.span
+            octets = effect.data.hex(" ") or "nothing"
+            return f"rewrite bytes {begin} to {end}: {octets}"
+        case _:
+            return "done: the flow announces nothing more"
+
+
+def _wish(wish: Expect) -> str:
+    source = (
+        wish.source.value
+        if isinstance(wish.source, Source)
+        else source_text(wish.source)
+    )
+    if wish.source_port is not None:
+        source += f" port {wish.source_port}"
+    transport = "" if wish.transport is None else f"{wish.transport} "
+    kind = "permanent" if wish.permanent else "one flow"
+    return f"{transport}{source} > {wish.endpoint} ({wish.policy}, {kind})"
+
+
+def _summary(summary: Summary) -> list[tuple[str, int]]:
+    return [
+        ("packets", summary.packets),
+        ("flows", summary.flows),
+        ("expectations", summary.expectations),
+        ("related", summary.related),
+        ("refused", summary.refused),
+        ("malformed", summary.malformed),
+    ]
+
+
+def _seconds(time: float) -> float:
+    return round(time, 6)
+
+
+def _visible(text: str) -> str:
+    r"""The text, with what is not printed as an escape, such as ``\x00``.
+
+    Among it are the marks that turn the direction of writing, with which a sender
+    could make a line read as another, and halves of surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text
+    )
