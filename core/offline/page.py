@@ -377,16 +377,18 @@ class _Page:
                 )
             case RelatedEvent():
                 facts = [("flow", str(event.flow))]
-                made = f"announced in frame {event.expectation_frame}"
+                what = f"met what frame {event.expectation_frame} announced"
                 met = self._expectation_of.get(number)
                 if met is not None:
                     life = self._lives[met]
+                    wanted = life.event.expectation
+                    what += f": {wanted}"
                     facts += [
-                        ("met", str(life.event.expectation)),
+                        ("met", str(wanted)),
                         ("announced", f"{event.time - life.event.time:.6f} s before"),
-                        ("master flow", str(life.event.expectation.master)),
+                        ("master flow", str(wanted.master)),
                     ]
-                return "related", made, event.flow, facts
+                return "related", what, event.flow, facts
             case RefusedEvent():
                 flow = self._tuple_of(number)
                 facts = [("reason", event.reason), ("detail", event.detail)]
@@ -499,7 +501,7 @@ def _life(number: int, event: ExpectationEvent, capture_end: float) -> _Life:
     end = event.time + event.expectation.timeout
     if end <= capture_end:
         return _Life(number, event, end, f"timeout, at {end:.6f} s")
-    return _Life(number, event, None, "not before the capture's")
+    return _Life(number, event, None, "after the capture's end")
 
 
 def _mask(wanted: Expectation) -> tuple[object, ...]:
@@ -558,15 +560,18 @@ def _wish(wish: Expect) -> str:
     return f"{transport}{source} > {wish.endpoint} ({wish.policy}, {kind})"
 
 
-def _summary(summary: Summary) -> list[tuple[str, int]]:
-    return [
-        ("packets", summary.packets),
-        ("flows", summary.flows),
-        ("expectations", summary.expectations),
-        ("related", summary.related),
-        ("refused", summary.refused),
-        ("malformed", summary.malformed),
+def _summary(summary: Summary) -> str:
+    counts = [
+        (summary.packets, "packet", "packets"),
+        (summary.flows, "flow", "flows"),
+        (summary.expectations, "expectation", "expectations"),
+        (summary.related, "related", "related"),
+        (summary.refused, "refused", "refused"),
+        (summary.malformed, "malformed", "malformed"),
     ]
+    return ", ".join(
+        f"{count} {one if count == 1 else many}" for count, one, many in counts if count
+    )
 
 
 def _seconds(time: float) -> float:
