@@ -30,6 +30,7 @@ from cthelper.core.guard import Guard
 from cthelper.core.live.cthelper import HelperTable, Registration, registrations
 from cthelper.core.live.ctnetlink import Change, Ctnetlink, EntryGone, Events
 from cthelper.core.live.gate import Gate
+from cthelper.core.live.grace import wait_for_packets
 from cthelper.core.live.library_queue import LibraryQueue
 from cthelper.core.live.links import Links
 from cthelper.core.live.log import Log, Value
@@ -386,8 +387,11 @@ class Daemon:
             self._log.event("step-failed", "error", detail=str(error))
 
     def _drain(self, numbers: Iterable[int]) -> None:
-        """Answer all that waits in these queues, which nothing enters any more."""
+        """Answer all that waits in these queues, which no helper uses any more."""
         numbers = set(numbers)
+        if not numbers:
+            return
+        wait_for_packets()
         deadline = self._clock() + _DRAIN_SECONDS
         while self._clock() < deadline:
             for queue in self._queues.values():
