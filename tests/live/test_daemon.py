@@ -523,3 +523,75 @@ def test_doctor_finds_nothing_wrong_until_the_daemon_runs(daemon: Daemon) -> Non
     running = daemon.cthelper("doctor")
     assert re.search(rf"^FAIL +queue {QUEUE} is in use", running.stdout, re.MULTILINE)
     assert running.returncode == 1
+
+
+# Plugins
+
+
+PLUGIN = """
+from cthelper.core.api import *
+
+class Counter(Helper):
+    name = "counter"
+    transports = frozenset({{UDP}})
+    ports = ({port},)
+    policies = (Policy("data", 8, 60),)
+    flows = 0
+
+    def __init__(self):
+        Counter.flows += 1
+        self.flow, self.calls = Counter.flows, 0
+
+    def on_message(self, message):
+        if message.direction is ORIGINAL:
+            self.calls += 1
+            port = {first} + 10 * self.flow + self.calls
+            yield from expect(Endpoint(message.source.address, port), policy="data")
+"""
+
+
+def test_plugin_is_reloaded_and_flows_keep_the_code_that_they_began_with(
+    world: World, daemon: Daemon, tmp_path: Path
+) -> None:
+    folder = tmp_path / "plugins"
+    folder.mkdir(mode=0o755)
+    plugin = folder / "counter.py"
+    reloads: list[str] = []
+
+    def reload(event: str, text: str | None) -> dict[str, str]:
+        plugin.unlink() if text is None else plugin.write_text(text)
+        daemon.send_signal(signal.SIGHUP)
+        reloads.append(event)
+        return daemon.await_event(event, reloads.count(event))
+
+    def announced(count: int) -> str:
+        expects: str = daemon.await_event("expectation", count)["expects"]
+        return expects.rpartition(":")[2]
+
+    plugin.write_text(PLUGIN.format(port=PORT, first=7200))
+    daemon.start(f'[plugins]\nfolder = "{folder}"\n')
+    with Echo(world.server), asker(world) as old:
+        call(old)
+        assert announced(1) == "7211"
+        reload("reloaded", PLUGIN.format(port=PORT, first=7300))
+        call(old)
+        assert announced(2) == "7212"
+        with asker(world) as new:
+            call(new)
+            assert announced(3) == "7311"
+        error = reload("reload-refused", PLUGIN.format(port=0, first=7400))["error"]
+        assert error == (
+            f"{plugin}:7: Counter.ports = (0,): "
+            "must be one or more of 1 to 65535, each once, in a tuple"
+        )
+        with asker(world) as new:
+            call(new)
+            assert announced(4) == "7321"
+        assert reload("reloaded", None)["helpers"] == "mdns,sunrpc"
+        enabled = {each.name for each in registered(world) if each.enabled}
+        assert enabled == {"mdns", "sunrpc"}
+        call(old)
+    assert daemon.stop() == 0
+    assert len(daemon.events("expectation")) == 4
+    assert daemon.events("helper-fault") == []
+    assert registered(world) == []
