@@ -5,6 +5,7 @@ A missing key has its default; an unknown one is an error. ``cthelper.toml`` bes
 module shows every key.
 """
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -113,7 +114,8 @@ def plugin_folder(path: Path | None) -> Path | None:
     text, path = _read(path)
     table = _Table(path, "", _document(text, path)).table("plugins")
     folder = _folder(table)
-    if folder is None or folder.is_dir():
+    # Path.is_dir() raises where a folder above must not be read.
+    if folder is None or os.path.isdir(folder):
         return folder
     if folder == DEFAULT_PLUGINS:
         return None

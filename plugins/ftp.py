@@ -63,7 +63,10 @@ _EPRT: Final = re.compile(
 )
 
 _METHODS: Final = frozenset(
-    {b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"TRACE", b"DELETE", b"OPTIONS"}
+    {
+        *(b"CONNECT", b"DELETE", b"GET", b"HEAD", b"OPTIONS", b"PATCH", b"POST"),
+        *(b"PUT", b"TRACE"),
+    }
 )
 _PASSIVE_REPLY: Final = {b"PASV": b"227", b"EPSV": b"229"}
 _READY: Final = b"220"

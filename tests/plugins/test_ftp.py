@@ -198,6 +198,7 @@ def test_one_command_is_answered_once() -> None:
         ),
         # Not FTP: what a browser was made to send.
         (["> POST / HTTP/1.1"], "the client speaks HTTP: POST"),
+        (["> connect a:21 HTTP/1.1"], "the client speaks HTTP: CONNECT"),
         (["> Host: 198.51.100.2"], "no command: b'Host: 198.51.100.2\\r\\n'"),
         (["> "], "no command: b'\\r\\n'"),
         (["< SSH-2.0-server"], "no reply: b'SSH-2.0-server\\r\\n'"),
