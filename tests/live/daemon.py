@@ -14,7 +14,7 @@ from tests.live.world import Namespace
 
 CTHELPER = (sys.executable, "-B", "-m", "cthelper.core.cli")
 
-_STEP_SECONDS = 30.0
+_STEP_SECONDS = 90.0
 
 
 class Daemon:
