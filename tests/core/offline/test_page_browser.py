@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page in a real browser: Chromium without a display, opened from a file."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from cthelper.core.offline.events import Event
+from cthelper.core.offline.page import write_page
+from tests.core.offline.page_events import HOSTILE, STORY, hostile, many
+
+CHROMIUM: Final = shutil.which("chromium")
+DRIVER: Final = shutil.which("chromedriver")
+
+Pages = list[tuple[str, tuple[Event, ...]]]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[webdriver.Chrome]:
+    """A browser for the tests of this file."""
+    if CHROMIUM is None or DRIVER is None:
+        missing = "chromium and chromedriver are not installed (script/setup)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.add_argument("--headless=new")
+    options.add_argument("--window-size=1280,800")
+    options.add_argument("--disable-gpu")
+    # Containers give /dev/shm 64 MB.
+    options.add_argument("--disable-dev-shm-usage")
+    # The browser's own services ask for names, too.
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    if os.geteuid() == 0:
+        # Chromium has no sandbox for root.
+        options.add_argument("--no-sandbox")
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def log(driver: webdriver.Chrome, kind: str) -> list[dict[str, str]]:
+    """What has been logged since the last call, which selenium's own leaves untyped."""
+    entries: list[dict[str, str]] = driver.execute("getLog", {"type": kind})["value"]
+    return entries
+
+
+class Page:
+    """The page of some captures, open in the browser."""
+
+    def __init__(self, driver: webdriver.Chrome, file: Path) -> None:
+        self.driver = driver
+        self._url = file.as_uri()
+        self.requests: list[str] = []
+
+    def open(self, address: str = "") -> None:
+        """Load it anew, with this behind the ``#``."""
+        self.driver.get("about:blank")
+        self.driver.get(f"{self._url}#{address}")
+
+    @property
+    def address(self) -> str:
+        return self.driver.current_url.partition("#")[2]
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return self.one(selector).text
+
+    def texts(self, selector: str) -> list[str]:
+        """In one call: a table has many cells."""
+        found: list[str] = self.driver.execute_script(
+            "return [...document.querySelectorAll(arguments[0])]"
+            ".map(node => node.textContent)",
+            selector,
+        )
+        return found
+
+    def kinds(self) -> list[str]:
+        """The third column."""
+        return self.texts("#rows tr[data-event] td:nth-child(3)")
+
+    def row(self, number: int) -> WebElement:
+        return self.one(f"#rows tr[data-event='{number}']")
+
+    def detail(self) -> dict[str, str]:
+        """The facts and fields, by their names."""
+        names, values = self.texts("#detail dt"), self.texts("#detail dd")
+        return dict(zip(names, values, strict=True))
+
+    def dump(self) -> list[str]:
+        return self.texts("#dump")[0].splitlines()
+
+    def press(self, *keys: str) -> None:
+        """On what has the focus."""
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def focus(self) -> str:
+        """The id of the element that has it."""
+        return self.driver.switch_to.active_element.get_attribute("id") or ""
+
+    def selected(self) -> list[str | None]:
+        """The selected rows' numbers."""
+        rows = self.all("#rows [aria-selected=true]")
+        return [each.get_attribute("data-event") for each in rows]
+
+    def check(self) -> None:
+        """Nothing was complained of, and nothing but the file was asked for."""
+        assert log(self.driver, "browser") == []
+        for entry in log(self.driver, "performance"):
+            event = json.loads(entry["message"])["message"]
+            if event["method"] == "Network.requestWillBeSent":
+                url = event["params"]["request"]["url"].partition("#")[0]
+                assert url == self._url
+
+
+@pytest.fixture
+def page(
+    request: pytest.FixtureRequest, chromium: webdriver.Chrome, tmp_path: Path
+) -> Iterator[Page]:
+    """The page of the parameter's captures, else of one; checked at the end."""
+    pages: Pages = getattr(request, "param", [("a.pcap", STORY)])
+    file = tmp_path / "page.html"
+    write_page(file, pages)
+    for kind in ("browser", "performance"):
+        log(chromium, kind)  # of the test before
+    opened = Page(chromium, file)
+    opened.open()
+    yield opened
+    opened.check()
+
+
+def test_every_event_has_a_row(page: Page) -> None:
+    assert page.kinds() == [
+        "notice",
+        "flow",
+        "message",
+        "message",
+        "expectation",
+        "flow",
+        "related",
+        "refused",
+        "malformed",
+        "fault",
+    ]
+    assert page.text("#count") == "10 of 10 events"
+    assert page.driver.title == "a.pcap - cthelper replay"
+    assert [each.text for each in page.row(3).find_elements(By.TAG_NAME, "td")] == [
+        "6",
+        "0.500000",
+        "message",
+        "line",
+        "tcp 192.0.2.1:40000 > 198.51.100.2:7000",
+        "type: reply; port: 43173",
+    ]
+    assert not page.one("#detail").is_displayed()
+
+
+def test_click_shows_fields_and_bytes(page: Page) -> None:
+    page.row(3).click()
+    detail = page.detail()
+    assert detail["type"] == "reply"
+    assert detail["port"] == "43173"
+    assert page.texts("#detail li") == [
+        "expect peer > 198.51.100.2:43173 (data, one flow)",
+        "rewrite bytes 5 to 10: 34 33 31 37 33",
+        "done: the flow announces nothing more",
+    ]
+    assert page.dump() == [
+        "0000  4f 50 45 4e 20 34 33 31  37 33 0a 00 01 02 03 04  OPEN 43173......",
+        "0010  05 06 07 08 09 0a 0b 0c  0d 0e 0f                 ...........",
+    ]
+
+
+def test_links_lead_to_what_met_the_expectation_and_back(page: Page) -> None:
+    page.row(4).click()
+    assert page.detail()["end"] == "met in frame 9"
+    assert page.dump()[0].endswith("OPEN 43173......")
+    page.one("#detail .to[data-to='6']").click()
+    assert page.text("#detail h2 span") == "frame 9 related"
+    assert page.dump()[0].endswith("OPEN 43173......")
+    page.driver.back()
+    assert page.text("#detail h2 span") == "frame 6 expectation"
+
+
+def test_mark_in_the_time_line_shows_its_event(page: Page) -> None:
+    page.one("#timeline svg g[data-event='3'] path").click()
+    assert page.text("#detail h2 span") == "frame 6 message"
+    assert page.row(3).get_attribute("aria-selected") == "true"
+    page.one("#timeline .labels [data-event='4']").click()
+    assert page.text("#detail h2 span") == "frame 6 expectation"
+
+
+def test_time_line_zooms_around_the_selected_event(page: Page) -> None:
+    page.open("event=3")
+    mark = "#timeline g[data-event='3'] > svg"
+    whole = page.one(mark).get_attribute("x")
+    page.one("[aria-label='Zoom in, around the selected event']").click()
+    assert page.one(mark).get_attribute("x") == "50.0000%"
+    page.one("[aria-label='Zoom out']").click()
+    assert page.one(mark).get_attribute("x") == whole
+    assert len(page.all("#timeline g.chosen")) == 1
+
+
+def test_filter_by_text_kind_and_helper(page: Page) -> None:
+    page.one("#text").send_keys("RELATED 43173")
+    assert page.kinds() == ["related"]
+    assert page.text("#count") == "1 of 10 events"
+    page.one("#text").clear()
+    page.one("#text").send_keys("expect peer")
+    assert page.kinds() == ["message"]
+    page.one("#text").clear()
+    page.one("#text").send_keys("nowhere")
+    assert page.kinds() == []
+    page.one("#all").click()
+    page.one(".kind.message input").click()
+    page.one(".kind.flow input").click()
+    assert "message" not in page.kinds()
+    # The counts go on saying what there would be.
+    assert page.text(".kind.message b") == "2"
+    assert page.address == "hide=message+flow"
+    page.one("#helper option[value='line']").click()
+    assert "notice" not in page.kinds()
+
+
+@pytest.mark.parametrize(
+    "page", [[("a.pcap", STORY), ("b.pcap", STORY[:2])]], indirect=True
+)
+def test_filter_by_capture(page: Page) -> None:
+    assert page.texts("#rows .caption") == ["a.pcap", "b.pcap"]
+    page.one("#capture option[value='1']").click()
+    assert page.kinds() == ["notice", "message"]
+    shown = [each.is_displayed() for each in page.all("#timeline .capture")]
+    assert shown == [False, True]
+
+
+def test_address_restores_selection_and_filter(page: Page) -> None:
+    page.one("#text").send_keys("43173")
+    page.row(6).click()
+    kept, kinds = page.address, page.kinds()
+    page.open(kept)
+    assert page.kinds() == kinds
+    assert page.one("#text").get_attribute("value") == "43173"
+    assert page.text("#detail h2 span") == "frame 9 related"
+    assert page.row(6).get_attribute("aria-selected") == "true"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["event=99", "event=-1", "event=x", "capture=7", "hide=x", "helper=%F0", "%"],
+)
+def test_address_of_another_page_does_no_harm(page: Page, address: str) -> None:
+    page.open(address)
+    assert not page.one("#detail").is_displayed()
+    if not address.startswith("helper"):
+        assert page.text("#count") == "10 of 10 events"
+
+
+def test_keys_lead_through_the_table(page: Page) -> None:
+    page.press("/")
+    assert page.focus() == "text"
+    page.press(Keys.ARROW_DOWN)
+    assert (page.focus(), page.selected()) == ("table", ["0"])
+    outline = page.one("#events").value_of_css_property("outline-style")
+    assert outline == "solid"
+    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    assert page.selected() == ["3"]
+    assert page.one("#table").get_attribute("aria-activedescendant") == "row-3"
+    assert page.text("#detail h2 span") == "frame 6 message"
+    page.press(Keys.ENTER)
+    assert page.focus() == "detail"
+    page.press(Keys.ESCAPE)
+    assert (page.focus(), page.selected()) == ("table", ["3"])
+    page.press(Keys.END, Keys.ARROW_DOWN)
+    assert page.selected() == ["9"]
+    page.press(Keys.HOME, Keys.ARROW_UP)
+    assert page.selected() == ["0"]
+    page.press(Keys.ESCAPE)
+    assert not page.one("#detail").is_displayed()
+    assert page.address == ""
+
+
+def test_keys_go_on_from_a_row_that_the_filter_hides(page: Page) -> None:
+    page.open("event=3&hide=message")
+    page.driver.execute_script("document.getElementById('table').focus()")
+    page.press(Keys.ARROW_DOWN)
+    assert page.selected() == ["4"]
+    page.open("event=3&hide=message")
+    page.driver.execute_script("document.getElementById('table').focus()")
+    page.press(Keys.ARROW_UP)
+    assert page.selected() == ["1"]
+
+
+@pytest.mark.parametrize("page", [[hostile(), ("a.pcap", STORY)]], indirect=True)
+def test_hostile_text_stays_text(page: Page) -> None:
+    for number in range(7):
+        page.row(number).click()
+        assert HOSTILE in page.text("#detail")
+    page.one("#text").send_keys(HOSTILE)
+    page.driver.refresh()
+    assert page.one("#text").get_attribute("value") == HOSTILE
+    assert page.all("img") == []
+    assert len(page.all("script")) == 2
+    assert page.driver.title == "2 captures - cthelper replay"
+    assert HOSTILE in page.texts("#timeline h2 span")
+
+
+@pytest.mark.parametrize("page", [[("a.pcap", many(10_000))]], indirect=True)
+def test_ten_thousand_events(page: Page) -> None:
+    assert page.text("#count") == "10500 of 10500 events"
+    # What is not in sight is not drawn.
+    assert len(page.kinds()) < 200
+    assert len(page.all("#timeline .lane > svg")) < 100
+    page.row(0).click()
+    page.press(Keys.END)
+    assert page.selected() == ["10499"]
+    assert page.row(10499).is_displayed()
+    page.one("#text").send_keys(":1024 > message")
+    assert page.text("#count") == "20 of 10500 events"
+    assert page.dump() == [f"0000  {'4f 50 45 4e 3f 0a':48}  OPEN?."]
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    try:
+        page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        page.open("event=3")
+        width = page.driver.execute_script(
+            "return document.documentElement.scrollWidth"
+        )
+        assert width <= 390
+        assert re.fullmatch(r"0000  ([0-9a-f]{2} ){8} .{8}", page.dump()[0])
+        page.one("#detail h2 button").click()
+        assert not page.one("#detail").is_displayed()
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
