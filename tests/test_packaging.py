@@ -34,6 +34,7 @@ def test_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
         "cthelper/core/cli/templates/tcp.py.in",
         "cthelper/testing.py",
         "cthelper/core/live/cthelper.service",
+        "cthelper/core/offline/page.html",
     ):
         assert data in names
     assert not [name for name in names if name.startswith("cthelper/tests")]

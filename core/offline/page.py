@@ -324,17 +324,35 @@ class _Page:
                 row["announces"] = any(
                     isinstance(each, Expect) for each in event.effects
                 )
-                row["message"] = number
             case FlowEvent():
                 row["last"] = _seconds(event.last_time)
-            case RelatedEvent():
-                met = self._expectation_of.get(number)
-                if met in self._message_of:
-                    row["message"] = self._message_of[met]
-            case _:
-                if number in self._message_of:
-                    row["message"] = self._message_of[number]
+        message = self._message_behind(number)
+        if message is not None:
+            row["message"] = message
         return row
+
+    def _message_behind(self, number: int) -> int | None:
+        """The message that the page shows with an event.
+
+        For an expected flow and its first packet it is the one that announced them.
+        """
+        match self._event(number):
+            case MessageEvent():
+                return number
+            case FlowEvent():
+                met = (
+                    self._message_behind(each)
+                    for each in self._in_flow.get(number, ())
+                    if each in self._expectation_of
+                )
+                return next(met, None)
+            case RelatedEvent():
+                expectation = self._expectation_of.get(number)
+                return (
+                    None if expectation is None else self._message_of.get(expectation)
+                )
+            case _:
+                return self._message_of.get(number)
 
     def _words(
         self, number: int, event: Event
@@ -361,7 +379,7 @@ class _Page:
                 facts = [
                     ("expects", str(wanted)),
                     ("policy", str(wanted.policy)),
-                    ("admits", kind),
+                    ("permanent", _permanent(wanted)),
                     ("timeout", f"{wanted.timeout} s"),
                     ("end", life.how),
                     ("master flow", str(wanted.master)),
@@ -502,6 +520,12 @@ def _life(number: int, event: ExpectationEvent, capture_end: float) -> _Life:
     if end <= capture_end:
         return _Life(number, event, end, f"timeout, at {end:.6f} s")
     return _Life(number, event, None, "after the capture's end")
+
+
+def _permanent(wanted: Expectation) -> str:
+    if wanted.permanent:
+        return "yes, admits any number of flows"
+    return "no, admits one flow"
 
 
 def _mask(wanted: Expectation) -> tuple[object, ...]:

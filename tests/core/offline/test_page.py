@@ -164,7 +164,7 @@ def test_event_is_told_in_a_line(kind: str, what: str, flow: str | None) -> None
             {
                 "expects": "tcp 192.0.2.1 > 198.51.100.2:43173",
                 "policy": "data",
-                "admits": "one flow",
+                "permanent": "no, admits one flow",
                 "timeout": "60 s",
                 "end": "met in frame 9",
                 "master flow": "tcp 192.0.2.1:40000 > 198.51.100.2:7000",
@@ -254,7 +254,7 @@ def test_links_lead_from_message_to_flow_and_back() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["message", "expectation", "related"])
+@pytest.mark.parametrize("kind", ["message", "expectation", "related", "flow"])
 def test_event_leads_to_the_bytes_of_its_message(kind: str) -> None:
     everything = rows(*STORY)
     last = [each for each in everything if each["kind"] == kind][-1]

@@ -12,14 +12,17 @@ from typing import Final
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from cthelper.core.cli import main
 from cthelper.core.offline.events import Event
 from cthelper.core.offline.page import write_page
 from tests.core.offline.page_events import HOSTILE, STORY, hostile, many
 
+ROOT: Final = Path(__file__).parents[3]
 CHROMIUM: Final = shutil.which("chromium")
 DRIVER: Final = shutil.which("chromedriver")
 
@@ -66,7 +69,6 @@ class Page:
     def __init__(self, driver: webdriver.Chrome, file: Path) -> None:
         self.driver = driver
         self._url = file.as_uri()
-        self.requests: list[str] = []
 
     def open(self, address: str = "") -> None:
         """Load it anew, with this behind the ``#``."""
@@ -127,11 +129,14 @@ class Page:
     def check(self) -> None:
         """Nothing was complained of, and nothing but the file was asked for."""
         assert log(self.driver, "browser") == []
-        for entry in log(self.driver, "performance"):
-            event = json.loads(entry["message"])["message"]
-            if event["method"] == "Network.requestWillBeSent":
-                url = event["params"]["request"]["url"].partition("#")[0]
-                assert url == self._url
+        logged = log(self.driver, "performance")
+        events = [json.loads(entry["message"])["message"] for entry in logged]
+        requests = {
+            event["params"]["request"]["url"].partition("#")[0]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        }
+        assert requests == {self._url}
 
 
 @pytest.fixture
@@ -220,6 +225,21 @@ def test_time_line_zooms_around_the_selected_event(page: Page) -> None:
     page.one("[aria-label='Zoom out']").click()
     assert page.one(mark).get_attribute("x") == whole
     assert len(page.all("#timeline g.chosen")) == 1
+
+
+def test_time_line_zooms_to_what_is_dragged_over(page: Page) -> None:
+    mark = page.one("#timeline g[data-event='3'] > svg")
+    before = mark.get_attribute("x")
+    track = page.one("#timeline .lane > svg")
+    drag = ActionChains(page.driver).move_to_element(track)
+    drag.click_and_hold().move_by_offset(200, 0).release().perform()
+    # What the pointer left was dragged over, not clicked on.
+    assert not page.one("#detail").is_displayed()
+    after = page.one("#timeline g[data-event='3'] > svg")
+    assert after.get_attribute("x") != before
+    page.one("#timeline .zoom button:last-child").click()
+    whole = page.one("#timeline g[data-event='3'] > svg")
+    assert whole.get_attribute("x") == before
 
 
 def test_filter_by_text_kind_and_helper(page: Page) -> None:
@@ -354,3 +374,22 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:
         assert not page.one("#detail").is_displayed()
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_replay_writes_what_the_browser_shows(
+    chromium: webdriver.Chrome, tmp_path: Path
+) -> None:
+    capture = ROOT / "pcaps/sunrpc/rpc-nfsv3-nfs-ls-tcp.pcap"
+    file, config = tmp_path / "replay.html", tmp_path / "cthelper.toml"
+    config.write_text("")
+    arguments = ["replay", str(capture), "--html", str(file), "--config", str(config)]
+    assert main(arguments) == 0
+    page = Page(chromium, file)
+    page.open("text=announces+program")
+    assert page.kinds() == ["message", "message"]
+    page.press("/", Keys.ARROW_DOWN)
+    assert page.detail()["announces"] == "program 100005 at tcp 10.77.2.2:43173"
+    # RFC 5531: the record's mark, the xid, a reply, accepted; RFC 1833: the port.
+    assert page.dump()[0].startswith("0000  80 00 00 1c ")
+    assert page.dump()[1].endswith("00 00 a8 a5  ................")
+    page.check()
