@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The model of conntrack against the kernel's own (see differential.py).
+
+DIFFERENTIAL_SEQUENCES says how many sequences (200), DIFFERENTIAL_SEED which one alone.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from cthelper.core.offline.conntrack import Outcome, State
+from tests.live.differential import Batch, Report, configure
+from tests.live.tun_lab import TunLab
+
+pytestmark = pytest.mark.live
+
+_BATCH: Final = 200
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TunLab]:
+    """The gateway between two TUN devices."""
+    folder: Path = tmp_path_factory.mktemp("tun")
+    with TunLab(folder) as lab:
+        configure(lab)
+        yield lab
+
+
+def test_model_and_kernel_agree(lab: TunLab) -> None:
+    report = Report()
+    for seeds in _seeds():
+        begin = time.monotonic()
+        done = Batch(lab, seeds).run()
+        report.add(done)
+        spent = time.monotonic() - begin
+        print(f"\nseeds {seeds[0]} to {seeds[-1]}, {spent:.0f} s: {done}", flush=True)
+    print(f"all: {report}")
+    assert not report.differences, "\n".join(report.differences[:10])
+    if report.sequences >= _BATCH:
+        # Otherwise nothing was tried that could differ.
+        assert report.packets.keys() == set(State)
+        # Nothing is "already" there for a master that is confirmed.
+        lacking = set(Outcome) - report.outcomes.keys()
+        assert lacking <= {Outcome.FULL, Outcome.ALREADY}
+        assert report.cut_short < report.sequences / 10
+        assert report.left_out < report.operations / 10
+
+
+def _seeds() -> Iterator[list[int]]:
+    chosen = os.environ.get("DIFFERENTIAL_SEED")
+    if chosen is not None:
+        yield [int(chosen)]
+        return
+    total = int(os.environ.get("DIFFERENTIAL_SEQUENCES", "200"))
+    first = secrets.randbelow(1 << 32)
+    for start in range(first, first + total, _BATCH):
+        yield list(range(start, min(start + _BATCH, first + total)))
