@@ -53,10 +53,10 @@ def test_model_and_kernel_agree(lab: TunLab) -> None:
 
 def _seeds() -> Iterator[list[int]]:
     chosen = os.environ.get("DIFFERENTIAL_SEED")
-    if chosen is not None:
+    if chosen:
         yield [int(chosen)]
         return
-    total = int(os.environ.get("DIFFERENTIAL_SEQUENCES", "200"))
+    total = int(os.environ.get("DIFFERENTIAL_SEQUENCES") or "200")
     first = secrets.randbelow(1 << 32)
     for start in range(first, first + total, _BATCH):
         yield list(range(start, min(start + _BATCH, first + total)))
