@@ -116,14 +116,15 @@ def _data(pages: Sequence[tuple[str, Sequence[Event]]]) -> dict[str, object]:
 class _Life:
     """An expectation from its creation to its end.
 
-    `end` is None where the capture ends first. `met` are the events of flows that met
-    it, by their numbers.
+    `end` is None where the capture ends first. `renewals` are the events that set its
+    timeout anew, and `met` those of flows that met it, by their numbers.
     """
 
     number: int
     event: ExpectationEvent
     end: float | None
     how: str
+    renewals: list[int] = field(default_factory=list)
     met: list[int] = field(default_factory=list)
 
 
@@ -196,17 +197,26 @@ class _Page:
                     place = event.frame, event.helper
                     self._messages.setdefault(place, []).append(number)
                 case ExpectationEvent():
-                    life = _life(number, event, self._end)
+                    mask = _mask(event.expectation)
+                    life = latest.get(mask)
+                    end, how = self._ending(event)
+                    if life is not None and _outlives(life, event.time):
+                        # The kernel has one such expectation, and keeps its master.
+                        life.renewals.append(number)
+                        life.end, life.how = end, how
+                    else:
+                        life = latest[mask] = _Life(number, event, end, how)
                     self._lives[number] = life
                     made.setdefault((event.frame, event.helper), []).append(life)
-                    before = latest.get(_mask(event.expectation))
-                    if before is not None and _outlives(before, event.time):
-                        before.end = event.time
-                        before.how = f"renewed in frame {event.frame}"
-                    latest[_mask(event.expectation)] = life
                 case RelatedEvent():
                     announced = event.expectation_frame, event.helper
                     self._meet(number, event, made.get(announced, ()))
+
+    def _ending(self, event: ExpectationEvent) -> tuple[float | None, str]:
+        end = event.time + event.expectation.timeout
+        if end > self._end:
+            return None, "after the capture's end"
+        return end, f"timeout, at {end:.6f} s"
 
     def _meet(self, number: int, event: RelatedEvent, lives: Iterable[_Life]) -> None:
         for life in lives:
@@ -387,6 +397,9 @@ class _Page:
                 ]
                 if wanted.helper is not None:
                     facts.append(("helper of the expected flow", wanted.helper))
+                if life.number != number:
+                    renewed = f"what frame {life.event.frame} announced"
+                    facts.insert(0, ("renews", renewed))
                 return (
                     "expectation",
                     f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s)",
@@ -457,8 +470,12 @@ class _Page:
             master = isinstance(event, ExpectationEvent)
             links.append(("master flow" if master else "flow", flow))
         links += [("led to", each) for each in self._led_to.get(number, ())]
-        if number in self._lives:
-            links += [("met by", each) for each in self._lives[number].met]
+        life = self._lives.get(number)
+        if life is not None and life.number != number:
+            links.append(("renews", life.number))
+        elif life is not None:
+            links += [("renewed by", each) for each in life.renewals]
+            links += [("met by", each) for each in life.met]
         links += [("in this flow", each) for each in self._in_flow.get(number, ())]
         return links
 
@@ -485,9 +502,11 @@ class _Page:
                     if event.helper is not None:
                         lane(number, str(event.flow))
                 case ExpectationEvent():
+                    life = self._lives[number]
+                    if life.number != number:
+                        continue
                     master = str(event.expectation.master)
                     key = lane(self._flow_of.get(number, master), master)
-                    life = self._lives[number]
                     met = [
                         {"related": each, "flow": self._flow_of.get(each)}
                         for each in life.met
@@ -498,6 +517,7 @@ class _Page:
                             "event": number,
                             "label": str(event.expectation),
                             "end": end,
+                            "renewals": life.renewals,
                             "met": met,
                         }
                     )
@@ -513,13 +533,6 @@ class _Page:
 def _place(event: Event) -> tuple[int, int]:
     frame = event.frame if isinstance(event, _TIMED) else 0
     return frame, _ORDER.index(type(event))
-
-
-def _life(number: int, event: ExpectationEvent, capture_end: float) -> _Life:
-    end = event.time + event.expectation.timeout
-    if end <= capture_end:
-        return _Life(number, event, end, f"timeout, at {end:.6f} s")
-    return _Life(number, event, None, "after the capture's end")
 
 
 def _permanent(wanted: Expectation) -> str:

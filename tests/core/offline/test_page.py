@@ -325,15 +325,36 @@ def test_of_several_expectations_in_a_frame_the_one_that_admits_is_met() -> None
         (Notice(text="nothing"), None, "after the capture's end"),
         (RELATED, 0.75, "met in frame 9"),
         (replace(CALL, frame=99, time=70.0), 60.5, "timeout, at 60.500000 s"),
-        (replace(EXPECTATION, frame=8, time=0.7), 0.7, "renewed in frame 8"),
     ],
-    ids=["capture ends", "met", "timeout", "renewed"],
+    ids=["capture ends", "met", "timeout"],
 )
 def test_expectation_ends(later: Event, end: float | None, how: str) -> None:
     page = data(("a.pcap", [CONTROL_FLOW, EXPECTATION, later]))
     made = page["captures"][0]["lanes"][0]["expectations"][0]
     assert made["end"] == end
     assert facts(page["events"][made["event"]])["end"] == how
+
+
+def test_expectation_that_is_renewed_lives_on() -> None:
+    renewal = replace(EXPECTATION, frame=8, time=10.0)
+    late = replace(CALL, frame=99, time=80.0)
+    page = data(("a.pcap", [CONTROL_FLOW, EXPECTATION, renewal, late]))
+    first, second = (each for each in page["events"] if each["kind"] == "expectation")
+    assert facts(second)["renews"] == "what frame 6 announced"
+    assert facts(first)["end"] == facts(second)["end"] == "timeout, at 70.000000 s"
+    assert targets(first, page["events"])["renewed by"] == ["expectation"]
+    assert targets(second, page["events"])["renews"] == ["expectation"]
+    (made,) = page["captures"][0]["lanes"][0]["expectations"]
+    assert made["end"] == 70.0
+    assert [page["events"][each] for each in made["renewals"]] == [second]
+
+
+@pytest.mark.parametrize("end", ["met", "timeout"])
+def test_expectation_after_the_end_of_another_is_a_new_one(end: str) -> None:
+    before = [EXPECTATION, RELATED] if end == "met" else [EXPECTATION]
+    again = replace(EXPECTATION, frame=19, time=1.0 if end == "met" else 70.0)
+    page = data(("a.pcap", [CONTROL_FLOW, *before, again]))
+    assert len(page["captures"][0]["lanes"][0]["expectations"]) == 2
 
 
 def test_lane_holds_all_of_a_control_flow() -> None:
