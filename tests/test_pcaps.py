@@ -6,6 +6,9 @@ writes them anew, for people to look at the difference.
 """
 
 import hashlib
+import os
+import subprocess
+import sys
 import tomllib
 from ipaddress import ip_network
 from pathlib import Path
@@ -70,3 +73,15 @@ def test_replay_gives_the_golden_records(name: str, update_golden: bool) -> None
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(text, "utf-8")
     assert text == golden.read_text("utf-8")
+
+
+def test_golden_files_are_not_written_where_nobody_looks() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--update-golden", "--collect-only", "-q"],
+        env={**os.environ, "CI": "true"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--update-golden is for people" in done.stderr

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``cthelper replay``: its output, its options and its errors."""
 
+import contextlib
 import json
+import pty
 import re
 import shutil
 import subprocess
@@ -356,3 +358,35 @@ def test_reader_that_goes_away_ends_the_command_in_silence(empty: str) -> None:
         ["sh", "-c", command], capture_output=True, text=True, check=True
     )
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
+
+
+# A terminal
+
+
+@pytest.mark.parametrize(
+    ("options", "unit"), [((), "bytes"), (("--jobs", "2"), "captures")]
+)
+def test_progress_is_shown_on_a_terminal_alone(
+    options: tuple[str, ...], unit: str, replay: Runner, empty: str
+) -> None:
+    arguments = ["replay", "--json", "--config", empty, *options, "pcaps/sunrpc"]
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        with open(theirs, "wb", buffering=0) as end:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cthelper.core.cli", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=end,
+                text=True,
+                env={"TERM": "xterm", "COLUMNS": "80", "PATH": "/usr/bin:/bin"},
+            )
+        shown = b""
+        # A terminal whose other end is closed gives an error, not an end of file.
+        with contextlib.suppress(OSError):
+            while data := terminal.read(4096):
+                shown += data
+        output = process.communicate()[0]
+    assert process.returncode == 0
+    assert unit.encode() in shown
+    assert b"100%" in shown
+    assert output == replay("--json", "pcaps/sunrpc").output
