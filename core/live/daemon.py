@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import Final
+from typing import Final, TypeVar
 
 from cthelper import nft
 from cthelper.core.config import Config
@@ -38,6 +38,8 @@ from cthelper.core.live.queue import Queue, QueuedPacket, Verdict, bound_queues
 from cthelper.core.live.setup import unregister
 from cthelper.core.masters import Masters
 from cthelper.core.tuples import Conntrack, Transport
+
+_T = TypeVar("_T")
 
 OpenQueue = Callable[[int, int], Queue]
 """Binds a queue: its number, and the bytes of its receive buffer."""
@@ -212,14 +214,14 @@ class Daemon:
             self._gate.give_up_waiting()
             self._report_bypassed()
 
-    def _meanwhile(self, step: Callable[[], None]) -> None:
+    def _meanwhile(self, step: Callable[[], _T]) -> _T:
         """Do what takes its time and serve meanwhile. Raises what the step raises."""
         with ThreadPoolExecutor(max_workers=1) as worker:
             future = worker.submit(step)
             future.add_done_callback(lambda _: self._waker.send(b"\0"))
             while not future.done():
                 self._turn()
-        future.result()
+        return future.result()
 
     def _read_queue(self, queue: Queue) -> None:
         packets = queue.read(_BATCH)
@@ -312,7 +314,8 @@ class Daemon:
     def _reload(self) -> None:
         """Take a new configuration, or refuse it and go on with the old one."""
         try:
-            config = self._read_config()
+            # Plugins are imported, and package metadata looked through.
+            config = self._meanwhile(self._read_config)
             self._change(config)
         except CthelperError as error:
             self._log.event("reload-refused", "error", error=str(error))

@@ -35,9 +35,6 @@ pytestmark = pytest.mark.live
 
 QUEUE = 2077
 CONFIG = f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
-# On a loaded machine one call around a reload has been seen without an answer, in one
-# run of about ten, by no cause that is known. Two would be the reload's doing.
-STRAY = 1
 TABLES = "table inet cthelper\n"
 STATEFUL = """table inet user {
 	chain forward {
@@ -92,7 +89,7 @@ def entry_of(world: World, flow: socket.socket) -> Conntrack:
 def wait_for(pinger: Pinger, more: int) -> None:
     """Wait until so many more calls were answered."""
     wanted = pinger.answered + more
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while pinger.answered < wanted:
         assert time.monotonic() < deadline, "calls are not answered"
         time.sleep(0.02)
@@ -135,7 +132,7 @@ def test_killed_daemon_lets_traffic_pass_and_can_be_started_again(
     world: World, daemon: Daemon
 ) -> None:
     daemon.start(CONFIG)
-    with Echo(world.server), Pinger(world.client) as pinger:
+    with Echo(world.server), Pinger(world.client, 20.0) as pinger:
         wait_for(pinger, 20)
         daemon.stop(signal.SIGKILL)
         wait_for(pinger, 20)
@@ -222,7 +219,7 @@ def test_reload_takes_new_limits_without_losing_a_packet(
         daemon.send_signal(signal.SIGHUP)
         daemon.await_event("reloaded")
         wait_for(pinger, 10)
-        assert pinger.lost <= STRAY
+        assert pinger.lost == 0
         # A helper that is unregistered would take the queued packets along.
         enabled = [each for each in registered(world) if each.enabled]
         assert {each.name for each in enabled} == {"sunrpc"}
@@ -243,7 +240,7 @@ def test_reload_moves_a_helper_to_another_queue_without_losing_a_packet(
         daemon.send_signal(signal.SIGHUP)
         daemon.await_event("reloaded")
         wait_for(pinger, 10)
-        assert pinger.lost <= STRAY
+        assert pinger.lost == 0
         assert queue_row(world) == []
         getport(world)[0].close()
         daemon.await_event("expectation")
