@@ -11,8 +11,9 @@ numbers, and the kernel takes those that are out of their window
 
 No comparison hangs on a moment: an operation that may find something at its very end
 is left out, and counted. An entry ends on time, for whoever finds it asks
-(nf_ct_is_expired); a timer ends an expectation, which may be late; what an expired
-master expects stays until the master is collected (gc_worker takes its time), which `TunLab.collect` does at once.
+(nf_ct_is_expired); a timer ends an expectation, which may be late. What an expired
+master expects stays until the master is collected; `gc_worker` takes its time with
+that, `TunLab.collect` does not.
 """
 
 import errno
@@ -51,7 +52,8 @@ from tests.live.tun_lab import HELPERS, Held, Listed, TunLab
 # Seconds of waiting before each round.
 _WAITS: Final = (0.0, 1.3, 2.7, 0.0, 3.3, 2.4)
 # Seconds before and after the end of an entry in which nothing is decided, and after
-# that of an expectation (timers of seconds are rounded up to 256 ms: kernel/time/timer.c).
+# that of an expectation (timers of seconds are rounded up to 256 ms, see
+# kernel/time/timer.c).
 _NEAR: Final = 0.1
 _LATE: Final = 0.45
 _COMPARED: Final = Status.EXPECTED | Status.SEEN_REPLY
