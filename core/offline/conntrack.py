@@ -272,9 +272,8 @@ class Table:
     """Flows and expectations.
 
     `helpers` are attached to new flows as the ruleset does it: the first one that tags
-    a flow stays (nft_ct_helper_obj_eval in nft_ct.c). `on_destroy` is told
-    of each flow with a helper that ends. `expect_max` bounds the expectations
-    (nf_conntrack_expect_max).
+    a flow stays (nft_ct_helper_obj_eval in nft_ct.c). `on_destroy` is told of each
+    flow that ends. `expect_max` bounds the expectations (nf_conntrack_expect_max).
     """
 
     def __init__(
@@ -633,6 +632,9 @@ class Table:
 
     def _expire(self, now: float, candidates: list[Expected]) -> None:
         for expected in list(candidates):
+            if expected.master.gone:
+                # With another one of its expectations, just now.
+                continue
             if expected.expires <= now:
                 self._remove(expected)
             elif expected.master.confirmed and expected.master.expires <= now:

@@ -1033,6 +1033,17 @@ def test_expectations_end_with_their_master(end: Any, permanent: bool) -> None:
         assert held.expect(now, master, wanted(), 1)[0] is Outcome.NO_MASTER
 
 
+def test_expectations_of_an_ended_master_that_have_ended_themselves() -> None:
+    # Both for one end, so that they are looked at together.
+    held = table()
+    master = begin(held, 0.0, udp())
+    make(held, 0.0, master, source_port=1)
+    make(held, 5.0, master, source_port=2)
+    held.keep(5.0, master, 7.0)
+    assert track(held, 12.5, DATA_FLOW).state is State.NEW
+    assert held.live(12.5) == []
+
+
 def test_expected_flow_outlives_its_master() -> None:
     held = table()
     master = begin(held, 0.0, udp())
@@ -1100,7 +1111,7 @@ flags_ = st.sampled_from(
 )
 numbers = st.integers(1, 4)
 packets = st.builds(packet, flows, flags_, numbers, numbers)
-waits = st.sampled_from([0.0, 0.5, 1.5, 12.0, 29.0, 70.0, 200.0])
+waits = st.sampled_from([0.0, 0.5, 1.5, 5.0, 12.0, 29.0, 70.0, 200.0])
 expectations = st.builds(
     lambda flow, masked, port, permanent: wanted(
         transport=flow.transport,
@@ -1114,9 +1125,10 @@ expectations = st.builds(
     st.booleans(),
     st.booleans(),
 )
-Step = tuple[float, bytes, Expectation | None]
+kept = st.sampled_from([None, None, 7.0, 300.0])
+Step = tuple[float, bytes, Expectation | None, float | None]
 steps_ = st.lists(
-    st.tuples(waits, packets, st.none() | expectations), min_size=1, max_size=40
+    st.tuples(waits, packets, st.none() | expectations, kept), min_size=1, max_size=40
 )
 
 
@@ -1124,7 +1136,7 @@ steps_ = st.lists(
 def test_see_tells_of_the_same_packets_as_track(steps: list[Step]) -> None:
     held, fast = table(), table()
     now = 0.0
-    for number, (wait, data, expectation) in enumerate(steps, 1):
+    for number, (wait, data, expectation, seconds) in enumerate(steps, 1):
         now += wait
         full = held.track(number, now, data, 0)
         seen = fast.see(number, now, data, 0)
@@ -1144,10 +1156,13 @@ def test_see_tells_of_the_same_packets_as_track(steps: list[Step]) -> None:
             assert (seen.created, seen.packet) == (full.created, full.packet)
             assert (seen.met is None) == (full.met is None)
             fast.confirm(seen.entry)
+            held.confirm(entry)
             if expectation is not None:
                 found, _ = fast.expect(now, seen.entry, expectation, number)
-                held.confirm(entry)
                 assert held.expect(now, entry, expectation, number)[0] is found
+            if seconds is not None and not entry.gone:
+                held.keep(now, entry, seconds)
+                fast.keep(now, seen.entry, seconds)
         if entry is not None:
             held.confirm(entry)
             theirs = fast.find(entry.original)
@@ -1164,7 +1179,7 @@ def test_see_tells_of_the_same_packets_as_track(steps: list[Step]) -> None:
 def test_table_of_expectations_holds_what_it_should(steps: list[Step]) -> None:
     held = table()
     now = 0.0
-    for number, (wait, data, expectation) in enumerate(steps, 1):
+    for number, (wait, data, expectation, seconds) in enumerate(steps, 1):
         now += wait
         seen = held.track(number, now, data, 0)
         assert seen is not None
@@ -1173,6 +1188,8 @@ def test_table_of_expectations_holds_what_it_should(steps: list[Step]) -> None:
         held.confirm(seen.entry)
         if expectation is not None:
             held.expect(now, seen.entry, expectation, number)
+        if seconds is not None and not seen.entry.gone:
+            held.keep(now, seen.entry, seconds)
         live = held.live(now)
         for each in live:
             assert each.expires > now
@@ -1195,7 +1212,7 @@ def test_table_of_expectations_holds_what_it_should(steps: list[Step]) -> None:
 def test_answer_belongs_to_the_flow_of_the_packet(steps: list[Step]) -> None:
     held = table()
     now = 0.0
-    for number, (wait, data, _) in enumerate(steps, 1):
+    for number, (wait, data, *_) in enumerate(steps, 1):
         now += wait
         seen = held.track(number, now, data, 0)
         assert seen is not None
