@@ -40,6 +40,7 @@ def test_model_and_kernel_agree(lab: TunLab) -> None:
         spent = time.monotonic() - begin
         print(f"\nseeds {seeds[0]} to {seeds[-1]}, {spent:.0f} s: {done}", flush=True)
     print(f"all: {report}")
+    assert report.sequences
     assert not report.differences, "\n".join(report.differences[:10])
     if report.sequences >= _BATCH:
         # Otherwise nothing was tried that could differ.
