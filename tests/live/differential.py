@@ -452,7 +452,7 @@ class _Sequence:
 
 @dataclass(slots=True)
 class Report:
-    """What became of a batch."""
+    """What became of a batch; transcripts of what differed, by seed."""
 
     sequences: int = 0
     operations: int = 0
@@ -461,7 +461,7 @@ class Report:
     packets: dict[State, int] = field(default_factory=dict)
     outcomes: dict[Outcome, int] = field(default_factory=dict)
     compared: int = 0
-    differences: list[str] = field(default_factory=list)
+    differences: dict[int, str] = field(default_factory=dict)
 
     def add(self, other: "Report") -> None:
         """Sum up."""
@@ -470,7 +470,7 @@ class Report:
         self.left_out += other.left_out
         self.cut_short += other.cut_short
         self.compared += other.compared
-        self.differences += other.differences
+        self.differences |= other.differences
         for state, count in other.packets.items():
             self.packets[state] = self.packets.get(state, 0) + count
         for outcome, count in other.outcomes.items():
@@ -540,7 +540,7 @@ class Batch:
             self._differ(sequence)
 
     def _differ(self, sequence: _Sequence) -> None:
-        self.report.differences.append(sequence.transcript())
+        self.report.differences[sequence.seed] = sequence.transcript()
         sequence.usable = False
 
     def _send(self, sequence: _Sequence, sent: Send, now: float) -> tuple[str, str]:

@@ -40,13 +40,13 @@ def test_model_and_kernel_agree(lab: TunLab) -> None:
     for seeds in _seeds():
         begin = time.monotonic()
         done = Batch(lab, seeds).run()
-        report.add(done)
         spent = time.monotonic() - begin
         print(f"\nseeds {seeds[0]} to {seeds[-1]}, {spent:.0f} s: {done}", flush=True)
-        print(*done.differences, sep="\n", flush=True)
+        done.differences = _again(lab, done.differences)
+        report.add(done)
     print(f"all: {report}")
     assert report.sequences
-    assert not report.differences, "\n".join(report.differences[:10])
+    assert not report.differences, "\n".join(report.differences.values())
     if report.sequences >= _BATCH:
         # Otherwise nothing was tried that could differ.
         assert report.packets.keys() == set(State)
@@ -56,6 +56,20 @@ def test_model_and_kernel_agree(lab: TunLab) -> None:
         # A busy machine leaves out more; half of it still says something.
         assert report.cut_short < report.sequences / 2
         assert report.left_out < report.operations / 2
+
+
+def _again(lab: TunLab, differences: dict[int, str]) -> dict[int, str]:
+    """Those that the same sequences show twice more.
+
+    The two clocks are read one after the other, and a machine that is held up in
+    between makes a second of an entry's life differ. A sequence does not depend on
+    that, and a rule that the model has wrong differs each time.
+    """
+    for _ in range(2):
+        if differences:
+            print(*differences.values(), "again:", sep="\n", flush=True)
+            differences = Batch(lab, list(differences)).run().differences
+    return differences
 
 
 def _seeds() -> Iterator[list[int]]:
