@@ -133,7 +133,11 @@ def replay_all(
 
 
 def _collect(job: Job) -> list[Event]:
-    return list(replay_job(job))
+    try:
+        return list(replay_job(job))
+    except CthelperError as error:
+        # Not all of our errors can be pickled on their way from a worker.
+        raise CthelperError(str(error)) from None
 
 
 def make_executor(path: str) -> Executor:

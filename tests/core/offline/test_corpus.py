@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Several captures: finding them, and replaying them elsewhere."""
 
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import (
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from cthelper.core.config import Config, parse
-from cthelper.core.errors import CthelperError, UsageError
+from cthelper.core.errors import ConfigError, CthelperError, UsageError
 from cthelper.core.offline.corpus import (
     Job,
     find_captures,
@@ -102,6 +108,19 @@ class Broken(Executor):
 def test_executor_that_breaks_is_an_error_of_one_line() -> None:
     with pytest.raises(CthelperError, match="the executor broke: a worker has died"):
         list(replay_all(jobs(), Broken()))
+
+
+def wrong_configuration() -> Config:
+    raise ConfigError(Path("cthelper.toml"), "key", 1, "must not be there")
+
+
+def test_error_of_a_worker_arrives() -> None:
+    job = Job(capture=PCAPS, read_config=wrong_configuration)
+    with (
+        ProcessPoolExecutor(1, get_context("spawn")) as executor,
+        pytest.raises(CthelperError, match="key = 1: must not be there"),
+    ):
+        list(replay_all([job], executor))
 
 
 def test_capture_that_cannot_be_read_is_a_notice(tmp_path: Path) -> None:
