@@ -3,6 +3,8 @@
 
 import errno as errno_module
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -148,3 +150,21 @@ _BY_ERRNO: dict[int, type[NetlinkError]] = {
     errno_module.ENFILE: TableFull,
     errno_module.ENOMEM: TableFull,
 }
+
+
+@contextmanager
+def replay_extra() -> Iterator[None]:
+    """Around what needs the extra ``replay``.
+
+    Raises CthelperError that says how to install it, where one of its packages is
+    missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in ("scapy", "rich"):
+            raise
+        raise CthelperError(
+            f"{package} is not installed: pip install 'cthelper[replay]'"
+        ) from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from cthelper.core.cli.options import Commands
-from cthelper.core.errors import CthelperError, UsageError
+from cthelper.core.errors import CthelperError, UsageError, replay_extra
 from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import Transport
 
@@ -57,15 +57,8 @@ def _new(options: argparse.Namespace) -> int:
     name: str = options.name
     transport = Transport[options.transport.upper()]
     _refuse_what_is_taken(name, transport, options.port)
-    try:
+    with replay_extra():
         from cthelper.core.offline.specimen import draw
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package != "scapy":
-            raise
-        raise CthelperError(
-            f"{package} is not installed: pip install 'cthelper[replay]'"
-        ) from None
     identifier = name.replace("-", "_")
     module = f"cthelper_{identifier}"
     values = {

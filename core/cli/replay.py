@@ -11,7 +11,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cthelper.core.cli.options import (
     Commands,
@@ -20,12 +20,12 @@ from cthelper.core.cli.options import (
     configuration,
 )
 from cthelper.core.config import Config
-from cthelper.core.errors import CthelperError, UsageError
+from cthelper.core.errors import UsageError, replay_extra
 from cthelper.core.tuples import Address, Network
 
 if TYPE_CHECKING:
     from cthelper.core.offline.corpus import Job
-    from cthelper.core.offline.events import Event, Record
+    from cthelper.core.offline.events import Event
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -44,18 +44,18 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         metavar="CAPTURE",
         help="a file, a pattern, or a folder with all captures below it",
     )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--json", action="store_true", help="one JSON object a line, for programs"
     )
-    output.add_argument(
+    form.add_argument(
         "--explain",
         type=_frame,
         metavar="FRAME",
         help="say step by step why this frame of the one capture did, or did not, "
         "lead to an expectation",
     )
-    output.add_argument(
+    form.add_argument(
         "--diff",
         type=Path,
         metavar="OLD.json",
@@ -103,19 +103,12 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    try:
+    with replay_extra():
         return _run(options)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in ("scapy", "rich"):
-            raise
-        raise CthelperError(
-            f"{package} is not installed: pip install 'cthelper[replay]'"
-        ) from None
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cthelper.core.offline import corpus
+    from cthelper.core.offline import corpus, output
 
     # Flows are many objects without cycles, and the collector would look at all of them
     # again and again: one tenth of the time.
@@ -139,16 +132,16 @@ def _run(options: argparse.Namespace) -> int:
         for capture in captures
     ]
     pages: list[tuple[str, list[Event]]] = []
-    output = _output(options)
+    shown = output.of(as_json=options.json, diff=options.diff)
     failed = False
     with _running(options, jobs) as results:
         for job, events in results:
             capture = str(job.capture)
-            output.begin(capture)
+            shown.begin(capture)
             page: list[Event] = []
             for event in events:
-                failed = _warn(capture, event) or failed
-                output.event(capture, event)
+                failed = output.warn(capture, event) or failed
+                shown.event(capture, event)
                 if options.html is not None:
                     page.append(event)
             pages.append((capture, page))
@@ -156,123 +149,7 @@ def _run(options: argparse.Namespace) -> int:
         from cthelper.core.offline.page import write_page
 
         write_page(options.html, pages)
-    return int(output.end() or failed)
-
-
-def _warn(capture: str, event: "Event") -> bool:
-    """Tell the user of what has no place in the output; whether it is a failure."""
-    from cthelper.core.offline.events import FaultEvent, Notice
-
-    match event:
-        case Notice():
-            print(f"cthelper: {event.text}", file=sys.stderr)
-            return event.failed
-        case FaultEvent():
-            print(
-                f"cthelper: {capture}: frame {event.frame}: helper {event.helper} has "
-                f"a bug at {event.where}: {event.error}",
-                file=sys.stderr,
-            )
-            return True
-    return False
-
-
-class _Output(Protocol):
-    """What is printed of the events."""
-
-    def begin(self, capture: str) -> None:
-        """The events of a capture follow."""
-
-    def event(self, capture: str, event: "Event") -> None:
-        """One of them."""
-
-    def end(self) -> bool:
-        """That was all; whether the command has failed."""
-
-
-def _output(options: argparse.Namespace) -> _Output:
-    if options.json:
-        return _Json()
-    if options.diff is not None:
-        return _Diff(options.diff)
-    return _Table()
-
-
-class _Json:
-    """Records as they come."""
-
-    def begin(self, capture: str) -> None:
-        """Nothing: each record names its capture."""
-
-    def event(self, capture: str, event: "Event") -> None:
-        """Print its record, if it has one."""
-        from cthelper.core.offline.events import record
-        from cthelper.core.offline.report import json_line
-
-        found = record(event, capture)
-        if found is not None:
-            print(json_line(found))
-
-    def end(self) -> bool:
-        """Nothing."""
-        return False
-
-
-class _Table:
-    """A table for each capture."""
-
-    def __init__(self) -> None:
-        self._first = True
-
-    def begin(self, capture: str) -> None:
-        """Print the capture's name and the columns'."""
-        from cthelper.core.offline.report import HEADING
-
-        print(f"{'' if self._first else chr(10)}{capture}\n{HEADING}")
-        self._first = False
-
-    def event(self, capture: str, event: "Event") -> None:
-        """Print its line, if it has one."""
-        from cthelper.core.offline.report import line
-
-        text = line(event)
-        if text is not None:
-            print(text)
-
-    def end(self) -> bool:
-        """Nothing."""
-        return False
-
-
-class _Diff:
-    """What differs from an earlier replay's records."""
-
-    def __init__(self, old: Path) -> None:
-        from cthelper.core.offline.report import read_records
-
-        self._old = read_records(old)
-        self._new: list[Record] = []
-
-    def begin(self, capture: str) -> None:
-        """Nothing: each record names its capture."""
-
-    def event(self, capture: str, event: "Event") -> None:
-        """Keep its record."""
-        from cthelper.core.offline.events import record
-
-        found = record(event, capture)
-        if found is not None:
-            self._new.append(found)
-
-    def end(self) -> bool:
-        """Print the differences; whether there are any."""
-        from cthelper.core.offline.report import differences
-
-        different = False
-        for text in differences(self._old, self._new):
-            print(text)
-            different = True
-        return different
+    return int(shown.end() or failed)
 
 
 @contextmanager

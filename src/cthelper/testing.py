@@ -43,7 +43,7 @@ from cthelper.core.api import (
     Tuple,
 )
 from cthelper.core.config import parse
-from cthelper.core.errors import CthelperError
+from cthelper.core.errors import replay_extra
 from cthelper.core.registry import check, register
 
 if TYPE_CHECKING:
@@ -248,17 +248,10 @@ def replay(
     `cthelper replay` say. Raises CaptureError, ConfigError, RegistryError, and
     CthelperError where scapy is not installed.
     """
-    try:
+    with replay_extra():
         from cthelper.core.offline.capture import Capture
         from cthelper.core.offline.events import Notice
         from cthelper.core.offline.replay import Replay
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package != "scapy":
-            raise
-        raise CthelperError(
-            f"{package} is not installed: pip install 'cthelper[replay]'"
-        ) from None
 
     events: list[Event] = []
 
