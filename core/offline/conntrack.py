@@ -531,6 +531,7 @@ class Table:
         if entry.master is not None:
             return False
         entry.helper = None
+        entry.quiet = entry.transport is UDP
         for expected in list(entry.expectations):
             self._remove(expected)
         return True

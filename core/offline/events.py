@@ -261,6 +261,8 @@ def _expects(
     }
 
 
-def source_text(source: Address | Network) -> str:
-    """An address, or a network; a network of one address is that address."""
+def source_text(source: Source | Address | Network) -> str:
+    """Who may open a flow: in a word, an address, or a network of more than one."""
+    if isinstance(source, Source):
+        return source.value
     return str(source).removesuffix("/32" if source.version == 4 else "/128")

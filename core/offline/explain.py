@@ -4,7 +4,7 @@
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from cthelper.core.api import REPLY, TCP, Expect, Malformed, Rewrite, Source
+from cthelper.core.api import REPLY, TCP, Expect, Malformed, Rewrite
 from cthelper.core.config import Config
 from cthelper.core.engine import Decision, Finished
 from cthelper.core.offline.capture import Capture
@@ -223,17 +223,12 @@ def _read(event: MessageEvent) -> Iterator[tuple[str, str]]:
 
 
 def _wish(wish: Expect) -> str:
-    match wish.source:
-        case Source():
-            source = wish.source.value
-        case network:
-            source = source_text(network)
     kind = "any number of flows" if wish.permanent else "one flow"
     port = "" if wish.source_port is None else f" port {wish.source_port}"
     transport = "" if wish.transport is None else f" over {wish.transport}"
     return (
-        f"asks for {kind} from {source}{port} to {wish.endpoint}{transport}, "
-        f"policy {wish.policy}"
+        f"asks for {kind} from {source_text(wish.source)}{port} to {wish.endpoint}"
+        f"{transport}, policy {wish.policy}"
     )
 
 

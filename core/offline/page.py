@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from cthelper.core.api import Effect, Expect, Rewrite, Source
+from cthelper.core.api import Effect, Expect, Rewrite
 from cthelper.core.errors import CthelperError
 from cthelper.core.offline.events import (
     Event,
@@ -585,11 +585,7 @@ def _effect(effect: Effect) -> str:
 
 
 def _wish(wish: Expect) -> str:
-    source = (
-        wish.source.value
-        if isinstance(wish.source, Source)
-        else source_text(wish.source)
-    )
+    source = source_text(wish.source)
     if wish.source_port is not None:
         source += f" port {wish.source_port}"
     transport = "" if wish.transport is None else f"{wish.transport} "
