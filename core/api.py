@@ -10,9 +10,9 @@ message.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, final
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast, final
 
 from cthelper.core.cursor import Cursor
 from cthelper.core.errors import (
@@ -70,7 +70,8 @@ __all__ = [
     "expect",
 ]
 
-OptionValue = bool | int | str
+OptionValue = bool | int | str | tuple[object, ...]
+_V = TypeVar("_V", bound=OptionValue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +90,26 @@ class Policy:
     timeout: int = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+# Without slots: Python 3.11 cannot make a frozen Option[T](...) that has them.
+@dataclass(frozen=True)
+class Option(Generic[_V]):
     """A key that the helper adds to its table of the configuration.
 
-    The value's type is the default's: bool, int or str. `choices` lists the values
-    that are allowed, where not every value of the type is.
+    The value's type is the default's: bool, int, str or a tuple. `choices` lists the
+    values that are allowed, where not every value of the type is. A tuple is a list in
+    TOML: `element` makes each of its values out of what stands there, and raises
+    ValueError with what is allowed; without it each is one of `choices`.
     """
 
     name: str
-    default: OptionValue
+    default: _V
     meaning: str
-    choices: tuple[OptionValue, ...] = ()
+    choices: tuple[object, ...] = ()
+    element: Callable[[object], object] | None = None
+
+    def of(self, message: "Message") -> _V:
+        """The value that is configured for the flow of `message`."""
+        return cast("_V", message.options[self.name])
 
 
 class Hook(enum.Enum):
@@ -134,6 +143,10 @@ class Message:
     conntrack entry; `original` and `reply` are the entry's tuples. `now` is a clock in
     seconds that only moves forward. `options` holds the helper's options. `forwarded`
     is whether the packet came in through an interface, and so from another host.
+    `group` is whether the destination is a multicast group or a broadcast address: the
+    limited one, or that of a network that the source is on-link with. `depth` is how
+    many flows with this helper led here: 0 for one that the ruleset tagged by itself,
+    one more than its master's for one that the helper expected.
     """
 
     direction: Direction
@@ -146,6 +159,8 @@ class Message:
     now: float
     options: Mapping[str, OptionValue]
     forwarded: bool = False
+    group: bool = False
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +219,8 @@ def expect(
     unless it is given. `source` says who may open the flow, `source_port` from which
     port (None: any). A `permanent` expectation admits any number of flows until its
     policy's timeout; else the first flow uses it up. `helper` names a helper for the
-    expected flow, which many kernels ignore. Raises ExpectationRefused where the
-    configuration forbids it.
+    expected flow, which many kernels ignore: see `Helper.tags_expected`. Raises
+    ExpectationRefused where the configuration forbids it.
     """
     grant = yield Expect(
         endpoint, policy, transport, source, source_port, permanent, helper
@@ -221,7 +236,8 @@ class Helper(ABC):
     `name` is known to the kernel and to nft: 1 to 15 characters of a-z, 0-9, ``-``
     and ``_``. `ports` are the control ports that the ruleset tags by default, and
     `destinations` the only addresses that it tags, where they are not all. `policies`
-    holds one to four policies. `lowest_port` is the lowest port that may be announced.
+    holds one to four policies. Where `hooks` lacks PREROUTING, flows of other hosts
+    open nothing. `lowest_port` is the lowest port that may be announced.
     `message_limit` bounds a message on TCP, in bytes.
     """
 
@@ -229,11 +245,20 @@ class Helper(ABC):
     transports: ClassVar[frozenset[Transport]]
     ports: ClassVar[tuple[int, ...]]
     policies: ClassVar[tuple[Policy, ...]]
-    options: ClassVar[tuple[Option, ...]] = ()
+    options: ClassVar[tuple[Option[Any], ...]] = ()
     hooks: ClassVar[frozenset[Hook]] = frozenset(Hook)
     destinations: ClassVar[tuple[Network, ...]] = ()
     lowest_port: ClassVar[int] = 1024
     message_limit: ClassVar[int] = 16 * 1024
+
+    @classmethod
+    def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:
+        """Whether the ruleset tags the flows that the helper expected with it, too.
+
+        For redirects that lead to redirects. Such a flow stays in the queue to its end,
+        unread once it is finished: the kernel does not detach a flow that has a master.
+        """
+        return False
 
     def frame(self, data: memoryview) -> int | None:
         """Length of the first message in `data`, which is not empty; None: need more.

@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import combinations
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from cthelper.core.api import Helper, Network, Option, OptionValue, Policy
+from cthelper.core.api import Helper, Hook, Network, Option, OptionValue, Policy
 from cthelper.core.errors import ConfigError
-from cthelper.core.guard import DENIED_PORTS
+from cthelper.core.guard import DENIED_PORTS, IN_ALL, Rules
 from cthelper.core.tuples import Address, Tuple
 
 DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
 DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 
 _T = TypeVar("_T")
+# Expectations a minute, far above what a kernel's table holds.
+_RATE_LIMIT: Final = 1_000_000
 _EVERYWHERE: Final[tuple[Network, ...]] = (
     IPv4Network("0.0.0.0/0"),
     IPv6Network("::/0"),
@@ -56,7 +58,9 @@ class HelperConfig:
     """What is configured for one helper; table ``[helpers.NAME]``.
 
     `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
-    empty ones do not. `policies` are the helper's own with the configured limits.
+    empty ones do not. `hooks` are where it tags them: without PREROUTING flows of
+    other hosts open nothing. `policies` are the helper's own with the configured
+    limits.
     """
 
     helper: type[Helper]
@@ -64,9 +68,16 @@ class HelperConfig:
     ports: tuple[int, ...]
     policies: tuple[Policy, ...]
     options: Mapping[str, OptionValue]
+    hooks: frozenset[Hook] = frozenset(Hook)
+    guard: Rules = field(default_factory=Rules)
     interfaces: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
     destinations: tuple[Network, ...] = ()
+
+    @property
+    def tags_expected(self) -> bool:
+        """Whether the ruleset attaches the helper to the flows that it expected."""
+        return self.helper.tags_expected(self.options)
 
     def tags(self, original: Tuple) -> bool:
         """Whether the ruleset attaches the helper to a flow with this original tuple.
@@ -83,10 +94,13 @@ class HelperConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration. `helpers` holds the enabled ones, by name."""
+    """The whole configuration. `helpers` holds the enabled ones, by name.
+
+    `expectations_in_all` is how many a minute all helpers may have; 0 is no limit.
+    """
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
-    denied_ports: frozenset[int] = DENIED_PORTS
+    expectations_in_all: int = IN_ALL
     helpers: Mapping[str, HelperConfig]
 
     @property
@@ -142,13 +156,14 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
     daemon = _daemon(root.table("daemon"))
     guard = root.table("guard")
     denied = guard.list_of("denied_ports", _port, tuple(sorted(DENIED_PORTS)))
+    in_all = guard.integer("in_all", IN_ALL, 0, _RATE_LIMIT)
     guard.close()
     plugins = root.table("plugins")
     _folder(plugins)
     plugins.close()
     tables = root.table("helpers")
     configured = {
-        name: _helper(tables.table(name), helper, daemon)
+        name: _helper(tables.table(name), helper, daemon, denied)
         for name, helper in helpers.items()
     }
     tables.close()
@@ -163,7 +178,7 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
                 f"{shared} is tagged by {one.helper.name} already: let their ports, "
                 "networks or interfaces differ, or set enabled = false for one",
             )
-    return Config(daemon=daemon, denied_ports=frozenset(denied), helpers=enabled)
+    return Config(daemon=daemon, expectations_in_all=in_all, helpers=enabled)
 
 
 def _document(text: str, path: Path) -> dict[str, object]:
@@ -224,7 +239,10 @@ class _Table:
             raise self.error(key, value, "must be one of " + ", ".join(choices))
         return value
 
-    def option(self, option: Option) -> OptionValue:
+    def option(self, option: Option[Any]) -> OptionValue:
+        if isinstance(option.default, tuple):
+            read = option.element or _one_of(option.choices)
+            return self.list_of(option.name, read, option.default)
         value = self._pop(option.name, option.default)
         kind = type(option.default)
         if type(value) is not kind:
@@ -276,6 +294,16 @@ class _Table:
         return f"{self._name}.{shown}" if self._name else shown
 
 
+def _one_of(choices: tuple[object, ...]) -> Callable[[object], object]:
+    def read(value: object) -> object:
+        for choice in choices:
+            if type(value) is type(choice) and value == choice:
+                return choice
+        raise ValueError(f"must be one of {', '.join(map(str, choices))}")
+
+    return read
+
+
 def _folder(table: _Table) -> Path | None:
     text = table.text("folder", str(DEFAULT_PLUGINS))
     folder = Path(text)
@@ -302,19 +330,27 @@ def _daemon(table: _Table) -> DaemonConfig:
 
 
 def _helper(
-    table: _Table, helper: type[Helper], daemon: DaemonConfig
+    table: _Table,
+    helper: type[Helper],
+    daemon: DaemonConfig,
+    denied: tuple[int, ...],
 ) -> HelperConfig | None:
     """The helper's configuration, checked in any case; None where it is disabled."""
     enabled = table.boolean("enabled", default=True)
     ports = table.list_of("ports", _port, helper.ports)
     if not ports:
         raise table.error("ports", [], "must name a port; enabled = false turns it off")
+    hooks = table.list_of("hooks", _hook, tuple(helper.hooks))
+    if not hooks:
+        raise table.error("hooks", [], "must name a hook; enabled = false turns it off")
     config = HelperConfig(
         helper=helper,
         queue=table.integer("queue", daemon.queue, 0, 0xFFFF),
         ports=ports,
         policies=_policies(table.table("policies"), helper.policies),
         options={option.name: table.option(option) for option in helper.options},
+        hooks=frozenset(hooks),
+        guard=_rules(table.table("guard"), helper, denied),
         interfaces=table.list_of("interfaces", _interface, ()),
         sources=table.list_of("sources", _network, ()),
         destinations=table.list_of("destinations", _network, helper.destinations),
@@ -334,6 +370,19 @@ def _helper(
     return config if enabled else None
 
 
+def _rules(table: _Table, helper: type[Helper], denied: tuple[int, ...]) -> Rules:
+    plain = Rules()
+    rules = Rules(
+        denied_ports=frozenset(table.list_of("denied_ports", _port, denied)),
+        lowest_port=table.integer("lowest_port", helper.lowest_port, 1, 0xFFFF),
+        allow_hosts=table.list_of("allow_hosts", _network, plain.allow_hosts),
+        per_source=table.integer("per_source", plain.per_source, 0, _RATE_LIMIT),
+        per_helper=table.integer("per_helper", plain.per_helper, 0, _RATE_LIMIT),
+    )
+    table.close()
+    return rules
+
+
 def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
     """Transport and port of flows that rules of both would tag; None: of none.
 
@@ -343,7 +392,7 @@ def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
     transports = one.helper.transports & other.helper.transports
     ports = set(one.ports) & set(other.ports)
     if (
-        not (transports and ports and one.helper.hooks & other.helper.hooks)
+        not (transports and ports and one.hooks & other.hooks)
         or not _interfaces_meet(one.interfaces, other.interfaces)
         or not any(
             _networks_meet(one.sources, other.sources, version)
@@ -401,6 +450,13 @@ def _port(value: object) -> int:
     if type(value) is not int or not 0 < value <= 0xFFFF:
         raise ValueError("must be a port from 1 to 65535")
     return value
+
+
+def _hook(value: object) -> Hook:
+    for hook in Hook:
+        if value == hook.value:
+            return hook
+    raise ValueError(f"must be one of {', '.join(each.value for each in Hook)}")
 
 
 def _interface(value: object) -> str:

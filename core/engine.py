@@ -8,8 +8,9 @@ out as events, which it counts and logs.
 
 import inspect
 import traceback
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import PurePath
@@ -21,6 +22,7 @@ from cthelper.core.api import (
     Expect,
     Grant,
     Helper,
+    Hook,
     Message,
     Policy,
     Rewrite,
@@ -45,7 +47,9 @@ from cthelper.core.tuples import (
     Direction,
     Expectation,
     Network,
+    Tuple,
     host_network,
+    is_group,
 )
 
 OnLink = Callable[[Address], tuple[Network, ...]]
@@ -58,6 +62,9 @@ message in a stream; but a direction that brings nothing else is not the protoco
 FAULTS: Final = 5
 """A helper that faults this often within FAULT_WINDOW seconds is quarantined."""
 FAULT_WINDOW: Final = 60.0
+
+_CHAINS: Final = 4096
+"""Flows whose expected flows are inspected, too, of which the depth is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,9 @@ class Engine:
         self._on_link = on_link
         self._clock = clock
         self._watch = watch
+        # Depth of the flows that may expect others with their helper, by original
+        # tuple and zone.
+        self._chains: OrderedDict[tuple[Tuple, int], int] = OrderedDict()
         self._faults: dict[str, deque[float]] = {}
         self._quarantined: set[str] = set()
 
@@ -182,6 +192,8 @@ class Engine:
             if config is None:
                 return NOTHING
             flow = Flow.begin(entry, config.helper)
+            flow.depth = self._depth(entry)
+            flow.group = self._to_group(entry)
             self.flows.add(flow)
         elif flow.finished is not None:
             return Decision(flow)
@@ -207,6 +219,22 @@ class Engine:
         """End every quarantine, after helpers or configuration changed."""
         self._quarantined.clear()
         self._faults.clear()
+
+    def _depth(self, entry: Conntrack) -> int:
+        if entry.master is None:
+            return 0
+        return self._chains.get((entry.master, entry.zone), 0) + 1
+
+    def _to_group(self, entry: Conntrack) -> bool:
+        """Whether the flow goes to a group, as `Message.group` has it."""
+        source = entry.original.source.address
+        destination = entry.original.destination.address
+        networks: tuple[Network, ...] = ()
+        if _may_be_broadcast(source, destination):
+            # Nothing on-link is nothing to broadcast to.
+            with suppress(ExpectationRefused):
+                networks = self._on_link(source)
+        return is_group(destination, networks)
 
     def _inspect(
         self,
@@ -241,6 +269,8 @@ class Engine:
                     now=self._clock(),
                     options=config.options,
                     forwarded=forwarded,
+                    group=flow.group and direction is Direction.ORIGINAL,
+                    depth=flow.depth,
                 )
                 if self._react(helper, message, entry, config, outcome):
                     flow.finish("done")
@@ -347,9 +377,14 @@ class Engine:
         Raises ExpectationRefused, and HelperFault for a policy that is not there.
         """
         class_, policy = _policy(config.policies, wish)
-        self.guard.check(
-            wish.endpoint, message.source.address, config.helper.lowest_port
-        )
+        if message.forwarded and Hook.PREROUTING not in config.hooks:
+            raise ExpectationRefused("forwarded", f"{message.source} is another host")
+        self.guard.check(wish.endpoint, message.source.address, config.guard)
+        version = message.source.address.version
+        if wish.endpoint.address.version != version:
+            raise ExpectationRefused(
+                "address-family", f"{wish.endpoint} on a flow of IPv{version}"
+            )
         opening = grant(entry, message.direction, wish.endpoint)
         networks: tuple[Network | None, ...]
         match wish.source:
@@ -363,6 +398,15 @@ class Engine:
                 if wish.source.version != wish.endpoint.address.version:
                     raise HelperFault(f"source {wish.source} for {wish.endpoint}")
                 networks = (wish.source,)
+        self.guard.charge(
+            message.now,
+            config.helper.name,
+            entry.original.source.address,
+            config.guard,
+            len(networks),
+        )
+        if wish.helper == config.helper.name:
+            self._chain(entry, message.depth)
         return [
             Expectation(
                 master=entry.original,
@@ -379,6 +423,14 @@ class Engine:
             )
             for network in networks
         ]
+
+    def _chain(self, entry: Conntrack, depth: int) -> None:
+        """Remember how deep the master of a flow that is to be inspected is."""
+        key = entry.original, entry.zone
+        self._chains[key] = depth
+        self._chains.move_to_end(key)
+        if len(self._chains) > _CHAINS:
+            self._chains.popitem(last=False)
 
     def _rewrite(
         self, packet: bytes, segment: Segment, rewrites: list[Rewrite]
@@ -410,6 +462,19 @@ class Engine:
         where = _place(error, inspect.getfile(config.helper))
         text = f"{type(error).__name__}: {error}"
         return Fault(text, where, quarantined=name in self._quarantined)
+
+
+def _may_be_broadcast(source: Address, destination: Address) -> bool:
+    """Whether some network with `source` has `destination` as its broadcast address.
+
+    To ask which networks there are is dear, and this is seldom true: all bits of the
+    two are alike but those at the end, which are ones.
+    """
+    if destination.version != 4 or source.version != 4:
+        return False
+    host = int(source) ^ int(destination)
+    mask = (1 << host.bit_length()) - 1
+    return host != 0 and int(destination) & mask == mask
 
 
 def _place(error: Exception, file: str) -> str:

@@ -38,7 +38,8 @@ class Flow:
     """A flow that a helper inspects.
 
     `name` is the helper's; its instance, `helper`, is made for the first packet that
-    is read. `finished` says why the flow is no longer inspected.
+    is read. `depth` and `group` are what its messages say. `finished` says why the
+    flow is no longer inspected.
     """
 
     key: FlowKey
@@ -46,6 +47,8 @@ class Flow:
     name: str
     sides: dict[Direction, Side]
     helper: Helper | None = None
+    depth: int = 0
+    group: bool = False
     finished: str | None = None
 
     @classmethod

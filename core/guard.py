@@ -1,48 +1,137 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an expectation may open.
+"""What an expectation may open, and how many there may be.
 
 Each check has a reason code, and each refusal leaves nothing open. An announced
 address must be the announcer's own: this is what stops redirects to third parties
-(FTP bounce, NAT slipstreaming, TNS poison).
+(FTP bounce, NAT slipstreaming, TNS poison). And whoever asks for too many is refused
+more, while what others were granted stays: the kernel's table is small, a thousand
+expectations or so (nf_conntrack_expect_max).
 """
 
+from collections import OrderedDict
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.tuples import Address, Endpoint
+from cthelper.core.tuples import Address, Endpoint, Network
 
 DENIED_PORTS: Final = frozenset({22, 23, 25, 53, 80, 135, 139, 443, 445, 3389})
 """Ports never to be opened by default: what they serve is not announced by a helper."""
 
+IN_ALL: Final = 4096
+"""Expectations a minute of all helpers together."""
+
+_MINUTE: Final = 60.0
+# A source of which nothing was heard for a minute has a full bucket again, so that few
+# are kept; this bounds them where nothing else is limited.
+_SOURCE_LIMIT: Final = 65536
+
 _BROADCAST: Final = IPv4Address("255.255.255.255")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What one helper may open; table ``[helpers.NAME.guard]``.
+
+    `allow_hosts` are networks whose addresses may be announced by others than
+    themselves. `lowest_port` is the lowest port that may be opened, 1 to 65535.
+    `per_source` and `per_helper` are expectations a minute, as many at once, for the
+    flows of one source address and for all of the helper's; 0 is no limit.
+    """
+
+    denied_ports: frozenset[int] = DENIED_PORTS
+    lowest_port: int = 1024
+    allow_hosts: tuple[Network, ...] = ()
+    per_source: int = 512
+    per_helper: int = 2048
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A token bucket: it holds what may be taken at once, and fills in a minute."""
+
+    tokens: float
+    filled: float
+
+    def fill(self, now: float, size: int) -> None:
+        gained = (now - self.filled) * size / _MINUTE
+        self.tokens = min(float(size), self.tokens + gained)
+        self.filled = now
+
+
 class Guard:
-    """Refuses announced endpoints that no honest announcement names."""
+    """Refuses endpoints that no honest announcement names, and too many of any.
 
-    def __init__(self, denied_ports: frozenset[int] = DENIED_PORTS) -> None:
-        self._denied_ports = denied_ports
+    `in_all` is how many expectations a minute all helpers may have; 0 is no limit.
+    """
 
-    def check(self, endpoint: Endpoint, announcer: Address, lowest_port: int) -> None:
-        """Raise ExpectationRefused unless `announcer` may announce `endpoint`.
+    def __init__(self, in_all: int = IN_ALL) -> None:
+        self._in_all = in_all
+        self._buckets: OrderedDict[tuple[str, Address | None], _Bucket] = OrderedDict()
 
-        `lowest_port` is the lowest port that the helper declares.
-        """
+    def __len__(self) -> int:
+        """How many sources and helpers are kept account of."""
+        return len(self._buckets)
+
+    def check(self, endpoint: Endpoint, announcer: Address, rules: Rules) -> None:
+        """Raise ExpectationRefused unless `announcer` may announce `endpoint`."""
         address, port = endpoint.address, endpoint.port
+        allowed = any(address in network for network in rules.allow_hosts)
         reason = _unusable(address)
-        if reason is not None:
+        if reason is not None and not (allowed and address.is_loopback):
             raise ExpectationRefused(reason, f"{address} cannot be a host's address")
-        if address != announcer:
+        if address != announcer and not allowed:
             raise ExpectationRefused(
                 "third-party-address", f"{announcer} announced {address}"
             )
         if port == 0:
             raise ExpectationRefused("port-zero", f"{address} announced port 0")
-        if port in self._denied_ports:
+        if port in rules.denied_ports:
             raise ExpectationRefused("denied-port", f"port {port} is on the deny list")
-        if port < lowest_port:
-            raise ExpectationRefused("low-port", f"port {port} is below {lowest_port}")
+        if port < rules.lowest_port:
+            raise ExpectationRefused(
+                "low-port", f"port {port} is below {rules.lowest_port}"
+            )
+
+    def charge(
+        self, now: float, helper: str, source: Address, rules: Rules, count: int
+    ) -> None:
+        """Take `count` expectations off what is left, or raise ExpectationRefused.
+
+        `source` is who opened the flow that asks. `now` is a clock in seconds. A
+        refusal takes nothing.
+        """
+        limits = (
+            ("rate-source", f"{source} with {helper}", (helper, source)),
+            ("rate-helper", helper, (helper, None)),
+            ("rate-all", "all helpers", ("", None)),
+        )
+        sizes = (rules.per_source, rules.per_helper, self._in_all)
+        taken: list[_Bucket] = []
+        for (reason, who, key), size in zip(limits, sizes, strict=True):
+            if not size:
+                continue
+            bucket = self._buckets.get(key) or _Bucket(size, now)
+            bucket.fill(now, size)
+            if bucket.tokens < count:
+                raise ExpectationRefused(
+                    reason, f"{who} had {size} expectations within a minute"
+                )
+            self._buckets[key] = bucket
+            self._buckets.move_to_end(key)
+            taken.append(bucket)
+        for bucket in taken:
+            bucket.tokens -= count
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Let go of buckets that are full again."""
+        while self._buckets:
+            oldest = next(iter(self._buckets.values()))
+            if oldest.filled > now - _MINUTE and len(self._buckets) <= _SOURCE_LIMIT:
+                return
+            self._buckets.popitem(last=False)
 
 
 def _unusable(address: Address) -> str | None:

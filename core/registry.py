@@ -22,7 +22,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Final
+from typing import Any, Final
 
 from cthelper.core.api import Helper, Hook, Option, Policy, Transport
 from cthelper.core.errors import RegistryError
@@ -42,6 +42,8 @@ _KEYS: Final = frozenset(
         "destinations",
         "queue",
         "policies",
+        "hooks",
+        "guard",
     }
 )
 _WRITABLE_BY_OTHERS: Final = 0o022
@@ -284,6 +286,12 @@ def check(helper: type[Helper]) -> None:
         ("describe", "message"),
     ):
         _check_method(helper, method, argument)
+    if not isinstance(inspect.getattr_static(helper, "tags_expected"), classmethod):
+        raise _refusal(
+            helper,
+            "tags_expected",
+            "must be a class method: def tags_expected(cls, options)",
+        )
     _check_instances(helper)
     _check_policies(helper, helper.policies)
     _check_options(helper, helper.options)
@@ -397,21 +405,33 @@ def _check_policies(helper: type[Helper], policies: tuple[Policy, ...]) -> None:
         raise _refusal(helper, "policies", "must have different names")
 
 
-def _check_options(helper: type[Helper], options: tuple[Option, ...]) -> None:
+def _check_options(helper: type[Helper], options: tuple[Option[Any], ...]) -> None:
     names = []
     for option in options:
         if not _is_option(option.name):
             raise _refusal(helper, "options", f"has no usable name {option.name!r}")
         names.append(option.name)
-        if (
-            type(option.default) not in (bool, int, str)
-            or not _tuple_of(object)(option.choices)
-            or any(type(each) is not type(option.default) for each in option.choices)
-            or (option.choices and option.default not in option.choices)
-        ):
+        if not _is_usable(option):
             raise _refusal(helper, "options", f"has no usable default of {option.name}")
     if len(set(names)) != len(names) or not _KEYS.isdisjoint(names):
         raise _refusal(helper, "options", "must have names of their own")
+
+
+def _is_usable(option: Option[Any]) -> bool:
+    """Whether the default is of a kind that we read, and among the choices."""
+    default, choices = option.default, option.choices
+    if not _tuple_of(object)(choices):
+        return False
+    if isinstance(default, tuple):
+        if option.element is not None:
+            return not choices
+        return len(choices) > 0 and all(each in choices for each in default)
+    return (
+        type(default) in (bool, int, str)
+        and option.element is None
+        and all(type(each) is type(default) for each in choices)
+        and (not choices or default in choices)
+    )
 
 
 def _refusal(helper: type[Helper], field: str, why: str) -> RegistryError:

@@ -44,6 +44,25 @@ ORIGINAL: Final = Direction.ORIGINAL
 REPLY: Final = Direction.REPLY
 
 
+# A network of two addresses or of one has no broadcast address (RFC 3021).
+_POINT_TO_POINT: Final = 31
+_LIMITED_BROADCAST: Final = IPv4Address("255.255.255.255")
+
+
+def is_group(address: Address, networks: Iterable[Network] = ()) -> bool:
+    """Whether `address` is multicast, the limited broadcast, or that of a network."""
+    return (
+        address.is_multicast
+        or address == _LIMITED_BROADCAST
+        or any(
+            isinstance(each, IPv4Network)
+            and each.prefixlen < _POINT_TO_POINT
+            and address == each.broadcast_address
+            for each in networks
+        )
+    )
+
+
 def host_network(address: Address) -> Network:
     """The network that holds `address` alone."""
     if isinstance(address, IPv4Address):

@@ -57,6 +57,7 @@ def _ruleset(helpers: Collection[HelperConfig], loaded: Collection[str] = ()) ->
     template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
     return template.substitute(
         objects="".join(_objects(each, loaded) for each in helpers),
+        expected=_expected(helpers),
         prerouting=_rules(helpers, Hook.PREROUTING),
         output=_rules(helpers, Hook.OUTPUT),
     )
@@ -106,11 +107,29 @@ def _object(config: HelperConfig, transport: Transport) -> str:
     return f"{config.helper.name}-{transport}"
 
 
+def _expected(helpers: Collection[HelperConfig]) -> str:
+    """Rules for flows that a helper expected and inspects itself, whatever way they go.
+
+    Linux attaches the helper that an expectation names, or does not, by its version.
+    """
+    rules = [
+        f"meta l4proto {transport} ct state related "
+        f'ct helper "{config.helper.name}" ct helper set "{_object(config, transport)}"'
+        for config in helpers
+        if config.tags_expected
+        for transport in sorted(config.helper.transports)
+    ]
+    if not rules:
+        return ""
+    note = "# Flows that a helper expected and goes on with."
+    return "".join(f"\t\t{line}\n" for line in (note, *rules))
+
+
 def _rules(helpers: Collection[HelperConfig], hook: Hook) -> str:
     return "".join(
         f"\t\t{rule}\n"
         for config in helpers
-        if hook in config.helper.hooks
+        if hook in config.hooks
         for rule in [f"# {config.helper.name}", *_helper_rules(config, hook)]
     )
 

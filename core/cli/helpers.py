@@ -12,6 +12,7 @@ from cthelper.core.cli.options import (
     add_plugins,
     found_helpers,
 )
+from cthelper.core.reference import table, title, value
 from cthelper.core.registry import Found
 
 
@@ -25,6 +26,11 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "listed with their source.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="one helper")
+    parser.add_argument(
+        "--toml",
+        action="store_true",
+        help="print what can be configured, as TOML with every key at its default",
+    )
     add_config(parser)
     add_plugins(parser)
     parser.set_defaults(command=_helpers)
@@ -33,8 +39,11 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _helpers(options: argparse.Namespace) -> int:
     installed = found_helpers(options)
     if options.name is None:
-        for each in installed.values():
-            print(_row(each))
+        rows = [
+            table(each.helper) if options.toml else _row(each)
+            for each in installed.values()
+        ]
+        print("\n".join(rows))
         return 0
     if options.name not in installed:
         known = ", ".join(installed)
@@ -43,13 +52,14 @@ def _helpers(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(_page(installed[options.name]))
+    found = installed[options.name]
+    print(table(found.helper) if options.toml else _page(found))
     return 0
 
 
 def _row(found: Found) -> str:
     helper = found.helper
-    row = f"{helper.name:<15} {_ports(helper):<22} {_title(helper)}"
+    row = f"{helper.name:<15} {_ports(helper):<22} {title(helper)}"
     return row.rstrip() if found.builtin else f"{row} [{found.source}]"
 
 
@@ -57,7 +67,7 @@ def _page(found: Found) -> str:
     helper = found.helper
     hooks = ", ".join(sorted(hook.value for hook in helper.hooks))
     lines = [
-        f"{helper.name}: {_title(helper)}",
+        f"{helper.name}: {title(helper)}",
         "",
         f"control ports  {_ports(helper)}",
         f"tagged at      {hooks}",
@@ -71,9 +81,12 @@ def _page(found: Found) -> str:
         for policy in helper.policies
     ]
     for option in helper.options:
-        default = str(option.default)
-        lines.append(f"option         {option.name} (default {default})")
+        default = value(option.default)
+        lines.append(f"option         {option.name} = {default}")
         lines.append(f"               {option.meaning}")
+        if option.choices:
+            choices = ", ".join(map(value, option.choices))
+            lines.append(f"               one of {choices}")
     lines += [f"source         {found.source}", "", _documentation(helper)]
     return "\n".join(lines)
 
@@ -81,11 +94,6 @@ def _page(found: Found) -> str:
 def _ports(helper: type[Helper]) -> str:
     transports = ",".join(str(each) for each in sorted(helper.transports))
     return f"{transports} {','.join(str(port) for port in helper.ports)}"
-
-
-def _title(helper: type[Helper]) -> str:
-    # Not what it inherits, which is about helpers at large.
-    return (helper.__doc__ or "").strip().partition("\n")[0]
 
 
 def _documentation(helper: type[Helper]) -> str:

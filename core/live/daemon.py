@@ -82,7 +82,7 @@ class Daemon:
         )
         self._engine = Engine(
             config.helpers,
-            guard=Guard(config.denied_ports),
+            guard=Guard(config.expectations_in_all),
             on_link=self._links.on_link,
             clock=clock,
             flow_limit=daemon.flow_limit,
@@ -351,7 +351,7 @@ class Daemon:
             raise
         self._config = config
         self._engine.helpers = config.helpers
-        self._engine.guard = Guard(config.denied_ports)
+        self._engine.guard = Guard(config.expectations_in_all)
         self._engine.release()
         self._log.configure(new.log_level, new.log_format)
         unused = self._queues.keys() - config.queues

@@ -494,6 +494,13 @@ class Table:
         met = self._meet(now, transport, key) if self._expectations else None
         if met is not None:
             entry.master = met.master
+            config = met.master.helper
+            if (
+                config is not None
+                and config.tags_expected
+                and transport in config.helper.transports
+            ):
+                entry.helper = config
         else:
             # Only a packet that is "new" to the ruleset is tagged, no related one.
             for config in self._tags.get((transport, key[-2:]), ()):

@@ -146,7 +146,7 @@ class Replay:
         self.onlooker = _Onlooker() if watch else None
         self.engine = Engine(
             config.helpers,
-            guard=Guard(config.denied_ports),
+            guard=Guard(config.expectations_in_all),
             on_link=Links(networks, warn).on_link,
             clock=self._clock,
             flow_limit=config.daemon.flow_limit,

@@ -45,6 +45,7 @@ from cthelper.core.api import (
 from cthelper.core.config import parse
 from cthelper.core.errors import replay_extra
 from cthelper.core.registry import check, register
+from cthelper.core.tuples import is_group
 
 if TYPE_CHECKING:
     from cthelper.core.offline.events import Event
@@ -82,12 +83,16 @@ class Line:
     """Makes the messages of one flow, which is not translated.
 
     `options` are the helper's (see `defaults`); `forwarded` is whether the flow came in
-    through an interface.
+    through an interface, `group` whether it goes to a network's broadcast address
+    (multicast and the limited broadcast are seen without), `depth` how many flows of
+    the helper led to it.
     """
 
     original: Tuple
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     forwarded: bool = False
+    group: bool = False
+    depth: int = 0
 
     @classmethod
     def between(
@@ -129,6 +134,8 @@ class Line:
             now=now,
             options=self.options,
             forwarded=self.forwarded,
+            group=self.group or is_group(tuple_.destination.address),
+            depth=self.depth,
         )
 
 

@@ -18,8 +18,8 @@ from cthelper.core.config import (
     plugin_folder,
 )
 from cthelper.core.errors import ConfigError
-from cthelper.core.guard import DENIED_PORTS
-from cthelper.core.tuples import TCP, Endpoint, Tuple
+from cthelper.core.guard import IN_ALL, Rules
+from cthelper.core.tuples import TCP, Endpoint, Network, Tuple
 
 PATH = Path("cthelper.toml")
 
@@ -36,6 +36,13 @@ class Plain(Helper):
         yield from ()
 
 
+def network(value: object) -> Network:
+    """As a helper reads the values of a list."""
+    if not isinstance(value, str):
+        raise ValueError("a network, as")
+    return ip_network(value)
+
+
 class Chosen(Helper):
     """Options of every type, and a destination."""
 
@@ -49,6 +56,8 @@ class Chosen(Helper):
         Option("greeting", "hello", "a text"),
         Option("mode", "narrow", "a choice", ("narrow", "wide")),
         Option("version", 2, "a choice of numbers", (2, 3)),
+        Option("networks", (), "a list", element=network),
+        Option("words", ("a", "b"), "a list of choices", ("a", "b", "c")),
     )
     destinations = (ip_network("224.0.0.251/32"),)
 
@@ -72,9 +81,11 @@ def error_of(text: str) -> str:
 def test_empty_text_is_all_defaults() -> None:
     result = read("")
     assert result.daemon == DaemonConfig()
-    assert result.denied_ports == DENIED_PORTS
+    assert result.expectations_in_all == IN_ALL
     assert list(result.helpers) == ["plain", "chosen"]
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
+    assert plain.guard == chosen.guard == Rules()
+    assert plain.hooks == frozenset(Hook)
     assert plain.helper is Plain
     assert plain.queue == result.daemon.queue
     assert plain.ports == (7000, 7001)
@@ -88,6 +99,8 @@ def test_empty_text_is_all_defaults() -> None:
         "greeting": "hello",
         "mode": "narrow",
         "version": 2,
+        "networks": (),
+        "words": ("a", "b"),
     }
 
 
@@ -102,6 +115,7 @@ def test_every_key_is_read() -> None:
         log_format = "json"
         [guard]
         denied_ports = [6000, 6001]
+        in_all = 7
         [helpers.plain]
         enabled = true
         queue = 0
@@ -109,6 +123,13 @@ def test_every_key_is_read() -> None:
         interfaces = ["eth0", "wg-*", "a234567890123.5", "a2345678901234*"]
         sources = ["192.0.2.0/24", "2001:db8::/32"]
         destinations = ["198.51.100.2"]
+        hooks = ["prerouting"]
+        [helpers.plain.guard]
+        denied_ports = [7]
+        lowest_port = 512
+        allow_hosts = ["198.51.100.0/24"]
+        per_source = 0
+        per_helper = 1000000
         [helpers.plain.policies.chained]
         max_expected = 255
         timeout = 86400
@@ -118,6 +139,8 @@ def test_every_key_is_read() -> None:
         greeting = ""
         mode = "wide"
         version = 3
+        networks = ["192.0.2.0/24", "2001:db8::/32"]
+        words = ["b"]
         destinations = []
         """
     )
@@ -128,7 +151,7 @@ def test_every_key_is_read() -> None:
         log_level="debug",
         log_format="json",
     )
-    assert result.denied_ports == {6000, 6001}
+    assert result.expectations_in_all == 7
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
     assert plain.queue == 0
     assert plain.ports == (1, 65535)
@@ -136,6 +159,15 @@ def test_every_key_is_read() -> None:
     assert plain.sources == (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32"))
     assert plain.destinations == (ip_network("198.51.100.2/32"),)
     assert plain.policies == (Plain.policies[0], Policy("chained", 255, 86400))
+    assert plain.hooks == {Hook.PREROUTING}
+    assert plain.guard == Rules(
+        denied_ports=frozenset({7}),
+        lowest_port=512,
+        allow_hosts=(ip_network("198.51.100.0/24"),),
+        per_source=0,
+        per_helper=1_000_000,
+    )
+    assert chosen.guard == Rules(denied_ports=frozenset({6000, 6001}))
     assert chosen.destinations == ()
     assert chosen.options == {
         "strict": True,
@@ -143,6 +175,8 @@ def test_every_key_is_read() -> None:
         "greeting": "",
         "mode": "wide",
         "version": 3,
+        "networks": (ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")),
+        "words": ("b",),
     }
     assert result.queues == {0, 65535}
 
@@ -160,7 +194,8 @@ def test_disabled_helper_is_checked_all_the_same() -> None:
 
 
 def test_empty_list_of_denied_ports_denies_none() -> None:
-    assert read("guard.denied_ports = []").denied_ports == frozenset()
+    result = read("guard.denied_ports = []")
+    assert result.helpers["plain"].guard.denied_ports == frozenset()
 
 
 PORT = "must be a port from 1 to 65535"
@@ -168,7 +203,11 @@ INTERFACE = (
     "must be the name of an interface, at most 15 characters, "
     "a * at its end matches any rest"
 )
-PLAIN_KEYS = "enabled, ports, queue, policies, interfaces, sources, destinations"
+LIST = "must be a list"
+WORDS = "must be one of a, b, c"
+PLAIN_KEYS = (
+    "enabled, ports, hooks, queue, policies, guard, interfaces, sources, destinations"
+)
 DAEMON_KEYS = "queue, receive_buffer, flow_limit, log_level, log_format"
 
 WRONG = [
@@ -180,7 +219,7 @@ WRONG = [
     ),
     (
         "[guard]\ndenied = []",
-        "guard.denied = []: unknown key, known are denied_ports",
+        "guard.denied = []: unknown key, known are denied_ports, in_all",
     ),
     (
         "[helpers.plain]\nport = 1",
@@ -251,6 +290,32 @@ WRONG = [
         "daemon.log_format = True: must be one of text, json",
     ),
     # Lists of the guard and of helpers.
+    ("guard.in_all = -1", "guard.in_all = -1: must be a number from 0 to 1000000"),
+    (
+        "helpers.plain.guard.per_source = 1.5",
+        "helpers.plain.guard.per_source = 1.5: must be a number from 0 to 1000000",
+    ),
+    (
+        "helpers.plain.guard.allow_hosts = ['192.0.2.1/24']",
+        "helpers.plain.guard.allow_hosts = '192.0.2.1/24': must be a network: "
+        "192.0.2.1/24 has host bits set",
+    ),
+    (
+        "helpers.plain.hooks = ['input']",
+        "helpers.plain.hooks = 'input': must be one of prerouting, output",
+    ),
+    (
+        "helpers.plain.hooks = []",
+        "helpers.plain.hooks = []: must name a hook; enabled = false turns it off",
+    ),
+    ("helpers.chosen.networks = '::/0'", "helpers.chosen.networks = '::/0': " + LIST),
+    ("helpers.chosen.networks = [1]", "helpers.chosen.networks = 1: a network, as"),
+    (
+        "helpers.chosen.networks = ['::/0', '::/0']",
+        "helpers.chosen.networks = '::/0': stands there twice",
+    ),
+    ("helpers.chosen.words = ['d']", "helpers.chosen.words = 'd': " + WORDS),
+    ("helpers.chosen.words = [1]", "helpers.chosen.words = 1: " + WORDS),
     ("guard.denied_ports = 22", "guard.denied_ports = 22: must be a list"),
     ("guard.denied_ports = [0]", f"guard.denied_ports = 0: {PORT}"),
     ("helpers.plain.ports = [65536]", f"helpers.plain.ports = 65536: {PORT}"),

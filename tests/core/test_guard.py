@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The attacks that the guard stops, each by its reason."""
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.guard import Guard
+from cthelper.core.guard import Guard, Rules
 from tests.core.builders import CLIENT, CLIENT6, SERVER, SERVER6, endpoint
 
 
@@ -15,13 +17,12 @@ def refusal(
     port: int,
     *,
     announcer: str | None = None,
-    lowest_port: int = 1024,
-    guard: Guard | None = None,
+    rules: Rules | None = None,
 ) -> str | None:
     """The reason why `announcer`, the address itself unless given, is refused."""
     try:
-        (guard or Guard()).check(
-            endpoint(address, port), ip_address(announcer or address), lowest_port
+        Guard().check(
+            endpoint(address, port), ip_address(announcer or address), rules or Rules()
         )
     except ExpectationRefused as error:
         return error.reason
@@ -56,25 +57,53 @@ def test_low_port_is_refused(port: int) -> None:
 
 
 def test_helper_may_declare_low_ports() -> None:
-    assert refusal(CLIENT, 546, lowest_port=546) is None
-    assert refusal(CLIENT, 545, lowest_port=546) == "low-port"
+    rules = Rules(lowest_port=546)
+    assert refusal(CLIENT, 546, rules=rules) is None
+    assert refusal(CLIENT, 545, rules=rules) == "low-port"
 
 
 @pytest.mark.parametrize("port", [22, 23, 25, 53, 80, 135, 139, 443, 445, 3389])
 def test_denied_port_is_refused_whatever_the_helper_declares(port: int) -> None:
     assert refusal(CLIENT, port) == "denied-port"
-    assert refusal(CLIENT, port, lowest_port=1) == "denied-port"
+    assert refusal(CLIENT, port, rules=Rules(lowest_port=1)) == "denied-port"
 
 
 def test_configured_ports_take_the_place_of_the_usual_ones() -> None:
-    guard = Guard(frozenset({6000}))
-    assert refusal(CLIENT, 6000, guard=guard) == "denied-port"
-    assert refusal(CLIENT, 3389, guard=guard) is None
+    rules = Rules(denied_ports=frozenset({6000}))
+    assert refusal(CLIENT, 6000, rules=rules) == "denied-port"
+    assert refusal(CLIENT, 3389, rules=rules) is None
 
 
 def test_port_zero_is_refused_even_where_the_helper_declares_it() -> None:
     assert refusal(CLIENT, 0) == "port-zero"
-    assert refusal(CLIENT, 0, lowest_port=0) == "port-zero"
+    assert refusal(CLIENT, 0, rules=Rules(lowest_port=0)) == "port-zero"
+
+
+@pytest.mark.parametrize(
+    ("address", "announcer", "network"),
+    [
+        (SERVER, CLIENT, "198.51.100.0/24"),
+        (SERVER6, CLIENT6, f"{SERVER6}/128"),
+    ],
+)
+def test_configured_host_may_be_announced_by_another(
+    address: str, announcer: str, network: str
+) -> None:
+    rules = Rules(allow_hosts=(ip_network(network),))
+    assert refusal(address, 5000, announcer=announcer, rules=rules) is None
+    assert refusal(address, 22, announcer=announcer, rules=rules) == "denied-port"
+    other = "203.0.113.9"
+    reason = refusal(other, 5000, announcer=announcer, rules=rules)
+    assert reason == "third-party-address"
+
+
+def test_loopback_may_be_allowed_and_what_is_no_host_never() -> None:
+    everywhere = tuple(map(ip_network, ("0.0.0.0/0", "::/0")))
+    rules = Rules(allow_hosts=everywhere)
+    assert refusal("127.0.0.1", 5000, rules=rules) is None
+    assert refusal("::1", 5000, rules=rules) is None
+    for address in ("::", "224.0.0.251", "255.255.255.255", "::ffff:192.0.2.1"):
+        assert refusal(address, 5000, rules=rules) is not None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +132,96 @@ def test_address_of_no_host_is_refused(address: str, reason: str) -> None:
 
 def test_refusal_names_what_was_announced() -> None:
     with pytest.raises(ExpectationRefused) as caught:
-        Guard().check(endpoint(SERVER, 5000), ip_address(CLIENT), 1024)
+        Guard().check(endpoint(SERVER, 5000), ip_address(CLIENT), Rules())
     assert str(caught.value) == (
         "third-party-address: 192.0.2.1 announced 198.51.100.2"
     )
+
+
+# How many.
+
+
+def charged(guard: Guard, now: float, source: str, rules: Rules, count: int = 1) -> str:
+    """The reason of the refusal; empty: granted."""
+    try:
+        guard.charge(now, "sunrpc", ip_address(source), rules, count)
+    except ExpectationRefused as error:
+        return error.reason
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("rules", "in_all", "reason"),
+    [
+        (Rules(per_source=3), 0, "rate-source"),
+        (Rules(per_helper=3), 0, "rate-helper"),
+        (Rules(), 3, "rate-all"),
+    ],
+)
+def test_so_many_at_once_and_then_as_many_a_minute(
+    rules: Rules, in_all: int, reason: str
+) -> None:
+    guard = Guard(in_all)
+    granted = [charged(guard, 100.0, CLIENT, rules) for _ in range(5)]
+    assert granted == ["", "", "", reason, reason]
+    assert charged(guard, 119.9, CLIENT, rules) == reason
+    assert charged(guard, 120.1, CLIENT, rules) == ""
+    assert charged(guard, 120.1, CLIENT, rules) == reason
+    assert [charged(guard, 999.0, CLIENT, rules) for _ in range(4)][-1] == reason
+
+
+def test_sources_do_not_use_up_one_another() -> None:
+    guard, rules = Guard(), Rules(per_source=2)
+    assert [charged(guard, 0.0, CLIENT, rules) for _ in range(3)][-1] == "rate-source"
+    assert charged(guard, 0.0, SERVER, rules) == ""
+
+
+def test_helpers_do_not_use_up_one_another() -> None:
+    guard, rules = Guard(), Rules(per_helper=1)
+    assert charged(guard, 0.0, CLIENT, rules) == ""
+    assert charged(guard, 0.0, CLIENT, rules) == "rate-helper"
+    guard.charge(0.0, "mdns", ip_address(CLIENT), rules, 1)
+
+
+def test_refusal_takes_nothing() -> None:
+    guard = Guard(4)
+    rules = Rules(per_source=3)
+    assert charged(guard, 0.0, CLIENT, rules, 2) == ""
+    assert charged(guard, 0.0, CLIENT, rules, 2) == "rate-source"
+    assert charged(guard, 0.0, SERVER, rules, 3) == "rate-all"
+    assert charged(guard, 0.0, CLIENT, rules, 1) == ""
+    assert charged(guard, 0.0, SERVER, rules, 1) == ""
+
+
+def test_zero_is_no_limit() -> None:
+    guard, rules = Guard(0), Rules(per_source=0, per_helper=0)
+    assert not any(charged(guard, 0.0, CLIENT, rules) for _ in range(5000))
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 30), st.integers(0, 3), st.integers(1, 3)), max_size=60
+    )
+)
+def test_no_minute_has_more_than_twice_what_is_allowed(
+    asked: list[tuple[float, int, int]],
+) -> None:
+    guard, rules = Guard(), Rules(per_source=5, per_helper=8)
+    now = 0.0
+    granted: list[tuple[float, int, int]] = []
+    for pause, host, count in asked:
+        now += pause
+        if not charged(guard, now, str(IPv4Address(host)), rules, count):
+            granted.append((now, host, count))
+    for start, _, _ in granted:
+        within = [each for each in granted if start <= each[0] < start + 60]
+        assert sum(count for _, _, count in within) <= 16
+        for host in range(4):
+            assert sum(count for _, own, count in within if own == host) <= 10
+
+
+def test_buckets_that_are_full_again_are_forgotten() -> None:
+    guard, rules = Guard(0), Rules(per_source=5, per_helper=0)
+    for number in range(1000):
+        charged(guard, float(number), str(IPv4Address(number)), rules)
+    assert len(guard) <= 61

@@ -3,10 +3,12 @@
 
 import re
 import tomllib
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
 from cthelper.core.config import DEFAULT_PLUGINS, Config, parse
+from cthelper.core.guard import Rules
 from cthelper.core.registry import builtin_helpers
 
 SHIPPED = files("cthelper.core").joinpath("cthelper.toml").read_text("utf-8")
@@ -37,13 +39,17 @@ def test_every_key_is_there() -> None:
         "log_level",
         "log_format",
     }
-    assert set(written["guard"]) == {"denied_ports"}
+    assert set(written["guard"]) == {"denied_ports", "in_all"}
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}
-    common = {"enabled", "queue", "ports", "interfaces", "sources", "destinations"}
+    common = {
+        *("enabled", "queue", "ports", "hooks", "interfaces", "sources"),
+        *("destinations", "policies", "guard"),
+    }
     for name, helper in builtin_helpers().items():
         options = {option.name for option in helper.options}
         table = written["helpers"][name]
-        assert set(table) == common | options | {"policies"}
+        assert set(table) == common | options
+        assert set(table["guard"]) == {each.name for each in fields(Rules)}
         assert set(table["policies"]) == {policy.name for policy in helper.policies}
         for policy in table["policies"].values():
             assert set(policy) == {"max_expected", "timeout"}

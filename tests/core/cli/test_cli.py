@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: exit codes, and errors of one line."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -172,11 +174,25 @@ def test_page_of_a_helper_shows_all_about_it(run: Runner) -> None:
         "lowest port    512 may be announced",
         "policy         service: at most 8 expectations for each master flow, 300 s",
     ]
-    assert "option         mode (default service)" in lines
-    assert "option         netid (default match)" in lines
+    assert 'option         mode = "service"' in lines
+    assert '               one of "service", "oneshot"' in lines
     assert "source         cthelper.helpers.sunrpc" in lines
     # The documentation is the module's.
     assert "GETPORT is answered with a port" in result.output
+
+
+def test_toml_of_a_helper_is_its_configuration(run: Runner) -> None:
+    text = run("helpers", "--toml", "sunrpc").output
+    whole = re.sub(r"^#(?=[a-z_]+ = )", "", text, flags=re.MULTILINE)
+    helpers = builtin_helpers()
+    assert whole != text
+    assert parse(whole, Path("toml"), helpers) == parse("", Path("toml"), helpers)
+    assert "[helpers.sunrpc.guard]" in text
+
+
+def test_toml_of_all_helpers_is_a_whole_configuration(run: Runner) -> None:
+    tables = tomllib.loads(run("helpers", "--toml").output)["helpers"]
+    assert tables.keys() == builtin_helpers().keys()
 
 
 def test_page_of_a_helper_names_the_only_destinations(run: Runner) -> None:

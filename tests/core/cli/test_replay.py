@@ -352,7 +352,7 @@ def test_missing_package_is_named_with_its_extra(package: str, empty: str) -> No
 def test_reader_that_goes_away_ends_the_command_in_silence(empty: str) -> None:
     command = (
         f"{sys.executable} -m cthelper.core.cli replay --config {empty} --json "
-        f"pcaps/sunrpc | head -1"
+        f"--network 10.77.2.0/24 pcaps/sunrpc | head -1"
     )
     done = subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True, check=True

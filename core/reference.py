@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can be configured for a helper, as TOML with every key at its default.
+
+A helper declares its options once: the configuration is checked against them, and this
+is where people read of them.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterable
+from typing import Final
+
+from cthelper.core.api import Helper
+from cthelper.core.config import DaemonConfig
+from cthelper.core.guard import Rules
+
+_WIDTH: Final = 88
+
+_Key = tuple[str, object, str]
+"""Name, default and meaning; empty: it needs no words."""
+
+
+def title(helper: type[Helper]) -> str:
+    """The first line of the helper's own docstring."""
+    # Not what it inherits, which is about helpers at large.
+    return (helper.__doc__ or "").strip().partition("\n")[0]
+
+
+def table(helper: type[Helper], *, brief: bool = False) -> str:
+    """The tables ``[helpers.NAME]`` with all keys, each with its meaning.
+
+    With `brief` only the helper's own options are explained.
+    """
+    name = helper.name
+    rules = Rules(lowest_port=helper.lowest_port)
+    hooks = sorted((hook.value for hook in helper.hooks), reverse=True)
+    common: list[_Key] = [
+        ("enabled", True, ""),
+        ("queue", DaemonConfig().queue, "NFQUEUE number; by default that of [daemon]."),
+        ("ports", helper.ports, "Control ports that the ruleset tags."),
+        (
+            "hooks",
+            hooks,
+            "Where it tags them: prerouting is what comes in, output is what this host "
+            "sends. Without prerouting flows of other hosts open nothing.",
+        ),
+        (
+            "interfaces",
+            (),
+            "Only flows that come in through these interfaces, or for this host's own "
+            "flows leave through them. A * at the end matches any rest. Empty: all.",
+        ),
+        ("sources", (), "Only flows from and to these networks. Empty: all."),
+        ("destinations", helper.destinations, ""),
+    ]
+    options: list[_Key] = [
+        (each.name, each.default, f"{each.meaning}.") for each in helper.options
+    ]
+    keys = [*_without_meaning(common, brief), *options]
+    parts = [_table(f"helpers.{name}", keys)]
+    for policy in helper.policies:
+        limits: list[_Key] = [
+            (
+                "max_expected",
+                policy.max_expected,
+                "Expectations that one control flow may have at a time, 1 to 255.",
+            ),
+            ("timeout", policy.timeout, "Seconds that one lives, 1 to 86400."),
+        ]
+        where = f"helpers.{name}.policies.{policy.name}"
+        parts.append(_table(where, _without_meaning(limits, brief)))
+    guard: list[_Key] = [
+        (
+            "denied_ports",
+            sorted(rules.denied_ports),
+            "Ports that are not opened; by default those of [guard].",
+        ),
+        ("lowest_port", rules.lowest_port, "The lowest port that may be opened."),
+        (
+            "allow_hosts",
+            rules.allow_hosts,
+            "Networks whose hosts may be announced by others than themselves.",
+        ),
+        (
+            "per_source",
+            rules.per_source,
+            "Expectations a minute, for the flows of one address and for all of the "
+            "helper's; beyond it they are refused. 0: no limit.",
+        ),
+        ("per_helper", rules.per_helper, ""),
+    ]
+    parts.append(_table(f"helpers.{name}.guard", _without_meaning(guard, brief)))
+    return "\n".join(parts)
+
+
+def value(default: object) -> str:
+    """A default as TOML has it."""
+    if isinstance(default, tuple | list):
+        return f"[{', '.join(map(value, default))}]"
+    if isinstance(default, bool | int):
+        return json.dumps(default)
+    return json.dumps(str(default), ensure_ascii=False)
+
+
+def _without_meaning(keys: list[_Key], brief: bool) -> list[_Key]:
+    return [(key, default, "") for key, default, _ in keys] if brief else keys
+
+
+def _table(name: str, keys: Iterable[_Key]) -> str:
+    lines = [f"[{name}]"]
+    for key, default, meaning in keys:
+        lines += _comment(meaning)
+        lines.append(f"#{key} = {value(default)}")
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    if not text.partition(" ")[0].endswith(":"):  # else it is a value, as written
+        text = text[:1].upper() + text[1:]
+    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# ")

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The documents that are generated from the helpers and from the tests of them.
+
+What a test proves stands in its marks: ``handles`` names a helper, a message type and
+what becomes of it, ``fault`` a fault of conntrackd's helper that is not ours.
+"""
+
+import ast
+import inspect
+import io
+import re
+import tokenize
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from cthelper.core.api import Helper
+from cthelper.core.reference import table, title
+from cthelper.core.registry import builtin_helpers
+
+ROOT: Final = Path(__file__).parents[1]
+
+_CONFIG: Final = "core/cthelper.toml"
+_MARK: Final = "# The helpers. "
+_GENERATED: Final = (
+    "<!-- Written by script/docs; a test holds it and the code together. -->"
+)
+
+# The highest line of each C helper that the reading of it refers to (conntrack-tools at
+# commit 475cf4d, src/helpers): it has at least so many.
+_THEIRS: Final = {"dhcpv6": 122, "mdns": 206, "sunrpc": 449, "slp": 69, "tns": 377}
+# Wire code, by the helper that it is counted with.
+_WIRE: Final = {
+    "dns": "mdns",
+    "rpcbind": "sunrpc",
+    "xdr": "sunrpc",
+    "tns_descriptor": "tns",
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Proof:
+    """A test, and one thing that it proves. `subject` is a helper, or a fault's."""
+
+    subject: str
+    what: str
+    outcome: str
+    file: str
+    test: str
+
+    @property
+    def link(self) -> str:
+        """The test's name, leading to its file."""
+        return f"[`{self.test}`](../{self.file})"
+
+
+class _Collector:
+    """A plugin of pytest that looks at the collected tests and runs none."""
+
+    def __init__(self) -> None:
+        self.handled: set[Proof] = set()
+        self.faults: set[Proof] = set()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Read the marks."""
+        for item in session.items:
+            file = item.path.relative_to(ROOT).as_posix()
+            test = item.name.partition("[")[0]
+            for mark in item.iter_markers("handles"):
+                helper, message, *outcome = mark.args
+                self.handled.add(Proof(helper, message, "".join(outcome), file, test))
+            for mark in item.iter_markers("fault"):
+                number, what = mark.args
+                self.faults.add(Proof(number, what, "", file, test))
+
+
+def generate() -> dict[str, str]:
+    """The text of each generated file, by its path in the project."""
+    helpers = builtin_helpers()
+    collector = _Collector()
+    tests = [str(ROOT / "tests" / folder) for folder in ("helpers", "live")]
+    options = ["--collect-only", "-q", "-q", "-m", "", "-p", "no:cacheprovider"]
+    code = pytest.main(["--rootdir", str(ROOT), *options, *tests], [collector])
+    if code:
+        raise RuntimeError(f"pytest could not collect the tests: {code}")
+    return {
+        _CONFIG: _config(helpers.values()),
+        "docs/helpers.md": _reference(helpers.values()),
+        "docs/protocols.md": _protocols(helpers, collector),
+    }
+
+
+def _config(helpers: Iterable[type[Helper]]) -> str:
+    whole = (ROOT / _CONFIG).read_text("utf-8")
+    head, mark, rest = whole.partition(_MARK)
+    note, _, _ = rest.partition("\n\n")
+    tables = [
+        f"# {title(helper)}\n{table(helper, brief=number > 0)}"
+        for number, helper in enumerate(helpers)
+    ]
+    return f"{head}{mark}{note}\n\n" + "\n".join(tables)
+
+
+def _reference(helpers: Iterable[type[Helper]]) -> str:
+    parts = [
+        _GENERATED,
+        "# Helpers: reference",
+        "`cthelper helpers NAME` prints the same, for plugins as well.",
+    ]
+    for helper in helpers:
+        module = inspect.getdoc(inspect.getmodule(helper)) or ""
+        parts += [
+            f"## {helper.name}",
+            title(helper),
+            _markdown(module),
+            f"```toml\n{table(helper)}```",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """A docstring's text with its few marks as Markdown has them."""
+    text = re.sub(r"``(.+?)``", r"`\1`", text)
+    lines = []
+    for line in text.splitlines():
+        lines.append("" if line.strip() == "::" else line)
+    return "\n".join(lines)
+
+
+def _protocols(helpers: dict[str, type[Helper]], found: _Collector) -> str:
+    parts = [
+        _GENERATED,
+        "# What each helper handles, and the test that proves it",
+        "The tables come out of the tests' marks.",
+    ]
+    for name, proofs in _grouped(found.handled):
+        rows = [
+            [what, _outcomes(group), _links(group)]
+            for what, group in _runs(proofs, key=lambda each: each.what)
+        ]
+        parts.append(f"## {name}\n\n{title(helpers[name])}")
+        parts.append(_table(["message", "what becomes of it", "proved by"], rows))
+    parts += [
+        "## Faults of conntrackd's helpers",
+        "Found by reading conntrack-tools at commit 475cf4d. Each has a test that ours "
+        "does not have it.",
+    ]
+    by_number = sorted(found.faults, key=lambda each: (_natural(each.subject), each))
+    rows = [
+        [number, "; ".join(sorted({each.what for each in group})), _links(group)]
+        for number, group in _runs(by_number, key=lambda each: each.subject)
+    ]
+    parts.append(_table(["fault", "what goes wrong there", "proved by"], rows))
+    parts += [
+        "## Lines",
+        "Of the helper's file and of the wire code that it uses, all of it and of that "
+        "code (no blank lines, comments, docstrings); and how many conntrackd's helper "
+        "has at least, all of it.",
+        _table(
+            ["helper", "lines", "of code", "conntrackd's, at least"], list(_lines())
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines() -> Iterator[list[str]]:
+    """A row for each helper."""
+    counts: dict[str, list[int]] = {}
+    for file in sorted((ROOT / "helpers").glob("*.py")):
+        if file.stem == "__init__":
+            continue
+        helper = _WIRE.get(file.stem, file.stem)
+        text = file.read_text("utf-8")
+        count = counts.setdefault(helper, [0, 0])
+        count[0] += len(text.splitlines())
+        count[1] += len(_code_lines(text))
+    for helper, (lines, code) in sorted(counts.items()):
+        yield [f"`{helper}`", str(lines), str(code), str(_THEIRS[helper])]
+
+
+def _code_lines(text: str) -> set[int]:
+    """The numbers of the lines that hold a token other than a comment or docstring."""
+    doc: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str())):
+                doc.update(range(node.lineno, (node.end_lineno or 0) + 1))
+    void = {
+        *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT),
+        *(tokenize.DEDENT, tokenize.ENDMARKER, tokenize.ENCODING),
+    }
+    lines = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in void
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    return lines - doc
+
+
+def _grouped(proofs: Iterable[Proof]) -> Iterator[tuple[str, list[Proof]]]:
+    """Each helper's proofs, message types in the order of their numbers."""
+    ordered = sorted(proofs, key=lambda each: (each.subject, _natural(each.what), each))
+    return _runs(ordered, key=lambda each: each.subject)
+
+
+def _runs(
+    proofs: Iterable[Proof], key: Callable[[Proof], str]
+) -> Iterator[tuple[str, list[Proof]]]:
+    for value, group in groupby(proofs, key):
+        yield value, list(group)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts "type 9" before "type 10"."""
+    return [
+        (int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)
+    ]
+
+
+def _outcomes(proofs: Iterable[Proof]) -> str:
+    return "; ".join(dict.fromkeys(each.outcome for each in proofs if each.outcome))
+
+
+def _links(proofs: Iterable[Proof]) -> str:
+    return ", ".join(dict.fromkeys(each.link for each in sorted(proofs)))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(
+        f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]
+    )
