@@ -1,0 +1,778 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DHCPv6: which messages to a group open the port that they came from, and for whom.
+
+The faults that the tests name are those of conntrackd's dhcpv6 helper, which reads one
+byte of the payload and opens port 546 to everybody for up to 300 seconds.
+"""
+
+import shutil
+import subprocess
+from ipaddress import IPv6Address, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers import dhcp6
+from scapy.layers.inet import UDP as ScapyUDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.utils import wrpcap
+
+from cthelper import nft
+from cthelper.core.api import (
+    ANY,
+    ORIGINAL,
+    REPLY,
+    UDP,
+    Address,
+    Direction,
+    Expect,
+    ExpectationRefused,
+    Hook,
+    Malformed,
+    Message,
+    Network,
+    OptionValue,
+)
+from cthelper.core.config import HelperConfig, parse
+from cthelper.core.engine import Damaged, Decision, Engine, Refused
+from cthelper.core.errors import ConfigError
+from cthelper.core.guard import Guard, Rules
+from cthelper.helpers.dhcpv6 import Dhcpv6
+from cthelper.testing import Line, defaults, play
+from tests.core.builders import conntrack, endpoint, flow_tuple, packet6
+
+HOST: Final = "fe80::1"
+GROUP: Final = "ff02::1:2"
+SERVERS: Final = "ff05::1:3"
+GROUPS: Final = (GROUP, SERVERS)
+CLIENT_PORT, SERVER_PORT = 546, 547
+OTHER_PORT: Final = 40000
+
+RELAY_FORWARD, RELAY_REPLY, LEASEQUERY = 12, 13, 14
+RELAY_MESSAGE, RELAY_SOURCE_PORT = 9, 135
+
+CLIENT_TYPES: Final = {
+    1: "Solicit",
+    3: "Request",
+    4: "Confirm",
+    5: "Renew",
+    6: "Rebind",
+    8: "Release",
+    9: "Decline",
+    11: "Information-request",
+    20: "DHCPv4-query",
+    36: "Addr-reg-inform",
+}
+SERVER_TYPES: Final = {
+    2: "Advertise",
+    7: "Reply",
+    10: "Reconfigure",
+    13: "Relay-reply",
+    15: "Leasequery-reply",
+    17: "Leasequery-data",
+    21: "DHCPv4-response",
+    37: "Addr-reg-reply",
+}
+ANSWERED: Final = frozenset({*CLIENT_TYPES, RELAY_FORWARD, LEASEQUERY})
+
+Options = list[tuple[int, bytes]]
+CLIENT_ID: Final = (1, bytes.fromhex("00030001020000000001"))
+
+
+def encode(options: Options) -> bytes:
+    """Options as RFC 8415, section 21.1, has them."""
+    return b"".join(
+        code.to_bytes(2) + len(data).to_bytes(2) + data for code, data in options
+    )
+
+
+def client(kind: int, options: Options | None = None, xid: int = 0x31E7C5) -> bytes:
+    """A message between client and server."""
+    return (
+        bytes([kind])
+        + xid.to_bytes(3)
+        + encode([CLIENT_ID] if options is None else options)
+    )
+
+
+def relay(options: Options | None = None, kind: int = RELAY_FORWARD) -> bytes:
+    """A message between relay and server."""
+    link, peer = IPv6Address("2001:db8:1::1"), IPv6Address("fe80::9")
+    body = [(RELAY_MESSAGE, client(1))] if options is None else options
+    return bytes([kind, 0]) + link.packed + peer.packed + encode(body)
+
+
+def payload_of(kind: int) -> bytes:
+    """A well-formed message of this type."""
+    return relay(kind=kind) if kind in (RELAY_FORWARD, RELAY_REPLY) else client(kind)
+
+
+def line(
+    port: int = CLIENT_PORT,
+    *,
+    source: str = HOST,
+    destination: str = GROUP,
+    **options: OptionValue,
+) -> Line:
+    flow = flow_tuple(UDP, (source, port), (destination, SERVER_PORT))
+    return Line(flow, {**defaults(Dhcpv6), **options})
+
+
+def opened(message: Message) -> list[Expect]:
+    """What the helper asks for at `message`; it yields nothing else."""
+    effects = play(Dhcpv6(), [message])
+    assert all(isinstance(each, Expect) for each in effects)
+    return [each for each in effects if isinstance(each, Expect)]
+
+
+def answers_to(
+    port: int = CLIENT_PORT,
+    *,
+    source: str = HOST,
+    server: Network | None = None,
+    server_port: int | None = None,
+) -> Expect:
+    return Expect(
+        endpoint(source, port),
+        "answer",
+        source=server or ANY,
+        source_port=server_port,
+        permanent=True,
+    )
+
+
+def handles(kind: int, name: str, outcome: str) -> Any:
+    """A case for one message type, which the test proves."""
+    text = f"{name} ({kind})"
+    mark = pytest.mark.handles("dhcpv6", text, outcome)
+    return pytest.param(kind, id=text, marks=mark)
+
+
+# Which messages open a port
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        handles(kind, name, "any > asker:546, 30 s")
+        for kind, name in CLIENT_TYPES.items()
+    ],
+)
+def test_message_of_a_client_opens_its_port(kind: int, group: str) -> None:
+    assert opened(line(destination=group).sent(client(kind))) == [answers_to()]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", CLIENT_TYPES)
+@pytest.mark.parametrize("port", [0, 68, 545, SERVER_PORT, OTHER_PORT])
+def test_message_of_a_client_from_another_port_is_refused(
+    port: int, kind: int, group: str
+) -> None:
+    with pytest.raises(ExpectationRefused) as caught:
+        opened(line(port, destination=group).sent(client(kind)))
+    assert caught.value.reason == "source-port"
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("port", [CLIENT_PORT, SERVER_PORT])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(handles(kind, name, "opens nothing") for kind, name in SERVER_TYPES.items()),
+        handles(0, "reserved", "opens nothing"),
+    ],
+)
+def test_message_of_a_server_opens_nothing(
+    kind: int, group: str, port: int, direction: Direction
+) -> None:
+    flow = line(port, destination=group)
+    assert opened(flow.message(direction, payload_of(kind))) == []
+
+
+@pytest.mark.handles("dhcpv6", "any other type", "opens nothing, passes")
+def test_unknown_type_opens_nothing() -> None:
+    for kind in set(range(256)) - ANSWERED - set(SERVER_TYPES):
+        assert opened(line().sent(payload_of(kind))) == []
+        # What follows its first bytes is not known, and so not malformed either.
+        assert opened(line().sent(bytes([kind]) + b"\xff" * 9)) == []
+
+
+@pytest.mark.handles("dhcpv6", "Relay-forward (12)", "any > relay:its port, 30 s")
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    ("port", "options"),
+    [
+        (SERVER_PORT, [(RELAY_MESSAGE, client(1))]),
+        (SERVER_PORT, []),
+        (OTHER_PORT, [(RELAY_SOURCE_PORT, bytes(2)), (RELAY_MESSAGE, client(1))]),
+        (OTHER_PORT, [(RELAY_MESSAGE, client(1)), (RELAY_SOURCE_PORT, b"\x02\x23")]),
+        (SERVER_PORT, [(RELAY_SOURCE_PORT, bytes(2))]),
+    ],
+    ids=["port 547", "no option", "own port", "port of a relay below", "both"],
+)
+def test_relayed_message_opens_the_port_that_it_came_from(
+    port: int, options: Options, group: str
+) -> None:
+    flow = line(port, source="2001:db8::9", destination=group)
+    expected = [answers_to(port, source="2001:db8::9")]
+    assert opened(flow.sent(relay(options))) == expected
+
+
+@pytest.mark.parametrize("port", [CLIENT_PORT, OTHER_PORT])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        [(RELAY_MESSAGE, client(1))],
+        # In the message of a relay further down; this one came from port 547 then.
+        [(RELAY_MESSAGE, relay([(RELAY_SOURCE_PORT, bytes(2))]))],
+    ],
+    ids=["no option", "message", "option of another relay"],
+)
+def test_relayed_message_from_a_port_that_it_does_not_explain_is_refused(
+    options: Options, port: int
+) -> None:
+    with pytest.raises(ExpectationRefused) as caught:
+        opened(line(port, destination=SERVERS).sent(relay(options)))
+    assert caught.value.reason == "source-port"
+
+
+@pytest.mark.handles("dhcpv6", "Leasequery (14)", "any > asker:546 or 547, 30 s")
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("port", [CLIENT_PORT, SERVER_PORT])
+def test_leasequery_opens_the_port_that_it_came_from(port: int, group: str) -> None:
+    flow = line(port, destination=group)
+    assert opened(flow.sent(client(LEASEQUERY))) == [answers_to(port)]
+
+
+@pytest.mark.parametrize(
+    "options", [[CLIENT_ID], [(RELAY_SOURCE_PORT, bytes(2))]], ids=["plain", "option"]
+)
+def test_leasequery_from_another_port_is_refused(options: Options) -> None:
+    # The option is for relayed messages alone.
+    with pytest.raises(ExpectationRefused) as caught:
+        opened(line(OTHER_PORT).sent(client(LEASEQUERY, options)))
+    assert caught.value.reason == "source-port"
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERED))
+@pytest.mark.parametrize(
+    "destination",
+    ["2001:db8::2", "fe80::2", "ff02::1", "ff02::1:3", "ff05::1:2", "ff08::1:3"],
+)
+def test_message_to_another_address_opens_nothing(destination: str, kind: int) -> None:
+    # Conntrack follows unicast by itself.
+    for port in (CLIENT_PORT, SERVER_PORT, OTHER_PORT):
+        flow = line(port, destination=destination)
+        assert opened(flow.sent(payload_of(kind))) == []
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERED))
+def test_message_in_the_reply_direction_opens_nothing(kind: int) -> None:
+    assert opened(line().answered(payload_of(kind))) == []
+
+
+def test_each_message_opens_the_port_anew() -> None:
+    # A client waits up to two minutes before it sends again, from the same port.
+    messages = [line().sent(client(1, xid=xid)) for xid in (1, 1, 2)]
+    assert play(Dhcpv6(), messages) == [answers_to()] * 3
+
+
+def test_address_registration_is_answered_to_the_address_that_it_is_for() -> None:
+    message = line(source="2001:db8::5").sent(client(36))
+    assert opened(message) == [answers_to(source="2001:db8::5")]
+
+
+@pytest.mark.parametrize("kind", sorted(ANSWERED - {RELAY_FORWARD}))
+def test_message_without_options_opens_the_port(kind: int) -> None:
+    # A server may reject it; that it is one is certain.
+    assert opened(line().sent(client(kind, []))) == [answers_to()]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x01",
+        client(1)[:3],
+        client(1)[:-1],
+        client(1, []) + b"\0",
+        client(1, []) + b"\0\1\0",
+        client(1, []) + b"\0\1\xff\xff",
+        relay()[:33],
+        relay([])[:-1],
+        relay()[:-1],
+        relay([]) + b"\0\x87\0\2\0",
+        relay([]) + b"\0\x09\xff\xff",
+    ],
+    ids=[
+        "type alone",
+        "half a transaction id",
+        "half an option",
+        "half an option code",
+        "half an option length",
+        "length past the end",
+        "half a relay header",
+        "relay header one byte short",
+        "half a relayed message",
+        "half a relay source port",
+        "relay option past the end",
+    ],
+)
+@pytest.mark.parametrize("port", [CLIENT_PORT, SERVER_PORT, OTHER_PORT])
+def test_message_that_does_not_parse_is_malformed(payload: bytes, port: int) -> None:
+    with pytest.raises(Malformed):
+        opened(line(port).sent(payload))
+
+
+# Who may answer
+
+
+def test_answers_may_be_wanted_from_port_547_alone() -> None:
+    message = line(strict_sport=True).sent(client(1))
+    assert opened(message) == [answers_to(server_port=SERVER_PORT)]
+
+
+def test_answers_may_be_wanted_from_some_networks_alone() -> None:
+    networks = (IPv6Network("fe80::/10"), IPv6Network("2001:db8:5::/48"))
+    message = line(servers=networks).sent(client(1))
+    assert opened(message) == [answers_to(server=each) for each in networks]
+    both = line(SERVER_PORT, servers=networks[:1], strict_sport=True).sent(relay())
+    assert opened(both) == [
+        answers_to(SERVER_PORT, server=networks[0], server_port=SERVER_PORT)
+    ]
+
+
+def configured(settings: str = "") -> HelperConfig:
+    return parse(settings, Path("test.toml"), {"dhcpv6": Dhcpv6}).helpers["dhcpv6"]
+
+
+def test_options_are_read_from_the_configuration() -> None:
+    assert configured().options == {"strict_sport": False, "servers": ()}
+    config = configured(
+        '[helpers.dhcpv6]\nservers = ["fe80::/10", "2001:db8::5"]\nstrict_sport = true'
+    )
+    servers = (IPv6Network("fe80::/10"), IPv6Network("2001:db8::5/128"))
+    assert config.options == {"strict_sport": True, "servers": servers}
+
+
+@pytest.mark.parametrize("value", ['"fe80::/129"', '"192.0.2.0/24"', '"x"', "1"])
+def test_server_that_is_no_ipv6_network_is_a_configuration_error(value: str) -> None:
+    with pytest.raises(ConfigError, match="must be an IPv6 network"):
+        configured(f"[helpers.dhcpv6]\nservers = [{value}]")
+
+
+def test_only_local_messages_to_the_groups_are_tagged() -> None:
+    assert Dhcpv6.hooks == {Hook.OUTPUT}
+    assert set(map(str, Dhcpv6.destinations)) == {"ff02::1:2/128", "ff05::1:3/128"}
+
+
+# Through the engine
+
+
+def on_link(address: Address) -> tuple[Network, ...]:
+    if address in ip_network("fe80::/10"):
+        return (ip_network("fe80::/10"),)
+    raise ExpectationRefused("off-link", f"{address} is on no link")
+
+
+def handle(
+    payload: bytes,
+    *,
+    port: int = CLIENT_PORT,
+    source: str = HOST,
+    seen_as: str | None = None,
+    forwarded: bool = False,
+    **options: OptionValue,
+) -> Decision:
+    """What the engine decides for a message to the first group.
+
+    `seen_as` is the address that the source is translated to.
+    """
+    config = HelperConfig(
+        helper=Dhcpv6,
+        queue=0,
+        ports=Dhcpv6.ports,
+        policies=Dhcpv6.policies,
+        options={**defaults(Dhcpv6), **options},
+        hooks=Dhcpv6.hooks,
+        guard=Rules(lowest_port=Dhcpv6.lowest_port),
+    )
+    engine = Engine(
+        {"dhcpv6": config},
+        guard=Guard(),
+        on_link=on_link,
+        clock=lambda: 0.0,
+        flow_limit=8,
+    )
+    original = flow_tuple(UDP, (source, port), (GROUP, SERVER_PORT))
+    reply = flow_tuple(UDP, (GROUP, SERVER_PORT), (seen_as or source, port))
+    entry = conntrack(original, reply, helper="dhcpv6")
+    return engine.handle(packet6(UDP, payload), entry, ORIGINAL, forwarded=forwarded)
+
+
+def reasons(decision: Decision) -> list[str]:
+    return [each.reason for each in decision.events if isinstance(each, Refused)]
+
+
+def test_anybody_may_answer_unless_configured() -> None:
+    (expectation,) = handle(client(1)).expectations
+    assert str(expectation) == "udp any > [fe80::1]:546"
+    assert expectation.permanent
+
+
+def test_configured_networks_may_answer() -> None:
+    networks = (IPv6Network("fe80::/10"), IPv6Network("2001:db8:5::/48"))
+    decision = handle(client(1), servers=networks, strict_sport=True)
+    assert list(map(str, decision.expectations)) == [
+        "udp fe80::/10 port 547 > [fe80::1]:546",
+        "udp 2001:db8:5::/48 port 547 > [fe80::1]:546",
+    ]
+
+
+def test_off_link_address_is_no_hindrance() -> None:
+    # Relays and servers may be networks away.
+    decision = handle(relay(), port=SERVER_PORT, source="2001:db8::9")
+    assert list(map(str, decision.expectations)) == [
+        "udp any > [2001:db8::9]:547",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("::", "unspecified-address"),
+        ("::1", "loopback-address"),
+        ("::ffff:192.0.2.1", "v4-mapped-address"),
+    ],
+)
+def test_asker_that_nobody_can_answer_is_refused(source: str, reason: str) -> None:
+    decision = handle(client(1), source=source)
+    assert (decision.expectations, reasons(decision)) == ((), [reason])
+
+
+def test_message_of_another_host_is_refused() -> None:
+    decision = handle(client(1), forwarded=True)
+    assert (decision.expectations, reasons(decision)) == ((), ["forwarded"])
+
+
+def test_nat_is_refused() -> None:
+    decision = handle(client(1), source="fd00::1", seen_as="2001:db8::1")
+    assert (decision.expectations, reasons(decision)) == ((), ["nat"])
+
+
+# Faults of conntrackd
+
+
+@pytest.mark.fault("dhcpv6 1", "an empty datagram is read as type 0 and opens the port")
+@pytest.mark.parametrize("length", range(4))
+def test_datagram_too_short_for_a_header_opens_nothing(length: int) -> None:
+    decision = handle(client(1)[:length])
+    assert decision.expectations == ()
+    assert isinstance(decision.events[0], Damaged)
+
+
+@pytest.mark.fault("dhcpv6 2", "messages of type 14 and above are dropped")
+def test_no_message_type_is_dropped() -> None:
+    # A decision has no way to drop; nor is a type unheard of damage or a bug.
+    for kind in range(256):
+        decision = handle(payload_of(kind), port=SERVER_PORT)
+        assert decision.packet is None
+        assert all(isinstance(each, Refused) for each in decision.events)
+        assert reasons(decision) == (["source-port"] if kind in CLIENT_TYPES else [])
+
+
+@pytest.mark.fault("dhcpv6 3", "what is refused is printed, where nobody reads it")
+def test_refusal_is_an_event_and_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for kind in range(256):
+        handle(payload_of(kind), port=OTHER_PORT)
+    decision = handle(client(1), port=OTHER_PORT)
+    assert [each.detail for each in decision.events if isinstance(each, Refused)] == [
+        "Solicit from port 40000"
+    ]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.fault("dhcpv6 4", "messages of servers and relays open the port, too")
+@pytest.mark.parametrize("kind", sorted(SERVER_TYPES))
+def test_multicast_message_of_a_server_opens_no_port(kind: int) -> None:
+    for port in (CLIENT_PORT, SERVER_PORT):
+        assert handle(payload_of(kind), port=port).expectations == ()
+
+
+@pytest.mark.fault("dhcpv6 5", "a relayed message opens port 546 instead of 547")
+def test_relayed_message_opens_the_port_of_the_relay() -> None:
+    decision = handle(relay(), port=SERVER_PORT)
+    assert [each.destination.port for each in decision.expectations] == [SERVER_PORT]
+    own = relay([(RELAY_SOURCE_PORT, bytes(2)), (RELAY_MESSAGE, client(1))])
+    decision = handle(own, port=OTHER_PORT)
+    assert [each.destination.port for each in decision.expectations] == [OTHER_PORT]
+
+
+@pytest.mark.fault("dhcpv6 6", "anybody may answer from any port for 300 s")
+def test_answers_can_be_confined_and_the_port_closes_soon() -> None:
+    (policy,) = Dhcpv6.policies
+    assert (policy.max_expected, policy.timeout) == (8, 30)
+    decision = handle(client(1), servers=(IPv6Network("fe80::/10"),), strict_sport=True)
+    (expectation,) = decision.expectations
+    assert expectation.source == IPv6Network("fe80::/10")
+    assert (expectation.source_port, expectation.timeout) == (SERVER_PORT, 30)
+
+
+@pytest.mark.fault("dhcpv6 7", "the port is open as long as the client waits to repeat")
+@pytest.mark.parametrize("kind", sorted(ANSWERED))
+def test_port_is_open_equally_long_after_every_message(kind: int) -> None:
+    port = SERVER_PORT if kind in (RELAY_FORWARD, LEASEQUERY) else CLIENT_PORT
+    (expectation,) = handle(payload_of(kind), port=port).expectations
+    assert expectation.timeout == 30
+
+
+@pytest.mark.fault("dhcpv6 8", "a Reconfigure is taken for something that it can serve")
+@pytest.mark.parametrize("destination", [GROUP, "fe80::2"])
+def test_reconfigure_opens_nothing(destination: str) -> None:
+    for port in (CLIENT_PORT, SERVER_PORT):
+        flow = line(port, destination=destination)
+        for direction in Direction:
+            assert opened(flow.message(direction, client(10))) == []
+
+
+@pytest.mark.fault("dhcpv6 9", "length and options of a message are not looked at")
+@pytest.mark.parametrize("kind", sorted(ANSWERED))
+def test_message_with_broken_options_opens_nothing(kind: int) -> None:
+    decision = handle(payload_of(kind) + b"\0\1\0\xff", port=SERVER_PORT)
+    assert decision.expectations == ()
+    assert isinstance(decision.events[0], Damaged)
+
+
+@pytest.mark.fault("dhcpv6 10", "the timeout of an entry is set before it is confirmed")
+@pytest.mark.parametrize("kind", sorted(ANSWERED))
+def test_helper_asks_for_expectations_and_nothing_else(kind: int) -> None:
+    port = SERVER_PORT if kind in (RELAY_FORWARD, LEASEQUERY) else CLIENT_PORT
+    effects = play(Dhcpv6(), [line(port).sent(payload_of(kind))])
+    assert [type(each) for each in effects] == [Expect]
+
+
+@pytest.mark.fault(
+    "dhcpv6 11", "in a configuration for both IP versions it does nothing"
+)
+def test_ruleset_for_both_ip_versions_tags_ipv6_alone() -> None:
+    ruleset = nft.render(parse("", Path("test.toml"), {"dhcpv6": Dhcpv6}))
+    rules = [each.strip() for each in ruleset.splitlines() if "ct helper set" in each]
+    assert rules == [
+        "ip6 daddr { ff02::1:2/128, ff05::1:3/128 } udp dport 547 "
+        'ct helper set "dhcpv6-udp"'
+    ]
+    assert "table inet" in ruleset
+
+
+# Any bytes
+
+options_of_any_kind: Final = st.lists(
+    st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=20)), max_size=4
+)
+kinds: Final = st.sampled_from([*CLIENT_TYPES, *SERVER_TYPES, LEASEQUERY, 0, 99])
+clients: Final = st.builds(
+    client,
+    kinds.filter(lambda kind: kind != RELAY_REPLY),
+    options_of_any_kind,
+    st.integers(0, 0xFFFFFF),
+)
+relays: Final = st.builds(
+    relay, options_of_any_kind, st.sampled_from([RELAY_FORWARD, RELAY_REPLY])
+)
+valid: Final = clients | relays
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """The beginning of a message and any bytes after it."""
+    whole = draw(valid)
+    return whole[: draw(st.integers(0, len(whole)))] + draw(st.binary(max_size=40))
+
+
+@given(
+    st.binary() | valid | damaged(),
+    st.sampled_from(Direction),
+    st.sampled_from([CLIENT_PORT, SERVER_PORT, OTHER_PORT]),
+    st.sampled_from([*GROUPS, "2001:db8::2"]),
+)
+def test_any_bytes_open_the_askers_own_port_or_nothing(
+    payload: bytes, direction: Direction, port: int, destination: str
+) -> None:
+    flow = line(port, destination=destination)
+    try:
+        effects = opened(flow.message(direction, payload))
+    except (Malformed, ExpectationRefused):
+        return
+    assert effects in ([], [answers_to(port)])
+    assert not (effects and (direction is REPLY or destination not in GROUPS))
+
+
+@given(valid)
+def test_well_formed_message_is_never_malformed(payload: bytes) -> None:
+    answered = payload[0] in ANSWERED
+    for port in (CLIENT_PORT, SERVER_PORT, OTHER_PORT):
+        try:
+            effects = opened(line(port).sent(payload))
+        except ExpectationRefused:
+            assert answered
+        else:
+            assert bool(effects) == answered
+
+
+@given(valid, options_of_any_kind)
+def test_options_that_follow_change_nothing(payload: bytes, more: Options) -> None:
+    more = [each for each in more if each[0] != RELAY_SOURCE_PORT]
+    for port in (CLIENT_PORT, SERVER_PORT):
+        try:
+            effects = opened(line(port).sent(payload))
+        except ExpectationRefused:
+            continue
+        assert opened(line(port).sent(payload + encode(more))) == effects
+
+
+# In words
+
+
+@pytest.mark.parametrize(
+    ("payload", "fields"),
+    [
+        (client(1), {"type": "Solicit (1)", "transaction": "0x31e7c5"}),
+        (client(21), {"type": "DHCPv4-response (21)", "transaction": "0x31e7c5"}),
+        (client(99), {"type": "unknown (99)", "transaction": "0x31e7c5"}),
+        (
+            relay([(RELAY_SOURCE_PORT, bytes(2)), (RELAY_MESSAGE, client(3))]),
+            {
+                "type": "Relay-forward (12)",
+                "hops": "0",
+                "link": "2001:db8:1::1",
+                "peer": "fe80::9",
+                "source port": "the relay's own choice",
+                "carries": "Request (3)",
+            },
+        ),
+        (
+            relay([(RELAY_MESSAGE, b""), (1, b"x")], RELAY_REPLY),
+            {
+                "type": "Relay-reply (13)",
+                "hops": "0",
+                "link": "2001:db8:1::1",
+                "peer": "fe80::9",
+            },
+        ),
+    ],
+)
+def test_message_is_described(payload: bytes, fields: dict[str, str]) -> None:
+    assert Dhcpv6().describe(line().sent(payload)) == fields
+
+
+@given(st.binary() | valid | damaged())
+def test_any_bytes_are_described_or_malformed(payload: bytes) -> None:
+    try:
+        fields = Dhcpv6().describe(line().sent(payload))
+    except Malformed:
+        return
+    assert all(fields.values())
+
+
+@given(kinds.filter(lambda kind: kind != RELAY_REPLY), st.integers(0, 0xFFFFFF))
+def test_what_is_written_is_read_back(kind: int, xid: int) -> None:
+    fields = Dhcpv6().describe(line().sent(client(kind, xid=xid)))
+    assert fields["transaction"] == f"0x{xid:06x}"
+    assert fields["type"].endswith(f"({kind})")
+
+
+# Against other readers
+
+SCAPY: Final = {
+    1: dhcp6.DHCP6_Solicit,
+    2: dhcp6.DHCP6_Advertise,
+    3: dhcp6.DHCP6_Request,
+    4: dhcp6.DHCP6_Confirm,
+    5: dhcp6.DHCP6_Renew,
+    6: dhcp6.DHCP6_Rebind,
+    7: dhcp6.DHCP6_Reply,
+    8: dhcp6.DHCP6_Release,
+    9: dhcp6.DHCP6_Decline,
+    10: dhcp6.DHCP6_Reconf,
+    11: dhcp6.DHCP6_InfoRequest,
+    36: dhcp6.DHCP6_AddrRegInform,
+    37: dhcp6.DHCP6_AddrRegReply,
+}
+
+
+@pytest.mark.parametrize("kind", SCAPY)
+@given(st.integers(0, 0xFFFFFF), st.lists(st.integers(0, 0xFFFF), max_size=4))
+def test_message_that_scapy_writes_is_read(
+    kind: int, xid: int, requested: list[int]
+) -> None:
+    built = bytes(
+        SCAPY[kind](trid=xid)
+        / dhcp6.DHCP6OptClientId(duid=dhcp6.DUID_LL(lladdr="02:00:00:00:00:01"))
+        / dhcp6.DHCP6OptOptReq(reqopts=requested)
+        / dhcp6.DHCP6OptElapsedTime()
+    )
+    fields = Dhcpv6().describe(line().sent(built))
+    assert fields["transaction"] == f"0x{xid:06x}"
+    assert fields["type"].endswith(f"({kind})")
+    assert opened(line().sent(built)) == ([answers_to()] if kind in ANSWERED else [])
+
+
+@given(
+    st.integers(0, 31),
+    st.ip_addresses(v=6),
+    st.ip_addresses(v=6),
+    st.sampled_from(sorted(SCAPY)),
+)
+def test_relayed_message_that_scapy_writes_is_read(
+    hops: int, link: IPv6Address, peer: IPv6Address, kind: int
+) -> None:
+    built = bytes(
+        dhcp6.DHCP6_RelayForward(hopcount=hops, linkaddr=str(link), peeraddr=str(peer))
+        / dhcp6.DHCP6OptIfaceId(ifaceid=b"eth0")
+        / dhcp6.DHCP6OptRelayMsg(message=SCAPY[kind](trid=7))
+    )
+    fields = Dhcpv6().describe(line().sent(built))
+    assert fields["type"] == "Relay-forward (12)"
+    assert fields["hops"] == str(hops)
+    assert IPv6Address(fields["link"]) == link
+    assert IPv6Address(fields["peer"]) == peer
+    assert fields["carries"].endswith(f"({kind})")
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_tshark_reads_the_same(tmp_path: Path) -> None:
+    payloads = [
+        *(client(kind, xid=kind * 1000) for kind in CLIENT_TYPES),
+        *(client(kind) for kind in SERVER_TYPES if kind != RELAY_REPLY),
+        client(LEASEQUERY),
+        relay([]),
+        relay([], RELAY_REPLY),
+    ]
+    capture = tmp_path / "capture.pcap"
+    ether = Ether(src="02:00:00:00:00:01", dst="33:33:00:01:00:02")
+    header = IPv6(src=HOST, dst=GROUP) / ScapyUDP(sport=CLIENT_PORT, dport=SERVER_PORT)
+    wrpcap(str(capture), [ether / header / each for each in payloads])
+    names = ("msgtype", "xid", "hopcount", "linkaddr", "peeraddr")
+    fields = [part for each in names for part in ("-e", f"dhcpv6.{each}")]
+    done = subprocess.run(
+        ["tshark", "-n", "-r", str(capture), "-T", "fields", *fields],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    read = [each.split("\t") for each in done.stdout.splitlines()]
+    assert len(read) == len(payloads)
+    for payload, (kind, xid, hops, link, peer) in zip(payloads, read, strict=True):
+        ours = Dhcpv6().describe(line().sent(payload))
+        assert ours["type"].endswith(f"({kind})")
+        if "transaction" in ours:
+            assert int(ours["transaction"], 16) == int(xid, 16)
+        else:
+            assert (ours["hops"], ours["link"], ours["peer"]) == (hops, link, peer)
