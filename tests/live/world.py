@@ -175,6 +175,7 @@ table inet firewall {{
         ct state related meta l4proto {{ icmp, ipv6-icmp }} accept
         ct state related counter name "related-forward" accept
         iifname {LAN} oifname {WAN} meta l4proto {{ tcp, udp }} th dport 111 accept
+        iifname {LAN} oifname {WAN} tcp dport 1521 accept
         counter name "dropped-forward"
         meta l4proto {{ tcp, udp }} update @dropped {{ meta l4proto . th dport }}
     }}
@@ -513,8 +514,8 @@ class World:
     def firewall(self) -> None:
         """Give the gateway a user's rule set, the table `inet firewall`.
 
-        From LAN to WAN it lets port 111 through, in itself mDNS to the group and
-        ICMPv6, and otherwise what conntrack calls established or related.
+        From LAN to WAN it lets ports 111 and 1521 through, in itself mDNS to the group
+        and ICMPv6, and otherwise what conntrack calls established or related.
         """
         self.gateway.run("nft", "-f", "-", input=_FIREWALL, check=True)
 
