@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real multicast requests, and their unicast answers that had to be let in.
+
+What each capture must give stands in pcaps/MANIFEST.toml, with the rule that asks for
+it; frames and endpoints were read off with tshark, which shares no code with us. Most
+captures are from a router, on which the clients ran.
+"""
+
+import tomllib
+from collections.abc import Collection
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from cthelper.core.config import parse
+from cthelper.core.offline.capture import Capture
+from cthelper.core.offline.events import (
+    Event,
+    ExpectationEvent,
+    FaultEvent,
+    FlowEvent,
+    MalformedEvent,
+    RefusedEvent,
+    RelatedEvent,
+    Summary,
+)
+from cthelper.core.offline.replay import Replay
+from cthelper.core.registry import builtin_helpers
+from cthelper.core.tuples import Address
+
+PCAPS: Final = Path(__file__).parents[2] / "pcaps"
+
+ROUTER: Final = frozenset(
+    map(ip_address, ["10.77.2.1", "fd77:2::1", "fe80::59:dfff:fe32:bf69"])
+)
+# The machine of the daemon, where it is not the router.
+HOSTS: Final = {
+    "dhcpv6/dhcpv6-relay-clientside-rc": {ip_address("fe80::d4a6:4cff:fec1:b478")},
+}
+
+Found = list[tuple[int, str]]
+
+# Frame and tuple of the first packet of each flow that an expectation let in.
+ANSWERS: Final[dict[str, Found]] = {
+    "dhcpv6/dhcpv6-dhclient-dnsmasq": [
+        (2, "udp [fe80::688b:cff:fed6:9efe]:547 > [fe80::59:dfff:fe32:bf69]:546")
+    ],
+    "dhcpv6/dhcpv6-relay-clientside-rc": [
+        (2, "udp [fe80::6437:5dff:fead:a6f4]:547 > [fe80::d4a6:4cff:fec1:b478]:546")
+    ],
+    "dhcpv6/dhcpv6-relay-rs": [],
+    "dhcpv6/dhcpv6-wide-dhcp6c-dnsmasq": [
+        (2, "udp [fe80::688b:cff:fed6:9efe]:547 > [fe80::59:dfff:fe32:bf69]:546")
+    ],
+}
+NAMES: Final = sorted(ANSWERS)
+
+# How many flows no helper is attached to: unicast, and SSDP's announcements.
+OTHERS: Final = {
+    "dhcpv6/dhcpv6-relay-rs": 1,
+    "dhcpv6/dhcpv6-wide-dhcp6c-dnsmasq": 1,
+}
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
+
+
+def replay(name: str, *, hosts: Collection[Address] | None = None) -> list[Event]:
+    """The events of a capture, by default on the machine that asked."""
+    entry = manifest()[f"{name}.pcap"]
+    runner = Replay(
+        parse("", Path("capture.toml"), builtin_helpers()),
+        networks=[ip_network(each) for each in entry["on_link"]],
+        hosts=HOSTS.get(name, ROUTER) if hosts is None else hosts,
+        warn=pytest.fail,
+        watch=True,
+    )
+    with Capture(PCAPS / f"{name}.pcap", warn=pytest.fail) as capture:
+        return list(runner.run(capture))
+
+
+def expectations(events: list[Event]) -> Found:
+    """Frame and text of each expectation."""
+    return [
+        (each.frame, str(each.expectation))
+        for each in events
+        if isinstance(each, ExpectationEvent)
+    ]
+
+
+def related(events: list[Event]) -> Found:
+    """Frame and tuple of the first packet of each flow that was expected."""
+    return [
+        (each.frame, str(each.flow))
+        for each in events
+        if isinstance(each, RelatedEvent)
+    ]
+
+
+def refusals(events: list[Event]) -> Found:
+    """Frame and reason of each refusal."""
+    return [
+        (each.frame, each.reason) for each in events if isinstance(each, RefusedEvent)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_rules_ask_for_is_expected(name: str) -> None:
+    wanted = manifest()[f"{name}.pcap"]["expects"]
+    assert all(each.keys() == {"frame", "text", "why"} for each in wanted)
+    assert expectations(replay(name)) == [
+        (each["frame"], each["text"]) for each in wanted
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unicast_answers_are_let_in(name: str) -> None:
+    assert related(replay(name)) == ANSWERS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_other_flow_is_a_control_flow(name: str) -> None:
+    events = replay(name)
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    watched = [each for each in events if isinstance(each, FlowEvent)]
+    # A control flow has a helper, an expected one has none; others are not watched.
+    control = [each for each in watched if each.helper is not None]
+    assert len(watched) == len(control) + summary.related
+    assert summary.flows - len(watched) == OTHERS.get(name, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_traffic_is_never_malformed(name: str) -> None:
+    events = replay(name)
+    assert not [
+        each for each in events if isinstance(each, MalformedEvent | FaultEvent)
+    ]
+
+
+# Frame and reason; all else is not refused.
+REFUSED: Final[dict[str, Found]] = {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_else_is_refused(name: str) -> None:
+    assert refusals(replay(name)) == REFUSED.get(name, [])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_requests_of_another_host_are_refused(name: str) -> None:
+    # Among them the client's own, as the relay in front of it sees them.
+    events = replay(name, hosts=[ip_address("192.0.2.1")])
+    assert expectations(events) == related(events) == []
+    asked = {each["frame"] for each in manifest()[f"{name}.pcap"]["expects"]}
+    refused = dict(refusals(events))
+    assert set(refused.values()) <= {"forwarded"}
+    assert refused.keys() >= asked
+
+
+def test_every_capture_has_its_case() -> None:
+    folders = {each.partition("/")[0] for each in NAMES}
+    served = [
+        str(path.relative_to(PCAPS).with_suffix(""))
+        for folder in folders
+        for path in (PCAPS / folder).glob("*.pcap")
+    ]
+    assert sorted(served) == NAMES
