@@ -63,7 +63,7 @@ FAULTS: Final = 5
 """A helper that faults this often within FAULT_WINDOW seconds is quarantined."""
 FAULT_WINDOW: Final = 60.0
 
-_CHAINS: Final = 4096
+CHAINS: Final = 4096
 """Flows whose expected flows are inspected, too, of which the depth is known."""
 
 
@@ -429,7 +429,7 @@ class Engine:
         key = entry.original, entry.zone
         self._chains[key] = depth
         self._chains.move_to_end(key)
-        if len(self._chains) > _CHAINS:
+        if len(self._chains) > CHAINS:
             self._chains.popitem(last=False)
 
     def _rewrite(

@@ -3,7 +3,8 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import ClassVar
 
 import pytest
@@ -24,6 +25,7 @@ from cthelper.core.api import (
     Expect,
     ExpectationRefused,
     Helper,
+    Hook,
     Malformed,
     Message,
     Network,
@@ -36,6 +38,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import HelperConfig
 from cthelper.core.engine import (
+    CHAINS,
     FAULT_WINDOW,
     FAULTS,
     MALFORMED_IN_A_ROW,
@@ -46,10 +49,11 @@ from cthelper.core.engine import (
     Event,
     Fault,
     Finished,
+    OnLink,
     Refused,
     Watch,
 )
-from cthelper.core.guard import Guard
+from cthelper.core.guard import Guard, Rules
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -126,7 +130,11 @@ class Commands(Helper):
             case "POLICY":
                 yield from expect(Endpoint(own, 5000), policy=arguments[0])
             case "CHAIN":
-                yield from expect(Endpoint(own, 5000), policy="chained", helper="line")
+                (name,) = arguments or ["line"]
+                yield from expect(Endpoint(own, 5000), policy="chained", helper=name)
+            case "OTHER":
+                other = Endpoint(IPv6Address("2001:db8::1"), numbers[0])
+                yield from expect(other, policy="data")
             case "REFUSE":
                 raise ExpectationRefused("out-of-turn", "nobody asked")
             case "RAISE":
@@ -195,7 +203,12 @@ def configured(
 class Host:
     """An engine and one flow through it."""
 
-    def __init__(self, helper: type[Helper], watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        helper: type[Helper],
+        watch: Watch | None = None,
+        on_link: OnLink = on_link,
+    ) -> None:
         (transport,) = helper.transports
         self.clock = Clock()
         self.engine = Engine(
@@ -320,6 +333,140 @@ def test_message_says_whether_the_packet_was_forwarded() -> None:
     host.engine.handle(udp(b"NOTHING"), host.entry, ORIGINAL, forwarded=True)
     host.engine.handle(udp(b"NOTHING"), host.entry, ORIGINAL, forwarded=False)
     assert [message.forwarded for message in host.messages] == [True, False]
+
+
+def group_of(source: str, destination: str) -> bool:
+    """Whether a message between these addresses went to a group."""
+    host = Host(Datagrams)
+    original = flow_tuple(UDP, (source, CLIENT_PORT), (destination, SERVER_PORT))
+    host.entry = conntrack(original, helper="datagram")
+    host.send(b"NOTHING")
+    host.send(b"NOTHING", REPLY)
+    there, back = host.messages
+    assert not back.group
+    return there.group
+
+
+@pytest.mark.parametrize(
+    ("destination", "group"),
+    [
+        ("224.0.0.251", True),
+        ("255.255.255.255", True),
+        # Of the networks that the client is on-link with, 192.0.2.0/24 is the near one.
+        ("192.0.2.255", True),
+        ("192.0.2.127", False),
+        ("192.0.2.254", False),
+        ("198.51.100.255", False),
+        (SERVER, False),
+    ],
+)
+def test_message_says_whether_it_went_to_a_group(destination: str, group: bool) -> None:
+    assert group_of(CLIENT, destination) is group
+
+
+def test_group_of_ipv6_is_multicast() -> None:
+    assert group_of("fe80::1", "ff02::fb")
+    assert not group_of("fe80::1", "fe80::ffff")
+
+
+def test_broadcast_of_a_link_that_the_source_is_not_on_is_none() -> None:
+    assert not group_of("203.0.113.1", "203.0.113.255")
+
+
+@given(st.ip_addresses(v=4), st.integers(1, 30), st.data())
+def test_every_broadcast_address_is_recognised(
+    address: IPv4Address, prefix: int, data: st.DataObject
+) -> None:
+    network = IPv4Network((address, prefix), strict=False)
+    source = network[data.draw(st.integers(0, network.num_addresses - 2))]
+    host = Host(Datagrams, on_link=lambda _: (network,))
+    destination = network.broadcast_address
+    original = flow_tuple(UDP, (str(source), 1000), (str(destination), 7000))
+    host.entry = conntrack(original, helper="datagram")
+    host.send(b"NOTHING")
+    assert host.messages[0].group
+
+
+def test_depth_counts_the_flows_that_led_here() -> None:
+    host = Host(Datagrams)
+    host.entry = conntrack(flow_tuple(UDP), helper="datagram")
+    assert host.send(b"CHAIN datagram").expectations
+    for depth in range(1, 4):
+        master = host.entry.original
+        original = flow_tuple(UDP, (SERVER, 1000 + depth), (CLIENT, 5000))
+        host.entry = replace(
+            conntrack(original, id_=depth + 1, helper="datagram"), master=master
+        )
+        assert host.send(b"CHAIN datagram").expectations
+        assert host.messages[0].depth == depth
+
+
+def test_flow_of_an_unknown_master_is_one_deep() -> None:
+    host = Host(Datagrams)
+    master = flow_tuple(UDP, (SERVER, 9), (CLIENT, 9))
+    host.entry = replace(conntrack(flow_tuple(UDP), helper="datagram"), master=master)
+    host.send(b"NOTHING")
+    assert host.messages[0].depth == 1
+
+
+def test_depths_that_are_kept_are_bounded() -> None:
+    host = Host(Datagrams)
+    host.engine.guard = Guard(0)
+    unlimited = Rules(per_source=0, per_helper=0)
+    config = replace(configured(Datagrams), guard=unlimited)
+    host.engine.helpers = {"datagram": config}
+    first = flow_tuple(UDP, (CLIENT, 1), (SERVER, 7000))
+    for port in range(1, CHAINS + 2):
+        original = flow_tuple(UDP, (CLIENT, port), (SERVER, 7000))
+        host.entry = conntrack(original, id_=port, helper="datagram")
+        assert host.send(b"CHAIN datagram").expectations
+    host.entry = replace(
+        conntrack(flow_tuple(UDP, (SERVER, 9), (CLIENT, 9)), id_=0, helper="datagram"),
+        master=first,
+    )
+    host.send(b"NOTHING")
+    assert host.messages[0].depth == 1
+
+
+def test_flow_of_another_host_opens_nothing_where_only_our_own_are_tagged() -> None:
+    host = Host(Datagrams)
+    config = replace(configured(Datagrams), hooks=frozenset({Hook.OUTPUT}))
+    host.engine.helpers = {"datagram": config}
+    entry = host.entry
+    decision = host.engine.handle(udp(b"OPEN 5000"), entry, ORIGINAL, forwarded=True)
+    (refused,) = decision.events
+    assert isinstance(refused, Refused)
+    assert (refused.reason, decision.expectations) == ("forwarded", ())
+    assert host.engine.handle(udp(b"OPEN 5000"), entry, ORIGINAL).expectations
+
+
+def test_endpoint_of_another_family_than_the_flow_is_refused() -> None:
+    host = Host(Datagrams)
+    allowed = Rules(allow_hosts=(IPv6Network("2001:db8::/32"),))
+    config = replace(configured(Datagrams), guard=allowed)
+    host.engine.helpers = {"datagram": config}
+    decision = host.send(b"OTHER 5000")
+    (refused,) = decision.events
+    assert isinstance(refused, Refused)
+    assert (refused.reason, decision.expectations) == ("address-family", ())
+
+
+def test_whoever_asks_for_too_many_is_refused_more() -> None:
+    host = Host(Datagrams)
+    config = replace(configured(Datagrams), guard=Rules(per_source=3))
+    host.engine.helpers = {"datagram": config}
+    assert len(host.send(b"OPEN 5000 5001").expectations) == 2
+    # Two networks on link are two expectations.
+    (refused,) = host.send(b"LINK 5002").events
+    assert isinstance(refused, Refused)
+    assert refused.reason == "rate-source"
+    assert len(host.send(b"OPEN 5003").expectations) == 1
+    host.next_flow()
+    assert host.send(b"OPEN 5004").expectations == ()
+    # Who opened the flow counts, not who announces.
+    assert host.send(b"OPEN 5004", REPLY).expectations == ()
+    host.clock.now += 60
+    assert len(host.send(b"OPEN 5004", REPLY).expectations) == 1
 
 
 def test_expectation_carries_policy_zone_and_helper() -> None:

@@ -56,6 +56,9 @@ def refusal(helper: type[Helper]) -> str:
         {"policies": (Policy("data", 1, 1),)},
         {"policies": (Policy("data", 255, 86400),)},
         {"options": (Option("strict", True, "a switch"),)},
+        {"options": (Option("words", (), "a list", element=str),)},
+        {"options": (Option("words", ("a",), "some of", ("a", "b")),)},
+        {"tags_expected": classmethod(lambda cls, options: True)},
     ],
     ids=str,
 )
@@ -103,6 +106,23 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
         ("options", (Option("x y", 1, "a blank"),), "has no usable name 'x y'"),
         ("options", (Option("x", 1, "", (1, True)),), "has no usable default of x"),
         ("options", (Option("x", 1, "", None),), "has no usable default of x"),  # type: ignore[arg-type]  # what is refused
+        ("options", (Option("x", (), "a list"),), "has no usable default of x"),
+        (
+            "options",
+            (Option("x", ("c",), "a list", ("a", "b")),),
+            "has no usable default of x",
+        ),
+        (
+            "options",
+            (Option("x", (), "a list", ("a",), element=str),),
+            "has no usable default of x",
+        ),
+        (
+            "options",
+            (Option("x", 1, "", element=lambda value: value),),
+            "has no usable default of x",
+        ),
+        ("tags_expected", True, "must be a class method"),
         ("lowest_port", 0, "must be one of 1 to 65535"),
         ("lowest_port", 65536, "must be one of 1 to 65535"),
         ("message_limit", 0, "must be at least 1 byte"),
@@ -134,6 +154,8 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
                 "destinations",
                 "queue",
                 "policies",
+                "hooks",
+                "guard",
             )
         ),
     ],

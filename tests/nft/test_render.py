@@ -7,7 +7,7 @@ Whether a kernel takes it, the live tests show.
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +17,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cthelper import nft
-from cthelper.core.api import TCP, UDP, Effects, Helper, Hook, Message, Policy
+from cthelper.core.api import (
+    TCP,
+    UDP,
+    Effects,
+    Helper,
+    Hook,
+    Message,
+    Option,
+    OptionValue,
+    Policy,
+)
 from cthelper.core.config import Config, parse
 from cthelper.core.errors import RulesetError
 from cthelper.core.registry import builtin_helpers
@@ -218,6 +228,31 @@ def test_destinations_of_the_helper_are_replaced_by_configured_ones() -> None:
     ruleset = nft.render(parse(text, Path("test.toml"), known))
     mdns = [each for each in rules(ruleset, "output") if "mdns" in each]
     assert mdns == ['ip daddr 224.0.0.251/32 udp dport 5353 ct helper set "mdns-udp"']
+
+
+class Chained(Both):
+    """Goes on with the flows that it expected, by configuration."""
+
+    name = "chained"
+    options = (Option("chained", False, "follow redirects of redirects"),)
+
+    @classmethod
+    def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:
+        return options["chained"] is True
+
+
+def test_expected_flows_are_tagged_where_the_helper_goes_on_with_them() -> None:
+    assert not any("related" in each for each in rules(render("", Chained)))
+    text = render("helpers.chained.chained = true", Chained)
+    wanted = [
+        f"meta l4proto {transport} ct state related ct helper "
+        f'"chained" ct helper set "chained-{transport}"'
+        for transport in ("tcp", "udp")
+    ]
+    # Whatever way they go, and before other flows than new ones are let go.
+    assert rules(text, "output") == wanted
+    assert rules(text)[:2] == wanted
+    assert text.index(wanted[1]) < text.index("ct state != new return")
 
 
 def test_only_new_flows_meet_the_rules() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, fragment
 from scapy.layers.inet import UDP as ScapyUDP
 
-from cthelper.core.api import DONE, Effects, Helper, Message, Policy
+from cthelper.core.api import DONE, Effects, Helper, Message, OptionValue, Policy
 from cthelper.core.config import HelperConfig
 from cthelper.core.offline.conntrack import (
     Entry,
@@ -363,6 +363,40 @@ def test_expected_flow_is_related_and_not_tagged() -> None:
     assert seen.state is State.RELATED
     assert seen.entry is not None
     assert seen.entry.helper is None
+
+
+class Chained(Lab):
+    """Goes on with the flows that it expected."""
+
+    name = "chained"
+
+    @classmethod
+    def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:
+        return True
+
+
+def test_expected_flow_is_tagged_where_the_helper_goes_on_with_it() -> None:
+    held = table(config(Chained))
+    master = begin(held, 0.0, udp())
+    held.expect(0.0, master, wanted(permanent=True), 1)
+    expected = begin(held, 1.0, DATA_FLOW)
+    assert expected.helper is not None
+    assert expected.conntrack(1.0).master == master.original
+    # It has a master, and so it keeps the helper.
+    assert not held.detach(expected)
+    # The master's present helper counts.
+    master.helper = None
+    other = begin(held, 2.0, udp((SERVER, 20001), (CLIENT, DATA)))
+    assert other.master is master
+    assert other.helper is None
+
+
+def test_expected_flow_of_another_transport_than_the_helpers_is_not_tagged() -> None:
+    served = type("Served", (Chained,), {"transports": frozenset({TCP})})
+    held = table(config(served))
+    master = begin(held, 0.0, tcp())
+    held.expect(0.0, master, wanted(), 1)
+    assert begin(held, 1.0, DATA_FLOW).helper is None
 
 
 # Ends of flows
