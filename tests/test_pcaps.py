@@ -47,7 +47,8 @@ def test_manifest_and_folder_agree() -> None:
 
 def test_manifest_says_where_each_capture_comes_from_and_what_it_holds() -> None:
     for name, entry in manifest().items():
-        assert entry.keys() - {"on_link", "expects"} == {"origin", "sha256", "holds"}, name
+        always = entry.keys() - {"on_link", "expects"}
+        assert always == {"origin", "sha256", "holds"}, name
         for key in ("origin", "holds"):
             assert entry[key].strip(), name
             assert "\n" not in entry[key], name
