@@ -11,6 +11,7 @@ import io
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -83,10 +84,12 @@ def generate() -> dict[str, str]:
     helpers = builtin_helpers()
     collector = _Collector()
     tests = [str(ROOT / "tests" / folder) for folder in ("helpers", "live")]
-    options = ["--collect-only", "-q", "-q", "-m", "", "-p", "no:cacheprovider"]
-    code = pytest.main(["--rootdir", str(ROOT), *options, *tests], [collector])
+    options = ["--collect-only", "-m", "", "-p", "no:cacheprovider"]
+    listing = io.StringIO()
+    with redirect_stdout(listing):
+        code = pytest.main(["--rootdir", str(ROOT), *options, *tests], [collector])
     if code:
-        raise RuntimeError(f"pytest could not collect the tests: {code}")
+        raise RuntimeError(f"pytest could not collect: {listing.getvalue()}")
     return {
         _CONFIG: _config(helpers.values()),
         "docs/helpers.md": _reference(helpers.values()),
@@ -204,7 +207,7 @@ def _code_lines(text: str) -> set[int]:
 
 def _grouped(proofs: Iterable[Proof]) -> Iterator[tuple[str, list[Proof]]]:
     """Each helper's proofs, message types in the order of their numbers."""
-    ordered = sorted(proofs, key=lambda each: (each.subject, _natural(each.what), each))
+    ordered = sorted(proofs, key=lambda each: (each.subject, _number(each.what), each))
     return _runs(ordered, key=lambda each: each.subject)
 
 
@@ -213,6 +216,12 @@ def _runs(
 ) -> Iterator[tuple[str, list[Proof]]]:
     for value, group in groupby(proofs, key):
         yield value, list(group)
+
+
+def _number(message: str) -> tuple[list[int], str]:
+    """The numbers in parentheses, so that types come in order; others come last."""
+    numbers = re.findall(r"\d+", "".join(re.findall(r"\(.*?\)", message)))
+    return [int(each) for each in numbers] or [1 << 16], message
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
