@@ -18,10 +18,11 @@ import pytest
 
 from cthelper.core.config import parse
 from cthelper.core.offline.corpus import Job, replay_job
-from cthelper.core.offline.events import record
+from cthelper.core.offline.events import Event, record
 from cthelper.core.offline.report import json_line
 from cthelper.core.registry import builtin_helpers, register
 from cthelper.plugins.ftp import Ftp
+from cthelper.testing import expectations
 
 ROOT: Final = Path(__file__).parents[1]
 PCAPS: Final = ROOT / "pcaps"
@@ -47,7 +48,7 @@ def test_manifest_and_folder_agree() -> None:
 
 def test_manifest_says_where_each_capture_comes_from_and_what_it_holds() -> None:
     for name, entry in manifest().items():
-        always = entry.keys() - {"on_link", "expects"}
+        always = entry.keys() - {"on_link", "expects", "settings"}
         assert always == {"origin", "sha256", "holds"}, name
         for key in ("origin", "holds"):
             assert entry[key].strip(), name
@@ -59,15 +60,32 @@ def test_no_golden_file_is_left_over() -> None:
     assert found == sorted(str(Path(each).with_suffix(".jsonl")) for each in CAPTURES)
 
 
-@pytest.mark.parametrize("name", CAPTURES)
-def test_replay_gives_the_golden_records(name: str, update_golden: bool) -> None:
-    networks = tuple(map(ip_network, manifest()[name].get("on_link", [])))
+def replay(name: str, settings: str) -> list[Event]:
     job = Job(
         capture=PCAPS / name,
-        read_config=lambda: parse("", Path("golden.toml"), HELPERS),
-        networks=networks,
+        read_config=lambda: parse(settings, Path("pcaps.toml"), HELPERS),
+        networks=tuple(map(ip_network, manifest()[name].get("on_link", []))),
     )
-    records = [record(event, name) for event in replay_job(job)]
+    return list(replay_job(job))
+
+
+SERVED: Final = [
+    each for each in CAPTURES if each.partition("/")[0] in builtin_helpers()
+]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_expectations_are_those_that_the_manifest_tells_by_hand(name: str) -> None:
+    entry = manifest()[name]
+    told = entry["expects"]
+    made = expectations(replay(name, entry.get("settings", "")))
+    assert made == [(each["frame"], each["text"]) for each in told]
+    assert all(each["why"].strip() for each in told)
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+def test_replay_gives_the_golden_records(name: str, update_golden: bool) -> None:
+    records = [record(event, name) for event in replay(name, "")]
     text = "".join(f"{json_line(each)}\n" for each in records if each is not None)
     golden = GOLDEN / Path(name).with_suffix(".jsonl")
     if update_golden:
