@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Oracle Net (TNS): a listener redirects the client to the address of a server.
+
+There is no public specification; this is what Wireshark and the open-source drivers
+read, and what the drivers and listeners send. A packet begins with a length of 16 bits,
+a checksum, type, flags and a checksum of the header, 8 bytes in all::
+
+    client: CONNECT, with its connect data or with DATA after it
+    server: RESEND: the client sends its CONNECT again
+            REFUSE
+            ACCEPT: the session begins; its packets may have lengths of 32 bits
+            REDIRECT: length of 16 bits, text: (ADDRESS=...) NUL connect data
+
+The text of a REDIRECT stands in the packet, or in DATA packets after it, each with two
+bytes of flags before the text, or partly here and partly there. Some listeners leave
+the length 0, and the text ends with its last parenthesis. What follows NUL is for the
+client to repeat. The client opens a new connection to one of the addresses, and may be
+redirected again there, four times in all.
+
+A flow that does not begin with a CONNECT, such as one with TLS (TCPS), is not read, and
+no flow is after ACCEPT or REFUSE. Host names are never looked up: the configuration
+tells their addresses. Behind destination NAT a server does not name the address that
+the client knows, and the expectation is refused (reason ``nat``).
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from cthelper.core.api import (
+    DONE,
+    ORIGINAL,
+    TCP,
+    Address,
+    Cursor,
+    Effects,
+    Endpoint,
+    ExpectationRefused,
+    Helper,
+    Malformed,
+    Message,
+    Option,
+    OptionValue,
+    Oversized,
+    Policy,
+    expect,
+)
+from cthelper.helpers.tns_descriptor import (
+    ServerAddress,
+    is_whole,
+    parse_addresses,
+    parse_host,
+)
+
+_HEADER: Final = 8
+_CONNECT: Final = 1
+_ACCEPT: Final = 2
+_REFUSE: Final = 4
+_REDIRECT: Final = 5
+_DATA: Final = 6
+_RESEND: Final = 11
+_NAMES: Final = {
+    _CONNECT: "CONNECT",
+    _ACCEPT: "ACCEPT",
+    3: "ACK",
+    _REFUSE: "REFUSE",
+    _REDIRECT: "REDIRECT",
+    _DATA: "DATA",
+    7: "NULL",
+    9: "ABORT",
+    _RESEND: "RESEND",
+    12: "MARKER",
+    13: "ATTENTION",
+    14: "CONTROL",
+}
+
+# Connect data begin at offset 34 or later, and clients put long ones into DATA. The
+# limit lies below what TLS and text would be as a length: 0x1603 and 0x2020 upwards.
+_CONNECT_LENGTHS: Final = range(34, 4097)
+_TEXT_LIMIT: Final = 4096
+_CHAIN_LIMIT: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _HostLine:
+    """A line of the option `hosts`."""
+
+    address: Address
+    names: frozenset[str]
+
+
+def _host_line(value: object) -> _HostLine:
+    allowed = 'must be a line such as "192.0.2.11 rac1 rac1.example.net"'
+    if not isinstance(value, str):
+        raise ValueError(allowed)
+    try:
+        hosts = [parse_host(word) for word in value.split()]
+    except Malformed as error:
+        raise ValueError(f"{allowed}: {error}") from None
+    names = [each for each in hosts[1:] if isinstance(each, str)]
+    if not names or len(names) < len(hosts) - 1 or isinstance(hosts[0], str):
+        raise ValueError(f"{allowed}: an address, then names")
+    return _HostLine(hosts[0], frozenset(names))
+
+
+_HOSTNAME: Final = Option(
+    "hostname",
+    "refuse",
+    "refuse: an address whose host name is not in hosts opens nothing; same: such a "
+    "name means the server that announces it",
+    choices=("refuse", "same"),
+)
+_HOSTS: Final[Option[tuple[_HostLine, ...]]] = Option(
+    "hosts",
+    (),
+    "addresses of the host names that servers announce, each a line as in /etc/hosts, "
+    'such as "192.0.2.11 rac1 rac1.example.net"; what is not the announcing server\'s '
+    "own address must be in the guard's allow_hosts, too",
+    element=_host_line,
+)
+_CHAINED: Final = Option(
+    "chained",
+    False,
+    "true: a server that a client was redirected to may redirect it further",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Redirect:
+    """As much as is there of a REDIRECT's text; `length` is 0 where it is not known."""
+
+    length: int
+    text: bytes = b""
+
+    def plus(self, more: bytes) -> "_Redirect":
+        """With the text of a further packet."""
+        text = self.text + more
+        return _Redirect(self.length, text[: self.length] if self.length else text)
+
+    def descriptor(self) -> bytes | None:
+        """The text before NUL if it is whole; None: DATA follows. Raises Oversized."""
+        text, nul, _ = self.text.partition(b"\0")
+        if len(text) > _TEXT_LIMIT:
+            raise Oversized(f"descriptor of over {_TEXT_LIMIT} bytes")
+        if nul or (len(text) == self.length if self.length else is_whole(text)):
+            return text
+        return None
+
+
+class Tns(Helper):
+    """Oracle Net (TNS): redirects from a listener to a server's address."""
+
+    name = "tns"
+    transports = frozenset({TCP})
+    ports = (1521,)
+    policies = (Policy("redirect", max_expected=8, timeout=60),)
+    options = (_HOSTNAME, _HOSTS, _CHAINED)
+
+    def __init__(self) -> None:
+        self._connected = False
+        self._redirects = 0
+        # The REDIRECT of which more text must come in DATA.
+        self._pending: _Redirect | None = None
+
+    @classmethod
+    def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:
+        """Whether redirects to redirects are followed."""
+        return bool(options[_CHAINED.name])
+
+    def frame(self, data: memoryview) -> int | None:
+        """Length of one packet; of a flow that is not TNS only what tells so."""
+        if len(data) < _HEADER:
+            return None
+        if not self._connected and not _is_connect(data):
+            return _HEADER
+        length = int.from_bytes(data[:2])
+        if length < _HEADER:
+            raise Malformed(f"packet of {length} bytes")
+        return length if length <= len(data) else None
+
+    def on_message(self, message: Message) -> Effects:
+        """Expect flows to the addresses of a REDIRECT, until the server decides."""
+        if not self._begins(message):
+            yield DONE
+            return
+        self._connected = True
+        cursor, kind = _read_header(message)
+        if message.direction is ORIGINAL:
+            if kind == _REDIRECT:
+                raise Malformed("REDIRECT in original direction")
+            return
+        if kind in (_ACCEPT, _REFUSE):
+            yield DONE
+            return
+        self._pending = self._redirect(kind, cursor)
+        text = None if self._pending is None else self._pending.descriptor()
+        if text is None:
+            return
+        self._pending = None
+        self._redirects += 1
+        count = message.depth + self._redirects
+        if count > _CHAIN_LIMIT:
+            raise ExpectationRefused(
+                "redirect-chain", f"redirect {count}, the limit is {_CHAIN_LIMIT}"
+            )
+        yield from _follow(parse_addresses(text), message)
+
+    def describe(self, message: Message) -> dict[str, str]:
+        """Type and lengths of a packet, and the addresses of a REDIRECT."""
+        if not self._begins(message):
+            return {"type": "not TNS"}
+        cursor, kind = _read_header(message)
+        fields = {
+            "type": f"{_NAMES.get(kind, 'unknown')} ({kind})",
+            "length": str(len(message.payload)),
+        }
+        if message.direction is ORIGINAL:
+            return fields
+        redirect = self._redirect(kind, cursor)
+        if redirect is None or kind not in (_REDIRECT, _DATA):
+            return fields
+        fields["redirect data"] = f"{len(redirect.text)} of {redirect.length or '?'}"
+        text = redirect.descriptor()
+        fields["redirects to"] = (
+            "what DATA will say"
+            if text is None
+            else ", ".join(map(str, parse_addresses(text))) or "nothing over TCP"
+        )
+        return fields
+
+    def _begins(self, message: Message) -> bool:
+        """Whether the flow has begun as TNS, this message at the latest."""
+        return self._connected or (
+            message.direction is ORIGINAL and _is_connect(message.payload)
+        )
+
+    def _redirect(self, kind: int, cursor: Cursor) -> _Redirect | None:
+        """The REDIRECT whose text is being read once a server's packet is."""
+        if kind == _REDIRECT:
+            return _Redirect(cursor.u16()).plus(cursor.take(cursor.remaining))
+        if kind == _DATA and self._pending is not None:
+            cursor.skip(2)
+            return self._pending.plus(cursor.take(cursor.remaining))
+        return None if kind == _RESEND else self._pending
+
+
+def _is_connect(packet: bytes | memoryview) -> bool:
+    """Whether a packet, of which the header is there, is a CONNECT."""
+    return packet[4] == _CONNECT and int.from_bytes(packet[:2]) in _CONNECT_LENGTHS
+
+
+def _read_header(message: Message) -> tuple[Cursor, int]:
+    """What reads on after the header, and the packet's type."""
+    cursor = Cursor(message.payload)
+    cursor.skip(4)
+    kind = cursor.u8()
+    cursor.skip(3)
+    return cursor, kind
+
+
+def _follow(addresses: list[ServerAddress], message: Message) -> Effects:
+    """Expect a flow to each address, and then refuse those that cannot be told."""
+    protocols: dict[Endpoint, str] = {}
+    unknown = []
+    for each in addresses:
+        host = _address_of(each.host, message)
+        if host is None:
+            unknown.append(str(each))
+        else:
+            protocols.setdefault(Endpoint(host, each.port), each.protocol)
+    for endpoint, protocol in protocols.items():
+        # What TCPS carries cannot be read.
+        follow = _CHAINED.of(message) and protocol == "tcp"
+        # One that is refused, which the engine has counted, does not end the others.
+        with suppress(ExpectationRefused):
+            yield from expect(
+                endpoint, policy="redirect", helper=Tns.name if follow else None
+            )
+    if unknown:
+        raise ExpectationRefused("unknown-host", f"{', '.join(unknown)}: not in hosts")
+
+
+def _address_of(host: Address | str, message: Message) -> Address | None:
+    """The host's address of the flow's IP version; None: the name is not known."""
+    server = message.source.address
+    if not isinstance(host, str):
+        return host
+    for line in _HOSTS.of(message):
+        if host in line.names and line.address.version == server.version:
+            return line.address
+    return server if _HOSTNAME.of(message) == "same" else None

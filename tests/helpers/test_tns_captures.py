@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real clients of Oracle Net, and the flows that they were redirected to.
+
+What each capture must give stands in pcaps/MANIFEST.toml, with the rule that asks for
+it; frames and endpoints were read off with tshark, which shares no code with us.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from cthelper.core.api import DONE
+from cthelper.core.config import parse
+from cthelper.core.offline.capture import Capture
+from cthelper.core.offline.events import (
+    Event,
+    ExpectationEvent,
+    FlowEvent,
+    MessageEvent,
+    RelatedEvent,
+    Summary,
+)
+from cthelper.core.offline.replay import Replay
+from cthelper.core.registry import builtin_helpers
+from cthelper.testing import expectations, failures
+
+ROOT: Final = Path(__file__).parents[2]
+PCAPS: Final = ROOT / "pcaps"
+PUBLIC: Final = ROOT.parent / "shared" / "captures" / "public" / "ndpi-oracle12.pcapng"
+
+CHAINED: Final = "[helpers.tns]\nchained = true\n"
+
+# Frame and tuple of the first packet of each flow that an expectation let in.
+REDIRECTED: Final[dict[str, list[tuple[int, str]]]] = {
+    "tns-nodeoracledb-redirect-data-accept319": [
+        (13, "tcp 10.77.1.2:44570 > 10.77.2.2:41521")
+    ],
+    "tns-nodeoracledb-redirect-inline-refuse": [
+        (9, "tcp 10.77.1.2:47298 > 10.77.2.2:41521")
+    ],
+    "tns-nodeoracledb-redirect6-data-accept319": [
+        (13, "tcp [fd77:1::2]:33782 > [fd77:2::2]:41521")
+    ],
+    "tns-pyoracledb-redirect-data-accept314": [
+        (12, "tcp 10.77.1.2:46510 > 10.77.2.2:41521")
+    ],
+    "tns-pyoracledb-redirect-data-accept318": [
+        (12, "tcp 10.77.1.2:33510 > 10.77.2.2:41521")
+    ],
+    "tns-pyoracledb-redirect-data-refuse": [
+        (12, "tcp 10.77.1.2:44548 > 10.77.2.2:41521")
+    ],
+    # python-oracledb follows neither of these forms; other clients do.
+    "tns-pyoracledb-redirect-inline": [],
+    "tns-pyoracledb-redirect-zerolen": [],
+}
+NAMES: Final = sorted(REDIRECTED)
+
+# The decision in the flow that was redirected to: its frame and type.
+DECIDED: Final = {
+    "tns-nodeoracledb-redirect-data-accept319": (18, "ACCEPT (2)"),
+    "tns-nodeoracledb-redirect-inline-refuse": (14, "REFUSE (4)"),
+    "tns-nodeoracledb-redirect6-data-accept319": (18, "ACCEPT (2)"),
+    "tns-pyoracledb-redirect-data-accept314": (22, "ACCEPT (2)"),
+    "tns-pyoracledb-redirect-data-accept318": (22, "ACCEPT (2)"),
+    "tns-pyoracledb-redirect-data-refuse": (22, "REFUSE (4)"),
+}
+
+
+def replay(capture: Path, settings: str = "") -> list[Event]:
+    runner = Replay(
+        parse(settings, Path("capture.toml"), builtin_helpers()),
+        warn=pytest.fail,
+        watch=True,
+    )
+    with Capture(capture, warn=pytest.fail) as frames:
+        return list(runner.run(frames))
+
+
+def real(name: str, settings: str = "") -> list[Event]:
+    return replay(PCAPS / "tns" / f"{name}.pcap", settings)
+
+
+def told(name: str) -> list[tuple[int, str]]:
+    """What the manifest says that a replay must expect."""
+    tables: dict[str, Any] = tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
+    entries = tables[f"tns/{name}.pcap"]["expects"]
+    assert all(each.keys() == {"frame", "text", "why"} for each in entries)
+    return [(each["frame"], each["text"]) for each in entries]
+
+
+def related(events: list[Event]) -> list[tuple[int, str]]:
+    """Frame and tuple of the first packet of each flow that was expected."""
+    return [
+        (each.frame, str(each.flow))
+        for each in events
+        if isinstance(each, RelatedEvent)
+    ]
+
+
+def messages(events: list[Event], flow: str | None = None) -> list[MessageEvent]:
+    return [
+        each
+        for each in events
+        if isinstance(each, MessageEvent) and flow in (None, str(each.flow))
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_redirected_flow_is_expected_and_let_in(name: str) -> None:
+    events = real(name)
+    assert expectations(events) == told(name)
+    assert related(events) == REDIRECTED[name]
+    made = [each.expectation for each in events if isinstance(each, ExpectationEvent)]
+    assert not any(each.permanent for each in made)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_other_flow_is_a_control_flow(name: str) -> None:
+    events = real(name)
+    summary = events[-1]
+    assert isinstance(summary, Summary)
+    watched = [each for each in events if isinstance(each, FlowEvent)]
+    control = [each for each in watched if each.helper is not None]
+    assert (len(control), len(watched)) == (1, 1 + len(REDIRECTED[name]))
+    assert summary.flows == len(watched)
+
+
+@pytest.mark.parametrize("settings", ["", CHAINED], ids=["", "chained"])
+@pytest.mark.parametrize("name", NAMES)
+def test_real_traffic_is_neither_malformed_nor_refused(
+    name: str, settings: str
+) -> None:
+    assert failures(real(name, settings)) == []
+
+
+@pytest.mark.parametrize("name", sorted(DECIDED))
+def test_chained_flow_is_read_until_the_server_decides(name: str) -> None:
+    events = real(name, CHAINED)
+    made = [each.expectation for each in events if isinstance(each, ExpectationEvent)]
+    assert related(events) == REDIRECTED[name]
+    assert [each.helper for each in made] == ["tns"]
+    ((_, flow),) = REDIRECTED[name]
+    last = messages(events, flow)[-1]
+    assert (last.frame, last.fields["type"]) == DECIDED[name]
+    assert last.effects == (DONE,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_redirect_is_described(name: str) -> None:
+    (frame, _), *_ = told(name)
+    (last,) = [each for each in messages(real(name)) if each.frame == frame]
+    host = "[fd77:2::2]" if "redirect6" in name else "10.77.2.2"
+    assert last.fields["redirects to"] == f"tcp {host}:41521"
+
+
+@pytest.mark.skipif(not PUBLIC.exists(), reason="the public captures are not here")
+def test_published_session_without_a_redirect_is_read_until_accept() -> None:
+    events = replay(PUBLIC)
+    assert expectations(events) == failures(events) == []
+    read = [(each.frame, each.fields["type"]) for each in messages(events)]
+    assert read == [
+        (4, "CONNECT (1)"),
+        (6, "RESEND (11)"),
+        (8, "CONNECT (1)"),
+        (10, "ACCEPT (2)"),
+    ]
+    (flow,) = [each for each in events if isinstance(each, FlowEvent)]
+    assert flow.finished == "done"
+
+
+def test_every_capture_has_its_case() -> None:
+    assert sorted(path.stem for path in (PCAPS / "tns").glob("*.pcap")) == NAMES
