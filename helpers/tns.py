@@ -246,8 +246,12 @@ class Tns(Helper):
 
 
 def _is_connect(packet: bytes | memoryview) -> bool:
-    """Whether a packet, of which the header is there, is a CONNECT."""
-    return packet[4] == _CONNECT and int.from_bytes(packet[:2]) in _CONNECT_LENGTHS
+    """Whether a packet, of which the header must be there, is a CONNECT."""
+    return (
+        len(packet) >= _HEADER
+        and packet[4] == _CONNECT
+        and int.from_bytes(packet[:2]) in _CONNECT_LENGTHS
+    )
 
 
 def _read_header(message: Message) -> tuple[Cursor, int]:

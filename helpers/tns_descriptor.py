@@ -42,7 +42,7 @@ _PORT: Final = re.compile(rb"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where a server listens: `protocol` is tcp or tcps, `port` has up to five digits.
+    """Where a server listens: `protocol` is tcp or tcps, `port` 0 to 65535.
 
     `host` is an address, or a name in lower case without a dot at its end.
     """
@@ -137,8 +137,7 @@ def _addresses_of(values: dict[bytes, bytes]) -> list[ServerAddress]:
     if protocol not in ("tcp", "tcps"):
         return []
     port = values.get(b"PORT", b"")
-    # Endpoint refuses what is over 65535.
-    if not _PORT.fullmatch(port):
+    if not _PORT.fullmatch(port) or int(port) > 0xFFFF:
         raise Malformed(f"port {port[:40]!r}")
     host = parse_host(values.get(b"HOST", b"").decode("latin-1"))
     return [ServerAddress(protocol, host, int(port))]
