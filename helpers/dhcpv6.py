@@ -45,37 +45,21 @@ _RELAY_FORWARD: Final = 12
 _RELAY_REPLY: Final = 13
 _LEASEQUERY: Final = 14
 
-# RFC 8415, section 21.10, and RFC 8357, section 5.2.
+# Options: RFC 8415, section 21.10, and RFC 8357.
 _RELAY_MESSAGE: Final = 9
 _RELAY_SOURCE_PORT: Final = 135
 
-# IANA's registry of message types, without those of active leasequery and failover,
-# which go over TCP.
-_NAMES: Final = {
-    1: "Solicit",
-    2: "Advertise",
-    3: "Request",
-    4: "Confirm",
-    5: "Renew",
-    6: "Rebind",
-    7: "Reply",
-    8: "Release",
-    9: "Decline",
-    10: "Reconfigure",
-    11: "Information-request",
-    _RELAY_FORWARD: "Relay-forward",
-    _RELAY_REPLY: "Relay-reply",
-    _LEASEQUERY: "Leasequery",
-    15: "Leasequery-reply",
-    16: "Leasequery-done",
-    17: "Leasequery-data",
-    18: "Reconfigure-request",
-    19: "Reconfigure-reply",
-    20: "DHCPv4-query",
-    21: "DHCPv4-response",
-    36: "Addr-reg-inform",
-    37: "Addr-reg-reply",
-}
+# IANA's registry of message types, from type 0 on.
+_NAMES: Final = (
+    *("reserved", "Solicit", "Advertise", "Request", "Confirm", "Renew", "Rebind"),
+    *("Reply", "Release", "Decline", "Reconfigure", "Information-request"),
+    *("Relay-forward", "Relay-reply", "Leasequery", "Leasequery-reply"),
+    *("Leasequery-done", "Leasequery-data", "Reconfigure-request"),
+    *("Reconfigure-reply", "DHCPv4-query", "DHCPv4-response", "Activeleasequery"),
+    *("StartTLS", "Bndupd", "Bndreply", "Poolreq", "Poolresp", "Updreq", "Updreqall"),
+    *("Upddone", "Connect", "Connectreply", "Disconnect", "State", "Contact"),
+    *("Addr-reg-inform", "Addr-reg-reply"),
+)
 
 # Types that are answered, and the ports that they come from.
 _SENT_FROM: Final = {
@@ -169,7 +153,7 @@ def _to_group(message: Message) -> bool:
 
 
 def _name(kind: int) -> str:
-    return f"{_NAMES.get(kind, 'unknown')} ({kind})"
+    return f"{_NAMES[kind] if kind < len(_NAMES) else 'unknown'} ({kind})"
 
 
 def _read_header(cursor: Cursor) -> int:
