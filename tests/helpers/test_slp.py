@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP
+from scapy.layers.inet import TCP as ScapyTCP
 from scapy.layers.inet import UDP as ScapyUDP
 from scapy.layers.l2 import Ether
 from scapy.utils import wrpcap
@@ -45,7 +46,7 @@ from cthelper.core.engine import Damaged, Decision, Engine, Refused
 from cthelper.core.guard import Guard, Rules
 from cthelper.core.tuples import Conntrack
 from cthelper.helpers.slp import Slp
-from cthelper.testing import Line, defaults, play
+from cthelper.testing import Line, defaults, failures, play, related, replay
 from tests.core.builders import conntrack, endpoint, flow_tuple, udp
 
 HOST: Final = "192.0.2.1"
@@ -599,6 +600,29 @@ def test_answer_that_overflows_is_followed_from_its_request_on() -> None:
     decision = runner.handle(udp(payload), reply, ORIGINAL, forwarded=True)
     assert expected(decision) == ["tcp 192.0.2.1 > 192.0.2.77:427"]
     assert not decision.expectations[0].permanent
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_asker_comes_back_to_the_responder_in_a_replay(
+    tmp_path: Path, overflow: bool
+) -> None:
+    ours, theirs = IP(src=HOST, dst=GROUP), IP(src=RESPONDER, dst=HOST)
+    back = IP(src=HOST, dst=RESPONDER)
+    frames = [
+        ours / ScapyUDP(sport=ASKER, dport=PORT) / v2(),
+        theirs / ScapyUDP(sport=PORT, dport=ASKER) / v2(2, bytes(4), flags=O_FLAG),
+        back / ScapyTCP(sport=50000, dport=PORT, flags="S"),
+        # The expectation is used up.
+        back / ScapyTCP(sport=50001, dport=PORT, flags="S"),
+    ]
+    capture = tmp_path / "capture.pcap"
+    wrpcap(str(capture), [Ether() / frame for frame in frames])
+    settings = f"[helpers.slp]\noverflow = {str(overflow).lower()}"
+    events = replay(
+        capture, Slp, settings=settings, networks=[ip_network("192.0.2.0/24")]
+    )
+    assert failures(events) == []
+    assert related(events) == [(2, 1), (3, 2)][: 1 + overflow]
 
 
 # Faults of conntrackd
