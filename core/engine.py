@@ -377,7 +377,9 @@ class Engine:
         Raises ExpectationRefused, and HelperFault for a policy that is not there.
         """
         class_, policy = _policy(config.policies, wish)
-        if message.forwarded and Hook.PREROUTING not in config.hooks:
+        # An expected flow comes in, and its master has been judged.
+        local_only = Hook.PREROUTING not in config.hooks and not message.depth
+        if message.forwarded and local_only:
             raise ExpectationRefused("forwarded", f"{message.source} is another host")
         self.guard.check(wish.endpoint, message.source.address, config.guard)
         version = message.source.address.version

@@ -440,6 +440,18 @@ def test_flow_of_another_host_opens_nothing_where_only_our_own_are_tagged() -> N
     assert host.engine.handle(udp(b"OPEN 5000"), entry, ORIGINAL).expectations
 
 
+def test_expected_flow_may_come_in_where_only_our_own_are_tagged() -> None:
+    host = Host(Datagrams)
+    config = replace(configured(Datagrams), hooks=frozenset({Hook.OUTPUT}))
+    host.engine.helpers = {"datagram": config}
+    answer = flow_tuple(UDP, (SERVER, 427), (CLIENT, 5000))
+    entry = replace(
+        conntrack(answer, id_=2, helper="datagram"), master=host.entry.original
+    )
+    decision = host.engine.handle(udp(b"OPEN 5000"), entry, ORIGINAL, forwarded=True)
+    assert decision.expectations
+
+
 def test_endpoint_of_another_family_than_the_flow_is_refused() -> None:
     host = Host(Datagrams)
     allowed = Rules(allow_hosts=(IPv6Network("2001:db8::/32"),))

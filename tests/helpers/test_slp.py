@@ -581,10 +581,13 @@ def test_nat_is_refused() -> None:
     assert (expected(decision), reasons(decision)) == ([], ["nat"])
 
 
-def test_answer_that_overflows_is_followed_from_its_request_on() -> None:
-    runner = engine(Hook.PREROUTING, overflow=True)
+@pytest.mark.parametrize("hooks", [(), (Hook.PREROUTING,)], ids=["host", "router"])
+def test_answer_that_overflows_is_followed_from_its_request_on(
+    hooks: tuple[Hook, ...],
+) -> None:
+    runner = engine(*hooks, overflow=True)
     request = flow()
-    decision = runner.handle(udp(v2()), request, ORIGINAL, forwarded=True)
+    decision = runner.handle(udp(v2()), request, ORIGINAL, forwarded=bool(hooks))
     (expectation,) = decision.expectations
     assert expectation.helper == "slp"
     tuple_ = flow_tuple(UDP, (RESPONDER, PORT), (HOST, ASKER))
