@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a fuzzer's bytes mean to a target that reads several messages: a script.
 
-A head of a fixed size, then steps until the bytes end::
+A head of a fixed size, then steps until the bytes end, 64 at most::
 
     flags (1 byte)   length (2 bytes)   payload (length bytes)
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
+STEP_LIMIT: Final = 64
 _LENGTH_LIMIT: Final = 0xFFFF
 
 
@@ -37,7 +38,7 @@ class Script:
         """The script that `data` means, with a head of `head` bytes."""
         steps = []
         at = head
-        while at < len(data):
+        while at < len(data) and len(steps) < STEP_LIMIT:
             length = int.from_bytes(data[at + 1 : at + 3])
             payload = data[at + 3 : at + 3 + length]
             steps.append(Step(data[at], payload))

@@ -36,7 +36,9 @@ class Target:
 
 def _conversation(target: Conversations) -> Target:
     # A message over TCP may have 16 KiB, and one that is too long must be met.
-    return Target(target, target.seeds, HEAD, 20_000)
+    return Target(
+        target, target.seeds, HEAD, 20_000 if target.transport is TCP else 4096
+    )
 
 
 def findings(name: str) -> list[Path]:
