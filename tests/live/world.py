@@ -521,10 +521,15 @@ class World:
 
     def dropped(self, transport: Transport, port: int) -> int:
         """How many packets to a destination port the firewall has dropped."""
+        return self.drops().get((transport, port), 0)
+
+    def drops(self) -> dict[tuple[Transport, int], int]:
+        """How many packets the firewall has dropped, by transport and port."""
+        found = {}
         for element in self._list("set", "dropped").get("elem", []):
-            if element["elem"]["val"]["concat"] == [transport, port]:
-                return int(element["elem"]["counter"]["packets"])
-        return 0
+            transport, port = element["elem"]["val"]["concat"]
+            found[transport, port] = int(element["elem"]["counter"]["packets"])
+        return found
 
     def counter(self, name: str) -> int:
         """How many packets a named counter of the firewall has seen.
