@@ -6,12 +6,27 @@ it; frames and endpoints were read off with tshark, which shares no code with us
 """
 
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.inet import TCP as ScapyTCP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import NoPayload, Padding
+from scapy.utils import rdpcap
 
-from cthelper.core.api import DONE
+from cthelper.core.api import (
+    DONE,
+    ORIGINAL,
+    REPLY,
+    TCP,
+    Endpoint,
+    Expect,
+    Message,
+    Tuple,
+)
 from cthelper.core.config import parse
 from cthelper.core.offline.capture import Capture
 from cthelper.core.offline.events import (
@@ -24,7 +39,15 @@ from cthelper.core.offline.events import (
 )
 from cthelper.core.offline.replay import Replay
 from cthelper.core.registry import builtin_helpers
-from cthelper.testing import expectations, failures
+from cthelper.helpers.tns import Tns
+from cthelper.testing import (
+    Line,
+    any_segmentation,
+    defaults,
+    endpoint,
+    expectations,
+    failures,
+)
 
 ROOT: Final = Path(__file__).parents[2]
 PCAPS: Final = ROOT / "pcaps"
@@ -154,6 +177,33 @@ def test_redirect_is_described(name: str) -> None:
     (last,) = [each for each in messages(real(name)) if each.frame == frame]
     host = "[fd77:2::2]" if "redirect6" in name else "10.77.2.2"
     assert last.fields["redirects to"] == f"tcp {host}:41521"
+
+
+def stream(name: str, port: int) -> list[Message]:
+    """What the first flow to this port carried, a message for each segment."""
+    packets = rdpcap(str(PCAPS / "tns" / f"{name}.pcap"))
+    segments = [
+        (each[IPv6 if IPv6 in each else IP], each[ScapyTCP])
+        for each in packets
+        if ScapyTCP in each and port in (each[ScapyTCP].sport, each[ScapyTCP].dport)
+    ]
+    ip, first = segments[0]
+    source = Endpoint(ip_address(ip.src), first.sport)
+    flow = Line(Tuple(TCP, source, Endpoint(ip_address(ip.dst), port)), defaults(Tns))
+    return [
+        flow.message(REPLY if each.sport == port else ORIGINAL, bytes(each.payload))
+        for _, each in segments
+        if not isinstance(each.payload, NoPayload | Padding)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_segmentation_of_the_streams_gives_the_same_effects(name: str) -> None:
+    server = "[fd77:2::2]" if "redirect6" in name else "10.77.2.2"
+    redirected = [Expect(endpoint(f"{server}:41521"), "redirect")]
+    assert any_segmentation(Tns, stream(name, 1521)) == redirected
+    if name in DECIDED:
+        assert any_segmentation(Tns, stream(name, 41521)) == [DONE]
 
 
 @pytest.mark.skipif(not PUBLIC.exists(), reason="the public captures are not here")

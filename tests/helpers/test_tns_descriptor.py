@@ -44,7 +44,7 @@ def nested(groups: int, text: str) -> str:
             ["tcp rac1:1"],
         ),
         (
-            "\r\n ( ADDRESS\t= ( PROTOCOL = tcp ) \n( HOST = 192.0.2.1 )(PORT= 1521 )) ",
+            "\r\n ( ADDRESS\t= ( PROTOCOL = tcp ) \n( HOST= 192.0.2.1 )(PORT= 1521 )) ",
             ["tcp 192.0.2.1:1521"],
         ),
         (
@@ -326,10 +326,10 @@ addresses_ = st.builds(
 
 @st.composite
 def either_case(draw: st.DrawFn, text: str) -> str:
-    upper = draw(st.lists(st.booleans(), min_size=len(text), max_size=len(text)))
+    upper = draw(st.integers(0, 2 ** len(text) - 1))
     return "".join(
-        each.upper() if up else each.lower()
-        for each, up in zip(text, upper, strict=True)
+        each.upper() if upper >> bit & 1 else each.lower()
+        for bit, each in enumerate(text)
     )
 
 
