@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """SunRPC portmapper and rpcbind (RFC 1833): a reply names the port of a service.
 
-A client asks port 111 where a program is: with GETPORT of version 2, or with GETADDR
-of versions 3 and 4, which modern clients use first. The reply holds only the answer,
-so it means nothing without its call: calls are kept by xid until they are answered,
-60 s at most. GETPORT is answered with a port; GETADDR with a universal address, host
-and port in one string (RFC 5665, section 5.2.3), whose host is the server's address or
-unspecified.
+A client asks port 111 where a program is: with GETPORT of version 2, or with GETADDR,
+GETVERSADDR and GETADDRLIST of versions 3 and 4, which modern clients use first. The
+reply holds only the answer, so it means nothing without its call: calls are kept by xid
+until they are answered, 60 s at most. GETPORT is answered with a port; GETADDR with a
+universal address, host and port in one string (RFC 5665, section 5.2.3), whose host is
+the server's address or unspecified; GETADDRLIST with a list of them.
+
+Other procedures announce services, too, but more than a client needs, and so are read
+only where the option `procedures` has them. DUMP lists all that is registered. CALLIT,
+BCAST and INDIRECT have the server call a program itself, and their reply names its
+port. Sent to a group, CALLIT and BCAST are answered by every server on the link, each
+from a port of its own choice: the port that this host asked from is opened to the link.
 
 Messages are RPC calls and replies (RFC 5531, section 9) in XDR; on TCP in records of
 one or more fragments (section 11). Over UDP libtirpc calls the service from the very
@@ -16,15 +22,17 @@ Behind destination NAT the announced address is not the one that the client know
 the expectation is refused (reason ``nat``). Masquerading of the client is fine.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from itertools import islice
 from typing import Final
 
 from cthelper.core.api import (
+    DONE,
+    ON_LINK,
     ORIGINAL,
     TCP,
     UDP,
-    Address,
     Cursor,
     Effects,
     Endpoint,
@@ -37,85 +45,120 @@ from cthelper.core.api import (
     Transport,
     expect,
 )
-from cthelper.helpers.xdr import join_record, read_opaque, read_string, record_length
+from cthelper.helpers.rpcbind import (
+    CALL,
+    NETIDS,
+    PORTMAPPER,
+    REPLY,
+    Arguments,
+    Call,
+    PortMapping,
+    RemoteCall,
+    Rpcb,
+    program_number,
+    read_arguments,
+    read_call,
+    read_head,
+    read_services,
+    read_success,
+)
+from cthelper.helpers.xdr import join_record, record_length
 
-PORTMAPPER: Final = 100000
-
-# RFC 5531, section 9.
-_CALL: Final = 0
-_REPLY: Final = 1
-_RPC_VERSION: Final = 2
-_ACCEPTED: Final = 0
-_SUCCESS: Final = 0
-_AUTH_LIMIT: Final = 400
-# Versions and procedures of RFC 1833, sections 2.2.1 and 3.
-_GETPORT: Final = (2, 3)
-_GETADDR: Final = ((3, 3), (4, 3))
-_STRING_LIMIT: Final = 255
+_NAME: Final = "sunrpc"
 
 _PENDING_LIMIT: Final = 32
 _PENDING_SECONDS: Final = 60.0
+# As many as the policies hold, so that a list does not evict what it has just opened.
+_LISTED: Final = {"DUMP": 32, "GETADDRLIST": 8}
 
-# RFC 1833, sections 2.1 and 3.1, by version and number.
-_PROCEDURES: Final = {
-    2: ("NULL", "SET", "UNSET", "GETPORT", "DUMP", "CALLIT"),
-    3: (
-        *("NULL", "SET", "UNSET", "GETADDR", "DUMP", "CALLIT", "GETTIME"),
-        *("UADDR2TADDR", "TADDR2UADDR"),
+_MODE: Final = Option(
+    "mode",
+    "service",
+    "service: the client may open any number of flows to the announced port "
+    "until the policy's timeout; oneshot: one flow",
+    choices=("service", "oneshot"),
+)
+_NETID: Final = Option(
+    "netid",
+    "match",
+    "match: a GETADDR call that names another transport than its own opens "
+    "nothing; trust: it opens the transport that it names",
+    choices=("match", "trust"),
+)
+_SERVED: Final[Option[tuple[str, ...]]] = Option(
+    "procedures",
+    ("getport", "getaddr", "getversaddr", "getaddrlist"),
+    "procedures that open something, out of these and dump, callit, bcast, indirect; "
+    "dump opens all that the server lists, callit and bcast to a group open the port "
+    "that they are sent from to the hosts on the link",
+    choices=(
+        *("getport", "getaddr", "getversaddr", "getaddrlist"),
+        *("dump", "callit", "bcast", "indirect"),
     ),
-    4: (
-        *("NULL", "SET", "UNSET", "GETADDR", "DUMP", "BCAST", "GETTIME"),
-        *("UADDR2TADDR", "TADDR2UADDR", "GETVERSADDR", "INDIRECT", "GETADDRLIST"),
-        "GETSTAT",
-    ),
-}
+)
+_ALLOWED: Final[Option[tuple[int, ...]]] = Option(
+    "allow_programs",
+    (),
+    'the only programs that may be opened, by number or name such as "nfs"; empty: all',
+    element=program_number,
+)
+_DENIED: Final[Option[tuple[int, ...]]] = Option(
+    "deny_programs", (), "programs that are never opened", element=program_number
+)
 
-# RFC 5665, section 5.2.2, and the IP version that each means.
-_NETIDS: Final = {"tcp": (TCP, 4), "udp": (UDP, 4), "tcp6": (TCP, 6), "udp6": (UDP, 6)}
 
-
-@dataclass(slots=True)
-class _Call:
-    """A call that waits for its reply; `answer` is the endpoint once it has come.
-
-    `netid` is None for GETPORT.
-    """
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A service as this flow's client is to reach it."""
 
     program: int
     transport: Transport
-    netid: str | None
+    endpoint: Endpoint
+
+    def __str__(self) -> str:
+        return f"program {self.program} at {self.transport} {self.endpoint}"
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A call that waits for its reply; `offers` are those of the reply that has come.
+
+    `transport` is that of a service whose reply does not say it.
+    """
+
+    call: Call
+    arguments: Arguments | None
+    transport: Transport
     expires: float
-    answer: Endpoint | None = None
+    offers: tuple[_Offer, ...] = ()
+
+    @property
+    def program(self) -> int:
+        """The program that was asked for; DUMP asks the portmapper about itself."""
+        return PORTMAPPER if self.arguments is None else self.arguments.program
+
+    def repeats(self, other: "_Pending") -> bool:
+        """Whether both are one call, which was sent again."""
+        return self.call == other.call and self.arguments == other.arguments
 
 
 class SunRpc(Helper):
-    """SunRPC portmapper and rpcbind: GETPORT and GETADDR."""
+    """SunRPC portmapper and rpcbind: the services that their replies announce."""
 
-    name = "sunrpc"
+    name = _NAME
     transports = frozenset({TCP, UDP})
     ports = (111,)
-    policies = (Policy("service", max_expected=8, timeout=300),)
-    options = (
-        Option(
-            "mode",
-            "service",
-            "service: the client may open any number of flows to the announced port "
-            "until the policy's timeout; oneshot: one flow",
-            choices=("service", "oneshot"),
-        ),
-        Option(
-            "netid",
-            "match",
-            "match: a GETADDR call that names another transport than its own opens "
-            "nothing; trust: it opens the transport that it names",
-            choices=("match", "trust"),
-        ),
+    policies = (
+        Policy("service", max_expected=8, timeout=300),
+        Policy("broadcast", max_expected=8, timeout=10),
+        Policy("dump", max_expected=32, timeout=300),
     )
+    options = (_MODE, _NETID, _SERVED, _ALLOWED, _DENIED)
     # Services that root starts bind reserved ports (bindresvport takes 512 to 1023).
     lowest_port = 512
 
     def __init__(self) -> None:
-        self._calls: dict[int, _Call] = {}
+        self._pending: dict[int, _Pending] = {}
 
     def frame(self, data: memoryview) -> int | None:
         """Length of one record."""
@@ -123,125 +166,109 @@ class SunRpc(Helper):
 
     def on_message(self, message: Message) -> Effects:
         """Remember a call; expect flows to what the reply to one announces."""
-        record = message.payload
-        if message.transport is TCP:
-            record = join_record(record)
-        cursor = Cursor(record)
-        xid = cursor.u32()
-        kind = cursor.u32()
-        if kind != (_CALL if message.direction is ORIGINAL else _REPLY):
+        if message.depth:
+            # A flow that was expected: some kernels attach the helper that a policy
+            # other than the first needs to be named.
+            yield DONE
+            return
+        cursor = Cursor(_record(message))
+        xid, kind = read_head(cursor)
+        if kind != (CALL if message.direction is ORIGINAL else REPLY):
             raise Malformed(
                 f"message type {kind} in {message.direction.value} direction"
             )
         if message.direction is ORIGINAL:
-            self._remember(xid, cursor, message)
-            return
-        call = self._calls.get(xid)
-        if call is None or call.expires <= message.now or not _succeeded(cursor):
-            return
-        endpoint = _announced(call, cursor, message)
-        if endpoint is None:
-            return
-        if call.program == PORTMAPPER:
-            raise ExpectationRefused("portmapper", "the portmapper announced itself")
-        if call.answer not in (None, endpoint):
-            raise ExpectationRefused(
-                "second-answer", f"{endpoint} after {call.answer} for one call"
-            )
-        call.answer = endpoint
-        yield from expect(
-            endpoint,
-            policy="service",
-            transport=call.transport,
-            permanent=message.options["mode"] == "service",
-        )
+            yield from self._called(xid, cursor, message)
+        else:
+            yield from self._answered(xid, cursor, message)
 
     def describe(self, message: Message) -> dict[str, str]:
         """The call or the reply; what a reply announces is told by its call."""
-        record = message.payload
-        if message.transport is TCP:
-            record = join_record(record)
-        cursor = Cursor(record)
-        xid, kind = cursor.u32(), cursor.u32()
-        fields = {"xid": f"{xid:#010x}", "type": "call" if kind == _CALL else "reply"}
-        if kind == _CALL:
+        if message.depth:
+            return {}
+        cursor = Cursor(_record(message))
+        xid, kind = read_head(cursor)
+        fields = {"xid": f"{xid:#010x}", "type": "call" if kind == CALL else "reply"}
+        if kind == CALL:
             return fields | _describe_call(cursor)
-        succeeded = _succeeded(cursor)
+        succeeded = read_success(cursor)
         fields["status"] = "success" if succeeded else "denied or failed"
-        call = self._calls.get(xid)
-        if call is None:
+        pending = self._pending.get(xid)
+        if pending is None:
             fields["answers"] = "no call that could announce an endpoint"
         elif succeeded:
-            endpoint = _announced(call, cursor, message)
-            fields["announces"] = (
-                "nothing: the program is not registered"
-                if endpoint is None
-                else f"program {call.program} at {call.transport} {endpoint}"
+            offers = _read_offers(pending, cursor, message)
+            fields["announces"] = "; ".join(map(str, offers)) or (
+                f"nothing over TCP or UDP and IPv{message.source.address.version}"
+                if pending.call.name in _LISTED
+                else "nothing: the program is not registered"
             )
         return fields
 
-    def _remember(self, xid: int, cursor: Cursor, message: Message) -> None:
-        call = _read_call(cursor, message)
+    def _called(self, xid: int, cursor: Cursor, message: Message) -> Effects:
+        call = read_call(cursor)
+        pending = None
+        if call.name.lower() in _SERVED.of(message):
+            arguments = read_arguments(call, cursor)
+            if message.group:
+                yield from _await_answers(call, arguments, message)
+            else:
+                pending = _pending(call, arguments, message)
         # A repeated call is the same again; it must not forget the answer.
-        known = self._calls.pop(xid, None)
-        if call is None:
+        known = self._pending.pop(xid, None)
+        if pending is None:
             return
-        if known is not None and known.program == call.program:
-            call.answer = known.answer
-        while len(self._calls) >= _PENDING_LIMIT:
-            del self._calls[next(iter(self._calls))]
-        self._calls[xid] = call
+        if known is not None and pending.repeats(known):
+            pending.offers = known.offers
+        while len(self._pending) >= _PENDING_LIMIT:
+            del self._pending[next(iter(self._pending))]
+        self._pending[xid] = pending
+
+    def _answered(self, xid: int, cursor: Cursor, message: Message) -> Effects:
+        pending = self._pending.get(xid)
+        if pending is None or pending.expires <= message.now:
+            return
+        if not read_success(cursor):
+            return
+        offers = _read_offers(pending, cursor, message)
+        if not offers:
+            return
+        if pending.offers not in ((), offers):
+            now, before = (
+                _brief([str(each.endpoint) for each in several])
+                for several in (offers, pending.offers)
+            )
+            raise ExpectationRefused(
+                "second-answer", f"{now} after {before} for one call"
+            )
+        pending.offers = offers
+        yield from _open(pending.call, offers, message)
 
 
-def _read_call(cursor: Cursor, message: Message) -> _Call | None:
-    """The call after its xid and type; None where its reply will open nothing."""
-    version = cursor.u32()
-    if version != _RPC_VERSION:
-        raise Malformed(f"RPC version {version}")
-    program = cursor.u32()
-    procedure = (cursor.u32(), cursor.u32())
-    _skip_auth(cursor)
-    _skip_auth(cursor)
-    if program != PORTMAPPER:
+def _record(message: Message) -> bytes:
+    if message.transport is TCP:
+        return join_record(message.payload)
+    return message.payload
+
+
+def _pending(
+    call: Call, arguments: Arguments | None, message: Message
+) -> _Pending | None:
+    """The call as it is remembered; None where its reply will open nothing."""
+    transport: Transport | None
+    match arguments:
+        case PortMapping(protocol=protocol):
+            transport = Transport(protocol) if protocol in (TCP, UDP) else None
+        case Rpcb(netid=netid) if call.name not in _LISTED:
+            transport = _transport_of(netid, message)
+        case RemoteCall() if call.version == 2:
+            # The portmapper's own calls are over UDP (RFC 1833, section 3.2).
+            transport = UDP
+        case _:
+            transport = message.transport
+    if transport is None:
         return None
-    expires = message.now + _PENDING_SECONDS
-    if procedure == _GETPORT:
-        wanted, _, protocol, _ = (cursor.u32() for _ in range(4))
-        if protocol not in (TCP, UDP):
-            return None
-        return _Call(wanted, Transport(protocol), None, expires)
-    if procedure in _GETADDR:
-        wanted, _ = cursor.u32(), cursor.u32()
-        netid = read_string(cursor, _STRING_LIMIT)
-        transport = _transport_of(netid, message)
-        if transport is None:
-            return None
-        return _Call(wanted, transport, netid, expires)
-    return None
-
-
-def _describe_call(cursor: Cursor) -> dict[str, str]:
-    cursor.skip(4)
-    program, version, number = cursor.u32(), cursor.u32(), cursor.u32()
-    _skip_auth(cursor)
-    _skip_auth(cursor)
-    names = _PROCEDURES.get(version, ()) if program == PORTMAPPER else ()
-    fields = {
-        "program": f"{program}, version {version}",
-        "procedure": names[number] if number < len(names) else str(number),
-    }
-    if program != PORTMAPPER:
-        return fields
-    if (version, number) == _GETPORT:
-        wanted, release, protocol = cursor.u32(), cursor.u32(), cursor.u32()
-        fields["asks for"] = f"program {wanted}, version {release}"
-        fields["protocol"] = str(protocol)
-    elif (version, number) in _GETADDR:
-        wanted, release = cursor.u32(), cursor.u32()
-        fields["asks for"] = f"program {wanted}, version {release}"
-        for name in ("netid", "address", "owner"):
-            fields[name] = repr(read_string(cursor, _STRING_LIMIT))
-    return fields
+    return _Pending(call, arguments, transport, message.now + _PENDING_SECONDS)
 
 
 def _transport_of(netid: str, message: Message) -> Transport | None:
@@ -252,62 +279,121 @@ def _transport_of(netid: str, message: Message) -> Transport | None:
     """
     if not netid:
         return message.transport
-    transport, version = _NETIDS.get(netid, (None, 0))
+    transport, version = NETIDS.get(netid, (None, 0))
     if transport is None or version != message.source.address.version:
         return None
-    if transport is not message.transport and message.options["netid"] == "match":
+    if transport is not message.transport and _NETID.of(message) == "match":
         return None
     return transport
 
 
-def _skip_auth(cursor: Cursor) -> None:
-    """Pass over credentials or a verifier (RFC 5531, section 8.2)."""
-    cursor.skip(4)
-    read_opaque(cursor, _AUTH_LIMIT)
-
-
-def _succeeded(cursor: Cursor) -> bool:
-    """Whether the reply is accepted and successful; then its result comes next."""
-    if cursor.u32() != _ACCEPTED:
-        return False
-    _skip_auth(cursor)
-    return cursor.u32() == _SUCCESS
-
-
-def _announced(call: _Call, cursor: Cursor, message: Message) -> Endpoint | None:
-    """The endpoint in the result, or None where the service is not registered."""
+def _read_offers(
+    pending: _Pending, cursor: Cursor, message: Message
+) -> tuple[_Offer, ...]:
+    """The services in a result that this client could use, each of them once."""
     server = message.source.address
-    if call.netid is None:
-        # XDR carries 32 bits; Endpoint refuses what does not fit 16.
-        port = cursor.u32()
-        return Endpoint(server, port) if port else None
-    text = read_string(cursor, _STRING_LIMIT)
-    if not text:
-        return None
-    endpoint = parse_uaddr(text)
     ours = (server, message.original.destination.address)
-    if endpoint.address.is_unspecified or endpoint.address in ours:
-        return Endpoint(server, endpoint.port)
-    return endpoint
+    offers: dict[_Offer, None] = {}
+    for service in read_services(pending.call, cursor):
+        if service.ip_version not in (None, server.version):
+            continue
+        program = pending.program if service.program is None else service.program
+        transport = service.transport or pending.transport
+        host = service.host
+        if host is None or host.is_unspecified or host in ours:
+            host = server
+        offers[_Offer(program, transport, Endpoint(host, service.port))] = None
+    return tuple(offers)
 
 
-def parse_uaddr(text: str) -> Endpoint:
-    """The endpoint of a universal address, such as ``192.0.2.1.3.232`` (port 1000).
+def _open(call: Call, offers: Iterable[_Offer], message: Message) -> Effects:
+    """Expect flows to the services that are allowed, and refuse the others.
 
-    RFC 5665, sections 5.2.3.3 and 5.2.3.4. Raises Malformed.
+    The portmapper, which is there already, stands in its own list, and is no reason
+    to refuse anything then.
     """
-    host, *octets = text.rsplit(".", 2)
-    # int() would take signs, blanks, underscores and digits of other scripts.
-    if len(octets) != 2 or not all(
-        octet.isascii() and octet.isdigit() and int(octet) <= 0xFF for octet in octets
-    ):
-        raise Malformed(f"universal address {text!r}")
-    high, low = map(int, octets)
-    address: Address
-    try:
-        address = IPv6Address(host) if ":" in host else IPv4Address(host)
-    except AddressValueError:
-        raise Malformed(f"universal address {text!r}") from None
-    if isinstance(address, IPv6Address) and address.scope_id is not None:
-        raise Malformed(f"universal address {text!r} has a scope")
-    return Endpoint(address, high * 256 + low)
+    dump = call.name == "DUMP"
+    others = [each for each in offers if each.program != PORTMAPPER]
+    if not others and not dump:
+        raise ExpectationRefused("portmapper", "the portmapper announced itself")
+    denied = {each.program for each in others if not _is_allowed(each.program, message)}
+    # Several programs, and the versions of one, may share a port.
+    places = dict.fromkeys(
+        (each.transport, each.endpoint) for each in others if each.program not in denied
+    )
+    for transport, endpoint in islice(places, _LISTED.get(call.name)):
+        try:
+            yield from expect(
+                endpoint,
+                policy="dump" if dump else "service",
+                transport=transport,
+                permanent=_MODE.of(message) == "service",
+                helper=_NAME if dump else None,
+            )
+        except ExpectationRefused:
+            # It is counted, and says nothing about the rest of a list.
+            continue
+    if denied:
+        raise _denied(*sorted(denied))
+
+
+def _await_answers(
+    call: Call, arguments: Arguments | None, message: Message
+) -> Effects:
+    """Expect the answers of all servers on the link to a call that went to a group.
+
+    INDIRECT is not for groups (RFC 1833, section 2.2.2), and nobody calls the other
+    procedures so.
+    """
+    if call.name == "INDIRECT" or not isinstance(arguments, RemoteCall):
+        return
+    if message.forwarded:
+        raise ExpectationRefused("forwarded", f"{message.source} is another host")
+    if not _is_allowed(arguments.program, message):
+        raise _denied(arguments.program)
+    yield from expect(
+        message.source,
+        policy="broadcast",
+        source=ON_LINK,
+        permanent=True,
+        helper=_NAME,
+    )
+
+
+def _is_allowed(program: int, message: Message) -> bool:
+    allowed = _ALLOWED.of(message)
+    return program not in _DENIED.of(message) and (not allowed or program in allowed)
+
+
+def _denied(*programs: int) -> ExpectationRefused:
+    names = _brief(list(map(str, programs)))
+    return ExpectationRefused("denied-program", f"program {names}")
+
+
+def _brief(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are: a list may be long."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _describe_call(cursor: Cursor) -> dict[str, str]:
+    call = read_call(cursor)
+    fields = {
+        "program": f"{call.program}, version {call.version}",
+        "procedure": call.name,
+    }
+    arguments = read_arguments(call, cursor)
+    if arguments is not None:
+        fields["asks for"] = f"program {arguments.program}, version {arguments.version}"
+    match arguments:
+        case PortMapping(protocol=protocol):
+            fields["protocol"] = str(protocol)
+        case Rpcb():
+            fields["netid"] = repr(arguments.netid)
+            fields["address"] = repr(arguments.address)
+            fields["owner"] = repr(arguments.owner)
+        case RemoteCall():
+            fields["calls"] = (
+                f"procedure {arguments.procedure}, "
+                f"{len(arguments.arguments)} bytes of arguments"
+            )
+    return fields

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """XDR (RFC 4506) and the record marking of ONC RPC on TCP (RFC 5531, section 11)."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from cthelper.core.api import Cursor, Malformed, Oversized
+
+_T = TypeVar("_T")
 
 _LAST_FRAGMENT: Final = 0x80000000
 _MARK: Final = 4
@@ -35,6 +38,20 @@ def read_string(cursor: Cursor, limit: int) -> str:
         return data.decode("ascii")
     except UnicodeDecodeError:
         raise Malformed(f"string {data!r} is not ASCII") from None
+
+
+def read_list(cursor: Cursor, read: Callable[[Cursor], _T]) -> list[_T]:
+    """The items of a list in which a boolean before each says that it follows.
+
+    RFC 4506, sections 4.4 and 4.19. `read` reads one. The message bounds the list: each
+    item takes 4 bytes at least. Raises Malformed, also where the list does not end.
+    """
+    items = []
+    while (follows := cursor.u32()) != 0:
+        if follows != 1:
+            raise Malformed(f"boolean {follows} in a list")
+        items.append(read(cursor))
+    return items
 
 
 def record_length(data: memoryview, limit: int) -> int | None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """SunRPC: which replies of a portmapper open a port, and which.
 
-Where a test says "conntrackd", it names a fault of conntrackd's rpc helper.
+The faults that tests are marked with are those of conntrackd's rpc helper. Lists,
+remote calls and programs that are denied: test_sunrpc_procedures.py.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import example, given
@@ -22,18 +23,20 @@ from cthelper.core.api import (
     UDP,
     Direction,
     Effect,
-    Endpoint,
     Expect,
     ExpectationRefused,
     Malformed,
+    OptionValue,
     Oversized,
+    Policy,
     Transport,
 )
 from cthelper.core.config import parse
 from cthelper.core.engine import Damaged, Decision, Engine, Refused
 from cthelper.core.guard import DENIED_PORTS, Guard
 from cthelper.core.tuples import Address, Conntrack, Network
-from cthelper.helpers.sunrpc import PORTMAPPER, SunRpc, parse_uaddr
+from cthelper.helpers.rpcbind import PORTMAPPER
+from cthelper.helpers.sunrpc import SunRpc
 from cthelper.testing import Line, defaults, play
 from tests.core.builders import (
     CLIENT,
@@ -53,6 +56,32 @@ NFS: Final = 100003
 PORT: Final = 20048
 WILDCARD: Final = "0.0.0.0"  # noqa: S104 - stands in messages, nothing is bound
 MODES: Final = ["match", "trust"]
+
+FAULTS: Final = {
+    1: "modern clients, which ask rpcbind (versions 3 and 4), get nothing",
+    2: "DUMP and CALLIT are not read",
+    3: "records of TCP are not: one message a segment, its mark skipped blindly",
+    4: "a reply with xid 0 matches the state of a call that is over",
+    5: "whatever does not match wipes the pending call, of which there is one",
+    6: "a repeated reply does not refresh the expectation",
+    7: "one expectation a flow: the second service evicts the first",
+    8: "under NAT a port is written into the packet that is never sent",
+    9: "the record mark is not held against what there is",
+    10: "no list of programs, no policy on ports",
+    11: "IPv6 is not served: only version 2 of the protocol is, and NAT for IPv4",
+    12: "a flow without state ends the daemon",
+}
+
+
+def fault(number: int) -> pytest.MarkDecorator:
+    """The mark of a test that proves a fault to be theirs only."""
+    return pytest.mark.fault(f"rpc {number}", FAULTS[number])
+
+
+def handles(message: str, outcome: str) -> pytest.MarkDecorator:
+    """The mark of a test that proves what becomes of a message."""
+    return pytest.mark.handles("sunrpc", message, outcome)
+
 
 # Calls and replies, bare of record marks.
 
@@ -135,15 +164,13 @@ def record(message: bytes, *at: int) -> bytes:
 
 
 def line(
-    transport: Transport = UDP,
-    *,
-    version: int = 4,
-    mode: str = "service",
-    netid: str = "match",
+    transport: Transport = UDP, *, version: int = 4, depth: int = 0, **options: Any
 ) -> Line:
+    """A flow of the client's to port 111, with these options of the helper."""
     client, server = (CLIENT, SERVER) if version == 4 else (CLIENT6, SERVER6)
     original = flow_tuple(transport, (client, 650), (server, 111))
-    return Line(original, {**defaults(SunRpc), "mode": mode, "netid": netid})
+    values: dict[str, OptionValue] = {**defaults(SunRpc), **options}
+    return Line(original, values, depth=depth)
 
 
 def exchange(asked: bytes, answered: bytes, flow: Line | None = None) -> list[Effect]:
@@ -168,7 +195,10 @@ def service(
 
 # What opens a port.
 
+OPENS: Final = "client > server:port, 300 s"
 
+
+@handles("GETPORT (v2, 3)", OPENS)
 @pytest.mark.parametrize("on", [TCP, UDP], ids=str)
 @pytest.mark.parametrize("protocol", [TCP, UDP], ids=str)
 def test_getport_opens_the_port_of_the_transport_it_asks_for(
@@ -178,22 +208,28 @@ def test_getport_opens_the_port_of_the_transport_it_asks_for(
     assert effects == [service(transport=protocol)]
 
 
+@fault(1)
 @pytest.mark.parametrize("on", [TCP, UDP], ids=str)
-@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param(version, marks=handles(f"GETADDR (v{version}, 3)", OPENS))
+        for version in (3, 4)
+    ],
+)
 def test_getaddr_of_versions_3_and_4_opens_the_announced_port(
     on: Transport, version: int
 ) -> None:
-    # conntrackd fault 1: modern clients use nothing else.
     effects = exchange(getaddr(7, netid=str(on), version=version), address(7), line(on))
     assert effects == [service(transport=on)]
 
 
+@fault(11)
 @pytest.mark.parametrize("on", [TCP, UDP], ids=str)
 @pytest.mark.parametrize("netid", ["", None], ids=["empty netid", "its own netid"])
 def test_getaddr_over_ipv6_opens_the_announced_port(
     on: Transport, netid: str | None
 ) -> None:
-    # conntrackd fault 11.
     asked = getaddr(7, netid=f"{on}6" if netid is None else netid, version=3)
     answered = address(7, uaddr(SERVER6))
     effects = exchange(asked, answered, line(on, version=6))
@@ -220,12 +256,12 @@ def test_credentials_and_verifiers_of_up_to_400_bytes_are_passed_over(
 
 
 def test_getport_that_fills_in_the_port_is_read_all_the_same() -> None:
-    # RFC 1833 has the server ignore it; conntrackd refuses the call.
+    # RFC 1833 has the server ignore it.
     assert exchange(getport(7, port=99), port(7)) == [service()]
 
 
+@fault(3)
 def test_bytes_after_a_message_are_not_looked_at() -> None:
-    # conntrackd wants the exact length.
     assert exchange(getport(7) + b"\xa5", port(7) + b"\xa5") == [service()]
 
 
@@ -235,10 +271,9 @@ def test_oneshot_mode_opens_one_flow() -> None:
     assert exchange(getaddr(7), address(7), flow) == [service(permanent=False)]
 
 
+@fault(7)
 def test_a_client_may_have_eight_services_open_for_300_seconds() -> None:
-    # conntrackd fault 7: one, so that nfs evicts mountd before it is used.
-    (policy,) = SunRpc.policies
-    assert (policy.max_expected, policy.timeout) == (8, 300)
+    assert SunRpc.policies[0] == Policy("service", max_expected=8, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +339,7 @@ def test_unregistered_service_opens_nothing() -> None:
     assert exchange(getaddr(7), address(7, "")) == []
 
 
+@handles("a reply that is denied, or fails", "opens nothing")
 @pytest.mark.parametrize(
     "answered",
     [
@@ -327,40 +363,67 @@ def test_rejected_or_unsuccessful_reply_opens_nothing(answered: bytes) -> None:
     assert exchange(getport(7), answered) == []
 
 
+MAPPING: Final = u32(MOUNTD, 3, UDP, PORT)
+RPCB: Final = u32(MOUNTD, 3) + opaque(b"udp") + opaque(b"") + opaque(b"")
+REMOTE: Final = u32(MOUNTD, 3, 0) + opaque(b"")
+# By name: version and number of each, and its arguments.
+OTHER_PROCEDURES: Final = {
+    "NULL": ([(2, 0), (3, 0), (4, 0)], b""),
+    "SET": ([(2, 1)], MAPPING),
+    "UNSET": ([(2, 2)], MAPPING),
+    "SET of rpcbind": ([(3, 1), (4, 1)], RPCB),
+    "UNSET of rpcbind": ([(3, 2), (4, 2)], RPCB),
+    "GETTIME": ([(3, 6), (4, 6)], b""),
+    "UADDR2TADDR": ([(3, 7), (4, 7)], opaque(b"192.0.2.1.8.1")),
+    "TADDR2UADDR": ([(3, 8), (4, 8)], u32(16) + opaque(bytes(16))),
+    "GETSTAT": ([(4, 12)], b""),
+}
+# Those that need the option `procedures`.
+WIDER: Final = {
+    "DUMP": ([(2, 4), (3, 4), (4, 4)], b""),
+    "CALLIT": ([(2, 5), (3, 5)], REMOTE),
+    "BCAST": ([(4, 5)], REMOTE),
+    "INDIRECT": ([(4, 10)], REMOTE),
+}
+UNKNOWN: Final = {
+    "version 5": ([(5, 3)], MAPPING),
+    "version 1": ([(1, 3)], MAPPING),
+    "number 13": ([(4, 13)], RPCB),
+}
+
+
+def marked(
+    table: dict[str, tuple[list[tuple[int, int]], bytes]], outcome: str
+) -> list[Any]:
+    """A case for each procedure, with its mark."""
+    return [
+        pytest.param(
+            (version, number),
+            arguments,
+            marks=handles(f"{name.split()[0]} (v{version}, {number})", outcome),
+            id=f"v{version} {name}",
+        )
+        for name, (numbers, arguments) in table.items()
+        for version, number in numbers
+    ]
+
+
 @pytest.mark.parametrize(
     ("procedure", "arguments"),
     [
-        ((2, 0), b""),
-        ((2, 1), u32(MOUNTD, 3, UDP, PORT)),
-        ((2, 4), b""),
-        ((2, 5), u32(MOUNTD, 3, 0) + opaque(b"")),
-        ((3, 0), b""),
-        ((3, 4), b""),
-        ((3, 5), u32(MOUNTD, 3, 0) + opaque(b"")),
-        ((4, 4), b""),
-        ((4, 5), u32(MOUNTD, 3, 0) + opaque(b"")),
-        ((5, 3), u32(MOUNTD, 3, UDP, 0)),
-        ((1, 3), u32(MOUNTD, 3, UDP, 0)),
-    ],
-    ids=[
-        "NULL",
-        "SET",
-        "DUMP",
-        "CALLIT",
-        "v3 NULL",
-        "v3 DUMP",
-        "v3 CALLIT",
-        "v4 DUMP",
-        "v4 BCAST",
-        "version 5",
-        "version 1",
+        *marked(OTHER_PROCEDURES, "opens nothing"),
+        *marked(WIDER, "opens nothing, by default"),
+        *(
+            pytest.param(number, arguments, id=name)
+            for name, ((number,), arguments) in UNKNOWN.items()
+        ),
     ],
 )
 def test_other_procedures_open_nothing(
     procedure: tuple[int, int], arguments: bytes
 ) -> None:
-    # conntrackd fault 2; DUMP and CALLIT are not served yet.
-    assert exchange(call(7, procedure, arguments), port(7)) == []
+    for answered in (port(7), address(7), reply(7, b"")):
+        assert exchange(call(7, procedure, arguments), answered) == []
 
 
 def test_other_programs_open_nothing() -> None:
@@ -390,14 +453,16 @@ def test_portmapper_that_is_not_registered_is_not_refused() -> None:
 # Transactions.
 
 
+@fault(12)
 def test_reply_without_a_call_opens_nothing() -> None:
     flow = line()
     assert play(SunRpc(), [flow.answered(port(7))]) == []
     assert exchange(getport(7), port(8)) == []
 
 
+@fault(4)
 def test_reply_with_xid_0_after_an_exchange_opens_nothing() -> None:
-    # conntrackd fault 4: it forgets a call by setting its xid to 0.
+    # They forget a call by setting its xid to 0.
     flow = line()
     messages = [
         flow.sent(getport(7)),
@@ -407,6 +472,7 @@ def test_reply_with_xid_0_after_an_exchange_opens_nothing() -> None:
     assert play(SunRpc(), messages) == [service()]
 
 
+@fault(4)
 def test_reply_with_xid_0_before_any_call_opens_nothing() -> None:
     assert play(SunRpc(), [line().answered(port(0))]) == []
 
@@ -415,8 +481,8 @@ def test_xid_0_is_like_any_other() -> None:
     assert exchange(getport(0), port(0)) == [service()]
 
 
+@fault(5)
 def test_stale_reply_does_not_disturb_the_pending_call() -> None:
-    # conntrackd fault 5: any message that does not match wipes the call.
     flow = line()
     messages = [
         flow.sent(getport(7)),
@@ -426,6 +492,7 @@ def test_stale_reply_does_not_disturb_the_pending_call() -> None:
     assert play(SunRpc(), messages) == [service()]
 
 
+@fault(5)
 def test_malformed_message_does_not_disturb_the_pending_call() -> None:
     helper, flow = SunRpc(), line()
     assert play(helper, [flow.sent(getport(7))]) == []
@@ -435,6 +502,7 @@ def test_malformed_message_does_not_disturb_the_pending_call() -> None:
     assert play(helper, [flow.answered(port(7))]) == [service()]
 
 
+@fault(5)
 def test_call_of_another_procedure_does_not_disturb_the_pending_call() -> None:
     flow = line()
     messages = [
@@ -446,9 +514,10 @@ def test_call_of_another_procedure_does_not_disturb_the_pending_call() -> None:
     assert play(SunRpc(), messages) == [service()]
 
 
+@fault(5)
+@fault(7)
 @pytest.mark.parametrize("order", [(7, 8), (8, 7)], ids=["in order", "reversed"])
 def test_two_outstanding_calls_are_both_answered(order: tuple[int, int]) -> None:
-    # conntrackd faults 5 and 7.
     flow = line()
     messages = [flow.sent(getport(7)), flow.sent(getaddr(8, program=NFS))]
     answers = {7: port(7, 2000), 8: address(8, uaddr(number=2049))}
@@ -463,8 +532,8 @@ def test_retransmitted_call_is_the_same_call() -> None:
     assert play(SunRpc(), messages) == [service()]
 
 
+@fault(6)
 def test_retransmitted_reply_refreshes_the_expectation() -> None:
-    # conntrackd fault 6.
     flow = line()
     messages = [flow.sent(getport(7))] + [flow.answered(port(7))] * 3
     assert play(SunRpc(), messages) == [service()] * 3
@@ -637,86 +706,11 @@ def test_call_in_the_reply_direction_is_no_call() -> None:
     assert play(helper, [flow.answered(port(7))]) == []
 
 
-# Universal addresses.
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("192.0.2.1.3.232", "192.0.2.1:1000"),
-        ("0.0.0.0.255.255", "0.0.0.0:65535"),
-        ("10.77.2.2.168.165", "10.77.2.2:43173"),
-        ("192.0.2.1.0.0", "192.0.2.1:0"),
-        ("::.0.111", "[::]:111"),
-        ("fd77:2::2.168.165", "[fd77:2::2]:43173"),
-        ("::ffff:192.0.2.1.8.1", "[::ffff:c000:201]:2049"),
-    ],
-)
-def test_universal_address_is_read(text: str, expected: str) -> None:
-    assert str(parse_uaddr(text)) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ".",
-        "..",
-        "...",
-        "1.2",
-        "192.0.2.1",
-        "192.0.2.1.1",
-        "192.0.2.1.1.256",
-        "192.0.2.1.256.1",
-        "192.0.2.1.-1.1",
-        "192.0.2.1.+1.1",
-        "192.0.2.1.1_0.1",
-        "192.0.2.1. 1.1",
-        "192.0.2.1.1.1 ",
-        "192.0.2.1.1.",
-        "192.0.2.1..1",
-        "192.0.2.1.\u0661.1",
-        "192.0.2.1.\u00b2.1",
-        "192.0.2.256.1.1",
-        "192.0.2.01.1.1",
-        "192.0.2.1/32.1.1",
-        "192.0.2.1.1.1.1",
-        "localhost.1.1",
-        "1::2::3.1.1",
-        "fe80::1%eth0.1.1",
-        "[::1].1.1",
-        "192.0.2.1:1.1",
-    ],
-)
-def test_what_is_no_universal_address_is_malformed(text: str) -> None:
-    with pytest.raises(Malformed):
-        parse_uaddr(text)
-
-
-@given(st.ip_addresses(), st.integers(0, 0xFFFF))
-def test_universal_address_comes_back_as_it_was_written(
-    host: Address, number: int
-) -> None:
-    assert parse_uaddr(uaddr(str(host), number)) == Endpoint(host, number)
-
-
-@given(st.text(max_size=60) | st.from_regex(r"[0-9a-f:.]+\.\d+\.\d+", fullmatch=True))
-def test_any_text_is_an_endpoint_or_malformed(text: str) -> None:
-    try:
-        found = parse_uaddr(text)
-    except Malformed:
-        return
-    host, high, low = text.rsplit(".", 2)
-    assert found.port == int(high) * 256 + int(low)
-    version = 6 if ":" in host else 4
-    assert found.address.version == version
-
-
 # Records on TCP.
 
 
+@fault(3)
 def test_record_of_several_fragments_is_one_message() -> None:
-    # conntrackd fault 3: it skips 4 bytes and hopes.
     flow = line(TCP)
     messages = [
         flow.sent(record(getport(7, protocol=TCP), 0, 3, 8, 40)),
@@ -733,11 +727,26 @@ def test_record_is_framed_by_its_marks() -> None:
     assert helper.frame(memoryview(wire[: length - 1])) is None
 
 
+@fault(9)
 def test_record_over_16_kib_is_malformed() -> None:
     helper = SunRpc()
     assert helper.frame(memoryview(record(bytes(16 * 1024 - 4)))) == 16 * 1024
     with pytest.raises(Oversized):
         helper.frame(memoryview(u32(0x80000000 | 16 * 1024)))
+
+
+@fault(9)
+@pytest.mark.parametrize("short", [1, 4, 20, 40])
+def test_record_that_ends_within_its_message_is_malformed(short: int) -> None:
+    # What comes after it in the segment is another record, and not its rest.
+    body = getport(7)
+    helper, flow = SunRpc(), line(TCP)
+    wire = u32(0x80000000 | len(body) - short) + body
+    length = helper.frame(memoryview(wire))
+    assert length == len(wire) - short
+    with pytest.raises(Malformed):
+        play(helper, [flow.sent(wire[:length])])
+    assert play(helper, [flow.answered(record(port(7)))]) == []
 
 
 # Through the engine.
@@ -751,7 +760,7 @@ def engine(settings: str = "") -> Engine:
     config = parse(settings, Path("test.toml"), {"sunrpc": SunRpc})
     return Engine(
         config.helpers,
-        guard=Guard(config.denied_ports),
+        guard=Guard(),
         on_link=never,
         clock=lambda: 0.0,
         flow_limit=8,
@@ -794,6 +803,7 @@ def test_port_from_512_is_opened_for_the_client_alone(number: int) -> None:
     assert decision.events == ()
 
 
+@fault(10)
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
@@ -804,7 +814,6 @@ def test_port_from_512_is_opened_for_the_client_alone(number: int) -> None:
     ],
 )
 def test_port_that_no_service_of_rpc_has_is_refused(number: int, expected: str) -> None:
-    # conntrackd fault 10: it has no policy on ports.
     assert reason(decided(getport(7), port(7, number))) == expected
     uaddr_answer = address(7, uaddr(number=number))
     assert reason(decided(getaddr(7), uaddr_answer)) == expected
@@ -856,6 +865,7 @@ def translated_server() -> Conntrack:
     )
 
 
+@fault(8)
 @pytest.mark.parametrize(
     ("asked", "answered"),
     [
@@ -869,7 +879,6 @@ def translated_server() -> Conntrack:
 def test_server_behind_destination_nat_is_refused(
     asked: bytes, answered: bytes
 ) -> None:
-    # conntrackd fault 8: it writes a port into the packet that is never sent.
     assert reason(decided(asked, answered, entry=translated_server())) == "nat"
 
 
@@ -925,11 +934,12 @@ ANSWERED = (
 OPENED = [f"tcp {CLIENT} > {SERVER}:2000", f"tcp {CLIENT} > {SERVER}:{PORT}"]
 
 
+@fault(3)
 def test_coalesced_and_pipelined_records_are_all_read() -> None:
-    # conntrackd fault 3: one message a segment, and no more than one segment.
     assert texts(segments([ASKED], [ANSWERED])) == OPENED
 
 
+@fault(3)
 def test_records_split_into_single_bytes_are_all_read() -> None:
     sent = cut(ASKED, range(len(ASKED)))
     answered = cut(ANSWERED, range(len(ANSWERED)))

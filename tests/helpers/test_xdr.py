@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""XDR's variable-length data, and records of several fragments on TCP."""
+"""XDR's variable-length data and lists, and records of several fragments on TCP."""
 
 from itertools import pairwise
 
@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.api import Cursor, Malformed, Oversized, Truncated
-from cthelper.helpers.xdr import join_record, read_opaque, read_string, record_length
+from cthelper.helpers.xdr import (
+    join_record,
+    read_list,
+    read_opaque,
+    read_string,
+    record_length,
+)
 
 LAST = 0x80000000
 TAIL = b"\xa5\xa5"
@@ -78,6 +84,50 @@ def test_any_bytes_give_data_within_the_limit_or_malformed(
     assert len(data) <= limit
     assert cursor.position % 4 == 0
     assert wire[4:].startswith(data)
+
+
+def numbers(*items: int) -> bytes:
+    """A list of unsigned integers."""
+    return b"".join(u32(1) + u32(item) for item in items) + u32(0)
+
+
+@pytest.mark.parametrize("items", [[], [7], [7, 0, 1]], ids=str)
+def test_list_is_read_up_to_its_end(items: list[int]) -> None:
+    cursor = Cursor(numbers(*items) + TAIL)
+    assert read_list(cursor, Cursor.u32) == items
+    assert cursor.take(2) == TAIL
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [b"", u32(1), numbers(7)[:-1], numbers(7)[:-4], u32(1) * 1001],
+    ids=["nothing", "no item", "half an end", "no end", "ones without end"],
+)
+def test_list_without_end_is_malformed(wire: bytes) -> None:
+    with pytest.raises(Truncated):
+        read_list(Cursor(wire), Cursor.u32)
+
+
+@pytest.mark.parametrize("follows", [2, 0x100, 0xFFFFFFFF])
+def test_only_0_and_1_are_booleans(follows: int) -> None:
+    with pytest.raises(Malformed, match=rf"^boolean {follows} in a list$"):
+        read_list(Cursor(u32(follows) + bytes(8)), Cursor.u32)
+
+
+@given(st.lists(st.integers(0, 0xFFFFFFFF)), st.binary(max_size=8))
+def test_list_comes_back_as_it_was_written(items: list[int], tail: bytes) -> None:
+    cursor = Cursor(numbers(*items) + tail)
+    assert read_list(cursor, Cursor.u32) == items
+    assert cursor.remaining == len(tail)
+
+
+@given(st.binary())
+def test_any_bytes_are_a_list_that_fits_or_malformed(wire: bytes) -> None:
+    try:
+        items = read_list(Cursor(wire), lambda cursor: read_opaque(cursor, 8))
+    except Malformed:
+        return
+    assert len(items) * 8 + 4 <= len(wire)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is said to portmapper and rpcbind, and what they answer (RFC 1833).
+
+Both are program 100000, portmapper in version 2, rpcbind in versions 3 and 4. Messages
+are RPC calls and replies (RFC 5531, section 9) in XDR. Here they are read; what is to
+be done about them is decided in `cthelper.helpers.sunrpc`.
+"""
+
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Final
+
+from cthelper.core.api import (
+    TCP,
+    UDP,
+    Address,
+    Cursor,
+    Endpoint,
+    Malformed,
+    Transport,
+)
+from cthelper.helpers.xdr import read_list, read_opaque, read_string
+
+PORTMAPPER: Final = 100000
+
+CALL: Final = 0
+REPLY: Final = 1
+
+NETIDS: Final = {"tcp": (TCP, 4), "udp": (UDP, 4), "tcp6": (TCP, 6), "udp6": (UDP, 6)}
+"""Transport and IP version of a network identifier (RFC 5665, section 5.2.2)."""
+
+# RFC 5531, section 9.
+_RPC_VERSION: Final = 2
+_ACCEPTED: Final = 0
+_SUCCESS: Final = 0
+_AUTH_LIMIT: Final = 400
+# XDR's strings have no limit of their own; those of RFC 1833 are names and addresses.
+_STRING_LIMIT: Final = 255
+
+# RFC 1833, sections 2.1 and 3.1, by version and number.
+_PROCEDURES: Final = {
+    2: ("NULL", "SET", "UNSET", "GETPORT", "DUMP", "CALLIT"),
+    3: (
+        *("NULL", "SET", "UNSET", "GETADDR", "DUMP", "CALLIT", "GETTIME"),
+        *("UADDR2TADDR", "TADDR2UADDR"),
+    ),
+    4: (
+        *("NULL", "SET", "UNSET", "GETADDR", "DUMP", "BCAST", "GETTIME"),
+        *("UADDR2TADDR", "TADDR2UADDR", "GETVERSADDR", "INDIRECT", "GETADDRLIST"),
+        "GETSTAT",
+    ),
+}
+
+PROGRAMS: Final = {
+    "portmapper": PORTMAPPER,
+    "rstatd": 100001,
+    "rusersd": 100002,
+    "nfs": 100003,
+    "ypserv": 100004,
+    "mountd": 100005,
+    "ypbind": 100007,
+    "walld": 100008,
+    "yppasswdd": 100009,
+    "etherstatd": 100010,
+    "rquotad": 100011,
+    "sprayd": 100012,
+    "rexd": 100017,
+    "llockmgr": 100020,
+    "nlockmgr": 100021,
+    "statmon": 100023,
+    "status": 100024,
+    "bootparam": 100026,
+    "ypupdated": 100028,
+    "keyserv": 100029,
+    "ypxfrd": 100069,
+    "nfs_acl": 100227,
+    "sadmind": 100232,
+    "pcnfsd": 150001,
+    "amd": 300019,
+    "sgi_fam": 391002,
+    "ugidd": 545580417,
+    "fypxfrd": 600100069,
+}
+"""Numbers of programs by their names in rpc(5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a call calls, after its xid and type."""
+
+    program: int
+    version: int
+    number: int
+
+    @property
+    def name(self) -> str:
+        """The procedure's name, such as ``GETADDR``; its number where it has none."""
+        names = _PROCEDURES.get(self.version, ()) if self.program == PORTMAPPER else ()
+        return names[self.number] if self.number < len(names) else str(self.number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortMapping:
+    """Arguments of GETPORT, items of DUMP in version 2; `protocol` is that of IP."""
+
+    program: int
+    version: int
+    protocol: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rpcb:
+    """Arguments of GETADDR and its kin, items of DUMP from version 3 on."""
+
+    program: int
+    version: int
+    netid: str
+    address: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteCall:
+    """Arguments of CALLIT, BCAST and INDIRECT: what the server is to call itself."""
+
+    program: int
+    version: int
+    procedure: int
+    arguments: bytes
+
+
+Arguments = PortMapping | Rpcb | RemoteCall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Where a result says that a program is. What it leaves open is None.
+
+    `ip_version` is 4 or 6; a host that is None is the server's.
+    """
+
+    program: int | None = None
+    transport: Transport | None = None
+    ip_version: int | None = None
+    host: Address | None = None
+    port: int
+
+
+def program_number(value: object) -> int:
+    """The program that a number, or a name of rpc(5), means.
+
+    Raises ValueError with what is allowed.
+    """
+    if isinstance(value, str) and value in PROGRAMS:
+        return PROGRAMS[value]
+    if type(value) is int and 0 <= value <= 0xFFFFFFFF:
+        return value
+    names = ", ".join(PROGRAMS)
+    raise ValueError(f"must be a number from 0 to 4294967295, or one of {names}")
+
+
+def read_head(cursor: Cursor) -> tuple[int, int]:
+    """Xid and type of a message: CALL, REPLY or what is neither. Raises Truncated."""
+    return cursor.u32(), cursor.u32()
+
+
+def read_call(cursor: Cursor) -> Call:
+    """What is called, after `read_head`; the arguments come next. Raises Malformed."""
+    version = cursor.u32()
+    if version != _RPC_VERSION:
+        raise Malformed(f"RPC version {version}")
+    call = Call(cursor.u32(), cursor.u32(), cursor.u32())
+    _skip_auth(cursor)
+    _skip_auth(cursor)
+    return call
+
+
+def read_success(cursor: Cursor) -> bool:
+    """Whether a reply, after `read_head`, is accepted and successful.
+
+    Its result comes next then. Raises Malformed.
+    """
+    if cursor.u32() != _ACCEPTED:
+        return False
+    _skip_auth(cursor)
+    return cursor.u32() == _SUCCESS
+
+
+def read_arguments(call: Call, cursor: Cursor) -> Arguments | None:
+    """The arguments of a call for a service; None: of DUMP, or of any other procedure.
+
+    Raises Malformed.
+    """
+    match call.name:
+        case "GETPORT":
+            return _read_port_mapping(cursor)
+        case "GETADDR" | "GETVERSADDR" | "GETADDRLIST":
+            return _read_rpcb(cursor)
+        case "CALLIT" | "BCAST" | "INDIRECT":
+            return RemoteCall(
+                program=cursor.u32(),
+                version=cursor.u32(),
+                procedure=cursor.u32(),
+                arguments=_read_rest(cursor),
+            )
+    return None
+
+
+def read_services(call: Call, cursor: Cursor) -> list[Service]:
+    """The services over TCP and UDP that the result of `call` names.
+
+    Those that a list names without a universal address are left out. Raises Malformed.
+    """
+    match call.name, call.version:
+        case "GETPORT", _:
+            return _at_port(cursor)
+        case "GETADDR" | "GETVERSADDR", _:
+            return _at_address(cursor)
+        case "GETADDRLIST", _:
+            found = read_list(cursor, _read_entry)
+        case "DUMP", 2:
+            found = [_mapped(each) for each in read_list(cursor, _read_port_mapping)]
+        case "DUMP", _:
+            found = [
+                _listed(each.program, each.netid, each.address)
+                for each in read_list(cursor, _read_rpcb)
+            ]
+        case "CALLIT" | "BCAST" | "INDIRECT", version:
+            services = _at_port(cursor) if version == 2 else _at_address(cursor)
+            _read_rest(cursor)
+            return services
+        case _:
+            return []
+    return [each for each in found if each is not None]
+
+
+def parse_uaddr(text: str) -> Endpoint:
+    """The endpoint of a universal address, such as ``192.0.2.1.3.232`` (port 1000).
+
+    RFC 5665, sections 5.2.3.3 and 5.2.3.4. Raises Malformed.
+    """
+    host, *octets = text.rsplit(".", 2)
+    # int() would take signs, blanks, underscores and digits of other scripts.
+    if len(octets) != 2 or not all(
+        octet.isascii() and octet.isdigit() and int(octet) <= 0xFF for octet in octets
+    ):
+        raise Malformed(f"universal address {text!r}")
+    high, low = map(int, octets)
+    address: Address
+    try:
+        address = IPv6Address(host) if ":" in host else IPv4Address(host)
+    except AddressValueError:
+        raise Malformed(f"universal address {text!r}") from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise Malformed(f"universal address {text!r} has a scope")
+    return Endpoint(address, high * 256 + low)
+
+
+def _skip_auth(cursor: Cursor) -> None:
+    """Pass over credentials or a verifier (RFC 5531, section 8.2)."""
+    cursor.skip(4)
+    read_opaque(cursor, _AUTH_LIMIT)
+
+
+def _read_port_mapping(cursor: Cursor) -> PortMapping:
+    return PortMapping(
+        program=cursor.u32(),
+        version=cursor.u32(),
+        protocol=cursor.u32(),
+        port=cursor.u32(),
+    )
+
+
+def _read_rpcb(cursor: Cursor) -> Rpcb:
+    return Rpcb(
+        program=cursor.u32(),
+        version=cursor.u32(),
+        netid=read_string(cursor, _STRING_LIMIT),
+        address=read_string(cursor, _STRING_LIMIT),
+        owner=read_string(cursor, _STRING_LIMIT),
+    )
+
+
+def _read_entry(cursor: Cursor) -> Service | None:
+    """One item of GETADDRLIST: address, netid, semantics, family and protocol."""
+    address = read_string(cursor, _STRING_LIMIT)
+    netid = read_string(cursor, _STRING_LIMIT)
+    cursor.skip(4)
+    read_string(cursor, _STRING_LIMIT)
+    read_string(cursor, _STRING_LIMIT)
+    return _listed(None, netid, address)
+
+
+def _read_rest(cursor: Cursor) -> bytes:
+    """Opaque data that only the message itself bounds."""
+    return read_opaque(cursor, cursor.remaining)
+
+
+def _at_port(cursor: Cursor) -> list[Service]:
+    """The service at the port that a result begins with; 0: it is not registered."""
+    port = cursor.u32()
+    # XDR carries 32 bits: 0x10050 must not become port 80.
+    if port > 0xFFFF:
+        raise Malformed(f"port {port} is over 65535")
+    return [Service(port=port)] if port else []
+
+
+def _at_address(cursor: Cursor) -> list[Service]:
+    """The service at the address that a result begins with; empty: not registered."""
+    text = read_string(cursor, _STRING_LIMIT)
+    if not text:
+        return []
+    endpoint = parse_uaddr(text)
+    return [Service(host=endpoint.address, port=endpoint.port)]
+
+
+def _mapped(item: PortMapping) -> Service | None:
+    if item.protocol not in (TCP, UDP) or not 0 < item.port <= 0xFFFF:
+        return None
+    transport = Transport(item.protocol)
+    return Service(program=item.program, transport=transport, port=item.port)
+
+
+def _listed(program: int | None, netid: str, address: str) -> Service | None:
+    """A service in a list, where it is one over TCP or UDP.
+
+    A server tells what programs have registered, and does not check it: an address that
+    is none is no reason to miss the others.
+    """
+    if netid not in NETIDS:
+        return None
+    try:
+        endpoint = parse_uaddr(address)
+    except Malformed:
+        return None
+    transport, ip_version = NETIDS[netid]
+    return Service(
+        program=program,
+        transport=transport,
+        ip_version=ip_version,
+        host=endpoint.address,
+        port=endpoint.port,
+    )
