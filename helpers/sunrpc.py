@@ -143,7 +143,7 @@ class _Pending:
 
 
 class SunRpc(Helper):
-    """SunRPC portmapper and rpcbind: the services that their replies announce."""
+    """SunRPC portmapper and rpcbind: the services that their replies name."""
 
     name = _NAME
     transports = frozenset({TCP, UDP})

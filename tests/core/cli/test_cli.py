@@ -158,7 +158,7 @@ def test_helpers_are_listed_a_line_each(run: Runner) -> None:
         "mdns            udp 5353               "
         "Multicast DNS queries that are answered by unicast.",
         "sunrpc          tcp,udp 111            "
-        "SunRPC portmapper and rpcbind: the services that their replies announce.",
+        "SunRPC portmapper and rpcbind: the services that their replies name.",
     ]
 
 
@@ -167,7 +167,7 @@ def test_page_of_a_helper_shows_all_about_it(run: Runner) -> None:
     assert (result.code, result.errors) == (0, "")
     lines = result.output.splitlines()
     assert lines[:6] == [
-        "sunrpc: SunRPC portmapper and rpcbind: the services that their replies announce.",
+        "sunrpc: SunRPC portmapper and rpcbind: the services that their replies name.",
         "",
         "control ports  tcp,udp 111",
         "tagged at      output, prerouting",
