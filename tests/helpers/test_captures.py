@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What real clients and servers said, and which of their flows had to be expected.
 
-Captures of real peers that a router stood between; pcaps/MANIFEST.toml says more. The
-frames and endpoints were read off with tshark, which shares no code with us.
+Captures of real peers that a router stood between. What each must give, and the
+settings for it, stand in pcaps/MANIFEST.toml with the reason; frames and endpoints were
+read off with tshark, which shares no code with us.
 """
 
+import subprocess
 import tomllib
 from collections.abc import Collection
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Final
+from shutil import which
+from typing import Any, Final
 
 import pytest
 
@@ -30,208 +33,230 @@ from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import Address
 
 PCAPS: Final = Path(__file__).parents[2] / "pcaps"
+PUBLIC: Final = Path(__file__).parents[3] / "shared" / "captures" / "public"
 
-# The router's addresses; mDNS clients ran on it, and so their queries are local ones.
+# The router's addresses. The clients of mDNS and of calls to a group ran on it, and so
+# those are local ones; all else was forwarded.
 ROUTER: Final = frozenset(
     map(ip_address, ["10.77.2.1", "fd77:2::1", "fe80::59:dfff:fe32:bf69"])
 )
-
-# Capture: frame and text of each expectation, and then of each flow that it let in,
-# with the frame of its first packet.
-Expected = list[tuple[int, str]]
-SUNRPC: Final[dict[str, tuple[Expected, Expected]]] = {
-    "rpc-nfs-ls-D-broadcast": ([], []),
-    "rpc-nfsv3-nfs-cat-tcp": (
-        [
-            (9, "tcp 10.77.1.2 > 10.77.2.2:43173"),
-            (31, "tcp 10.77.1.2 > 10.77.2.2:30049"),
-        ],
-        [
-            (11, "tcp 10.77.1.2:657 > 10.77.2.2:43173"),
-            (33, "tcp 10.77.1.2:659 > 10.77.2.2:30049"),
-        ],
-    ),
-    "rpc-nfsv3-nfs-ls-tcp": (
-        [
-            (9, "tcp 10.77.1.2 > 10.77.2.2:43173"),
-            (31, "tcp 10.77.1.2 > 10.77.2.2:30049"),
-        ],
-        [
-            (11, "tcp 10.77.1.2:542 > 10.77.2.2:43173"),
-            (33, "tcp 10.77.1.2:546 > 10.77.2.2:30049"),
-        ],
-    ),
-    "rpc-rpcinfo-T-tcp-mountd": (
-        [(6, "tcp 10.77.1.2 > 10.77.2.2:43173")],
-        [(11, "tcp 10.77.1.2:656 > 10.77.2.2:43173")],
-    ),
-    "rpc-rpcinfo-T-tcp6-mountd": (
-        [(6, "tcp fd77:1::2 > [fd77:2::2]:43173")],
-        [(9, "tcp [fd77:1::2]:985 > [fd77:2::2]:43173")],
-    ),
-    "rpc-rpcinfo-T-udp-mountd": (
-        [(2, "udp 10.77.1.2 > 10.77.2.2:46350")],
-        [(3, "udp 10.77.1.2:989 > 10.77.2.2:46350")],
-    ),
-    "rpc-rpcinfo-T-udp-statd": (
-        [(2, "udp 10.77.1.2 > 10.77.2.2:56571")],
-        [(3, "udp 10.77.1.2:669 > 10.77.2.2:56571")],
-    ),
-    # CALLIT to broadcast and multicast is not served yet: the answer comes from a port
-    # of its own, 60386, and would need its own kind of expectation.
-    "rpc-rpcinfo-b-broadcast-callit": ([], []),
-    # Nor are GETADDRLIST and DUMP.
-    "rpc-rpcinfo-dump-v4-tcp4": ([], []),
-    "rpc-rpcinfo-p-v2dump-tcp": ([], []),
-    "rpc-rpcinfo-s-v3dump": ([], []),
-    "rpc-rpcinfo-t-getport-v2-mountd": (
-        [(6, "tcp 10.77.1.2 > 10.77.2.2:43173")],
-        [(10, "tcp 10.77.1.2:905 > 10.77.2.2:43173")],
-    ),
-    "rpc-rpcinfo-u-getport-v2-rstatd": (
-        [(2, "udp 10.77.1.2 > 10.77.2.2:63459")],
-        [(3, "udp 10.77.1.2:756 > 10.77.2.2:63459")],
-    ),
-    "rpc-rup-broadcast": ([], []),
-    "rpc-rup-rstatd-udp": (
-        [(2, "udp 10.77.1.2 > 10.77.2.2:63459")],
-        [(3, "udp 10.77.1.2:637 > 10.77.2.2:63459")],
-    ),
-    "rpc-showmount-e": (
-        [(6, "tcp 10.77.1.2 > 10.77.2.2:43173")],
-        [(9, "tcp 10.77.1.2:721 > 10.77.2.2:43173")],
-    ),
-    "rpc-showmount-e-6": (
-        [(6, "tcp fd77:1::2 > [fd77:2::2]:43173")],
-        [(10, "tcp [fd77:1::2]:792 > [fd77:2::2]:43173")],
-    ),
-}
-
-_QU: Final = "udp 10.77.2.0/24 port 5353 > 10.77.2.1:5353"
-# A neighbour may answer from any of its addresses.
-_QU6: Final = [
-    f"udp {network} port 5353 > [fe80::59:dfff:fe32:bf69]:5353"
-    for network in ("fd77:2::/64", "fe80::/10")
+EVERY_PROCEDURE: Final = """
+[helpers.sunrpc]
+procedures = [
+    "getport", "getaddr", "getversaddr", "getaddrlist",
+    "dump", "callit", "bcast", "indirect",
 ]
-MDNS: Final[dict[str, tuple[Expected, Expected]]] = {
-    # QM queries and announcements.
-    "mdns-avahi-browse": ([], []),
-    "mdns-dig-legacy-unicast": (
-        [(3, "udp 10.77.2.0/24 port 5353 > 10.77.2.1:60530")],
-        [(4, "udp 10.77.2.2:5353 > 10.77.2.1:60530")],
-    ),
-    # To the responder's own address: the answer is a reply of the same flow.
-    "mdns-dig-unicast-direct": ([], []),
-    "mdns-scan": ([], []),
-    "mdns-zeroconf-qm": ([], []),
-    # The responder chose to answer these by multicast.
-    "mdns-zeroconf-qu": ([(2, _QU), (5, _QU)], []),
-    "mdns-zeroconf-qu-twice": ([(2, _QU), (3, _QU), (6, _QU), (7, _QU)], []),
-    "mdns-zeroconf6-qu": ([(frame, each) for frame in (3, 5) for each in _QU6], []),
-}
+"""
 
-TABLES: Final = {"sunrpc": SUNRPC, "mdns": MDNS}
-CASES: Final = [
-    (f"{helper}/{name}", *expected)
-    for helper, table in TABLES.items()
-    for name, expected in table.items()
+Found = list[tuple[int, str]]
+
+# Frame and tuple of the first packet of each flow that an expectation let in.
+RELATED: Final[dict[str, Found]] = {
+    "sunrpc/rpc-nfs-ls-D-broadcast": [],
+    "sunrpc/rpc-nfsv3-nfs-cat-tcp": [
+        (11, "tcp 10.77.1.2:657 > 10.77.2.2:43173"),
+        (33, "tcp 10.77.1.2:659 > 10.77.2.2:30049"),
+    ],
+    "sunrpc/rpc-nfsv3-nfs-ls-tcp": [
+        (11, "tcp 10.77.1.2:542 > 10.77.2.2:43173"),
+        (33, "tcp 10.77.1.2:546 > 10.77.2.2:30049"),
+    ],
+    "sunrpc/rpc-rpcinfo-T-tcp-mountd": [(11, "tcp 10.77.1.2:656 > 10.77.2.2:43173")],
+    "sunrpc/rpc-rpcinfo-T-tcp6-mountd": [
+        (9, "tcp [fd77:1::2]:985 > [fd77:2::2]:43173")
+    ],
+    "sunrpc/rpc-rpcinfo-T-udp-mountd": [(3, "udp 10.77.1.2:989 > 10.77.2.2:46350")],
+    "sunrpc/rpc-rpcinfo-T-udp-statd": [(3, "udp 10.77.1.2:669 > 10.77.2.2:56571")],
+    # The server answers from a port of its own, not from 111.
+    "sunrpc/rpc-rpcinfo-b-broadcast-callit": [
+        (7, "udp 10.77.2.2:60386 > 10.77.2.1:45070")
+    ],
+    "sunrpc/rpc-rpcinfo-dump-v4-tcp4": [],
+    "sunrpc/rpc-rpcinfo-p-v2dump-tcp": [],
+    "sunrpc/rpc-rpcinfo-s-v3dump": [],
+    "sunrpc/rpc-rpcinfo-t-getport-v2-mountd": [
+        (10, "tcp 10.77.1.2:905 > 10.77.2.2:43173")
+    ],
+    "sunrpc/rpc-rpcinfo-u-getport-v2-rstatd": [
+        (3, "udp 10.77.1.2:756 > 10.77.2.2:63459")
+    ],
+    "sunrpc/rpc-rup-broadcast": [],
+    "sunrpc/rpc-rup-rstatd-udp": [(3, "udp 10.77.1.2:637 > 10.77.2.2:63459")],
+    "sunrpc/rpc-showmount-e": [(9, "tcp 10.77.1.2:721 > 10.77.2.2:43173")],
+    "sunrpc/rpc-showmount-e-6": [(10, "tcp [fd77:1::2]:792 > [fd77:2::2]:43173")],
+    "mdns/mdns-avahi-browse": [],
+    "mdns/mdns-dig-legacy-unicast": [(4, "udp 10.77.2.2:5353 > 10.77.2.1:60530")],
+    "mdns/mdns-dig-unicast-direct": [],
+    "mdns/mdns-scan": [],
+    "mdns/mdns-zeroconf-qm": [],
+    # The responder chose to answer the QU questions by multicast.
+    "mdns/mdns-zeroconf-qu": [],
+    "mdns/mdns-zeroconf-qu-twice": [],
+    "mdns/mdns-zeroconf6-qu": [],
+}
+NAMES: Final = sorted(RELATED)
+MDNS: Final = [each for each in NAMES if each.startswith("mdns/")]
+
+# How many flows are neither tagged nor announced to us: this one goes to the
+# responder's own address, and the ruleset tags the groups alone.
+OTHERS: Final = {"mdns/mdns-dig-unicast-direct": 1}
+
+
+def manifest() -> dict[str, dict[str, Any]]:
+    return tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
+
+
+MANIFEST: Final = manifest()
+
+
+def wanted(name: str) -> Found:
+    """Frame and text of each expectation, as the manifest tells them."""
+    expects = MANIFEST[f"{name}.pcap"]["expects"]
+    return [(each["frame"], each["text"]) for each in expects]
+
+
+def settings_of(name: str) -> str:
+    """The settings that the manifest wants, none for most."""
+    settings = MANIFEST[f"{name}.pcap"].get("settings", "")
+    assert isinstance(settings, str)
+    return settings
+
+
+WIDENED: Final = [each for each in NAMES if settings_of(each)]
+TO_GROUP: Final = [
+    each
+    for each in NAMES
+    if wanted(each) and (each in MDNS or "callit" in settings_of(each))
 ]
-NAMES: Final = [case[0] for case in CASES]
-
-# How many flows are neither tagged nor announced to us.
-UNEXPECTED: Final = {
-    # To the responder's own address, and the ruleset tags the groups alone.
-    "mdns/mdns-dig-unicast-direct": 1,
-    # The answer, udp 10.77.2.2:60386 > 10.77.2.1:45070.
-    "sunrpc/rpc-rpcinfo-b-broadcast-callit": 1,
-}
 
 
 def replay(
-    name: str, *, hosts: Collection[Address] = ROUTER, settings: str = ""
+    name: str,
+    *,
+    hosts: Collection[Address] = ROUTER,
+    settings: str | None = None,
 ) -> list[Event]:
-    """The events of a capture, of which the router is the machine of the daemon."""
-    config = parse(settings, Path("capture.toml"), builtin_helpers())
-    entry = manifest()[f"{name}.pcap"]
+    """The events of a capture, of which the router is the machine of the daemon.
+
+    Without `settings` with those of the manifest.
+    """
+    on_link = MANIFEST[f"{name}.pcap"].get("on_link", [])
+    return events(
+        PCAPS / f"{name}.pcap",
+        settings_of(name) if settings is None else settings,
+        hosts,
+        on_link,
+    )
+
+
+def events(
+    path: Path,
+    settings: str,
+    hosts: Collection[Address] = (),
+    on_link: Collection[str] = (),
+) -> list[Event]:
     runner = Replay(
-        config,
-        networks=[ip_network(each) for each in entry.get("on_link", [])],
-        hosts=hosts if name.startswith("mdns/") else (),
+        parse(settings, Path("capture.toml"), builtin_helpers()),
+        networks=list(map(ip_network, on_link)),
+        hosts=hosts,
         warn=pytest.fail,
         watch=True,
     )
-    with Capture(PCAPS / f"{name}.pcap", warn=pytest.fail) as capture:
+    with Capture(path, warn=pytest.fail) as capture:
         return list(runner.run(capture))
 
 
-def expectations(events: list[Event]) -> Expected:
+def expectations(found: list[Event]) -> Found:
     """Frame and text of each expectation."""
     return [
         (each.frame, str(each.expectation))
-        for each in events
+        for each in found
         if isinstance(each, ExpectationEvent)
     ]
 
 
-@pytest.mark.parametrize(("name", "announced", "data"), CASES, ids=NAMES)
-def test_announced_endpoints_are_expected_and_their_flows_let_in(
-    name: str, announced: Expected, data: Expected
-) -> None:
-    events = replay(name)
-    assert expectations(events) == announced
-    related = [each for each in events if isinstance(each, RelatedEvent)]
-    assert [(each.frame, str(each.flow)) for each in related] == data
-    made = [each for each in events if isinstance(each, ExpectationEvent)]
+def related(found: list[Event]) -> Found:
+    """Frame and tuple of the first packet of each flow that was expected."""
+    return [
+        (each.frame, str(each.flow)) for each in found if isinstance(each, RelatedEvent)
+    ]
+
+
+def refusals(found: list[Event]) -> Found:
+    """Frame and reason of each refusal."""
+    return [
+        (each.frame, each.reason) for each in found if isinstance(each, RefusedEvent)
+    ]
+
+
+def broken(found: list[Event]) -> list[Event]:
+    return [each for each in found if isinstance(each, MalformedEvent | FaultEvent)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_announced_endpoints_are_expected_and_their_flows_let_in(name: str) -> None:
+    found = replay(name)
+    assert expectations(found) == wanted(name)
+    assert related(found) == RELATED[name]
+    made = [each for each in found if isinstance(each, ExpectationEvent)]
     assert all(each.expectation.permanent for each in made)
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_lists_and_calls_to_a_group_open_nothing_unless_configured(name: str) -> None:
+    found = replay(name, settings="")
+    assert expectations(found) == related(found) == []
+
+
+@pytest.mark.parametrize(
+    "name", [each for each in NAMES if each not in (*WIDENED, *MDNS)]
+)
+def test_every_procedure_opens_nothing_more(name: str) -> None:
+    found = replay(name, settings=EVERY_PROCEDURE)
+    assert expectations(found) == wanted(name)
+    assert related(found) == RELATED[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_other_flow_is_a_control_flow(name: str) -> None:
-    events = replay(name)
-    summary = events[-1]
+    found = replay(name)
+    summary = found[-1]
     assert isinstance(summary, Summary)
-    watched = [each for each in events if isinstance(each, FlowEvent)]
+    watched = [each for each in found if isinstance(each, FlowEvent)]
     # A control flow has a helper, an expected one has none; others are not watched.
     control = [each for each in watched if each.helper is not None]
     assert len(watched) == len(control) + summary.related
-    assert summary.flows - len(watched) == UNEXPECTED.get(name, 0)
+    assert summary.flows - len(watched) == OTHERS.get(name, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_real_traffic_is_never_malformed(name: str) -> None:
-    events = replay(name)
-    assert not [
-        each for each in events if isinstance(each, MalformedEvent | FaultEvent)
-    ]
+@pytest.mark.parametrize(
+    "settings", ["", EVERY_PROCEDURE], ids=["default", "every procedure"]
+)
+def test_real_traffic_is_never_malformed(name: str, settings: str) -> None:
+    assert broken(replay(name, settings=settings)) == []
 
 
-def refusals(events: list[Event]) -> list[tuple[int, str]]:
-    return [
-        (each.frame, each.reason) for each in events if isinstance(each, RefusedEvent)
-    ]
-
-
-def test_portmapper_that_announces_itself_is_refused() -> None:
+# Frame and reason; all else is not refused.
+REFUSED: Final[dict[str, Found]] = {
     # rpcinfo -p asks for it before it lists everything.
-    events = replay("sunrpc/rpc-rpcinfo-p-v2dump-tcp")
-    assert refusals(events) == [(6, "portmapper")]
+    "sunrpc/rpc-rpcinfo-p-v2dump-tcp": [(6, "portmapper")],
+}
 
 
-@pytest.mark.parametrize(
-    "name", [each for each in NAMES if not each.endswith("p-v2dump-tcp")]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_else_is_refused(name: str) -> None:
-    assert refusals(replay(name)) == []
+    refused = REFUSED.get(name, [])
+    assert refusals(replay(name, settings="")) == refused
+    assert refusals(replay(name, settings=EVERY_PROCEDURE)) == refused
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, announced, _ in CASES if announced and "mdns" in name]
-)
-def test_queries_of_another_host_are_refused(name: str) -> None:
-    events = replay(name, hosts=[ip_address("192.0.2.1")])
-    assert expectations(events) == []
-    frames = {frame for frame, _ in TABLES["mdns"][name.removeprefix("mdns/")][0]}
-    assert refusals(events) == [(frame, "forwarded") for frame in sorted(frames)]
+@pytest.mark.parametrize("name", TO_GROUP)
+def test_what_another_host_sends_to_a_group_is_refused(name: str) -> None:
+    found = replay(name, hosts=[ip_address("192.0.2.1")])
+    assert expectations(found) == related(found) == []
+    frames = sorted({frame for frame, _ in wanted(name)})
+    assert refusals(found) == [(frame, "forwarded") for frame in frames]
 
 
 def test_without_its_helper_nothing_is_expected() -> None:
@@ -240,16 +265,111 @@ def test_without_its_helper_nothing_is_expected() -> None:
     assert summary == Summary(packets=20, flows=2)
 
 
-def manifest() -> dict[str, dict[str, str | list[str]]]:
-    tables = tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
-    assert all(isinstance(table, dict) for table in tables.values())
-    return tables
+def test_denied_programs_are_left_out_of_a_list() -> None:
+    settings = """
+    [helpers.sunrpc]
+    procedures = ["dump"]
+    allow_programs = ["mountd", 100003]
+    deny_programs = ["nfs"]
+    """
+    found = replay("sunrpc/rpc-rpcinfo-s-v3dump", settings=settings)
+    assert expectations(found) == [
+        (10, "udp 10.77.1.2 > 10.77.2.2:46350"),
+        (10, "tcp 10.77.1.2 > 10.77.2.2:43173"),
+    ]
+    assert refusals(found) == [(10, "denied-program")]
+    (refused,) = [each for each in found if isinstance(each, RefusedEvent)]
+    assert refused.detail == "program 100001 and 5 more"
 
 
 def test_every_capture_has_its_case() -> None:
+    folders = {each.partition("/")[0] for each in NAMES}
     served = [
         str(path.relative_to(PCAPS).with_suffix(""))
-        for path in PCAPS.rglob("*.pcap")
-        if path.parent.name in TABLES
+        for folder in folders
+        for path in (PCAPS / folder).glob("*.pcap")
     ]
-    assert sorted(served) == sorted(NAMES)
+    assert sorted(served) == NAMES
+
+
+# What tshark reads.
+
+
+def tshark(name: str, frame: int, *fields: str) -> list[list[str]]:
+    """All values of each field in one frame of a capture."""
+    command = ["tshark", "-r", str(PCAPS / f"{name}.pcap"), "-T", "fields"]
+    for field in fields:
+        command += ["-e", field]
+    done = subprocess.run(
+        [*command, "-Y", f"frame.number == {frame}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [each.split(",") for each in done.stdout.rstrip("\n").split("\t")]
+
+
+without_tshark = pytest.mark.skipif(which("tshark") is None, reason="no tshark")
+
+
+@without_tshark
+def test_dump_of_version_2_opens_what_tshark_reads() -> None:
+    name = "sunrpc/rpc-rpcinfo-p-v2dump-tcp"
+    fields = ("portmap.prog", "portmap.proto", "portmap.port")
+    listed = zip(*tshark(name, 16, *fields), strict=True)
+    transports = {"6": "tcp", "17": "udp"}
+    places = dict.fromkeys(
+        f"{transports[protocol]} 10.77.1.2 > 10.77.2.2:{port}"
+        for program, protocol, port in listed
+        if program != "100000"
+    )
+    assert [text for _, text in expectations(replay(name))] == list(places)
+
+
+@without_tshark
+def test_dump_of_version_3_opens_what_tshark_reads() -> None:
+    name = "sunrpc/rpc-rpcinfo-s-v3dump"
+    fields = ("portmap.rpcb.prog", "portmap.rpcb.netid", "portmap.rpcb.addr")
+    places: dict[str, None] = {}
+    for program, netid, address in zip(*tshark(name, 10, *fields), strict=True):
+        if program != "100000" and netid in ("tcp", "udp"):
+            high, low = map(int, address.split(".")[-2:])
+            port = high * 256 + low
+            places[f"{netid} 10.77.1.2 > 10.77.2.2:{port}"] = None
+    assert [text for _, text in expectations(replay(name))] == list(places)
+
+
+@without_tshark
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("sunrpc/rpc-rup-rstatd-udp", "portmap.port"),
+        ("sunrpc/rpc-nfsv3-nfs-ls-tcp", "portmap.port"),
+        ("sunrpc/rpc-rpcinfo-T-udp-statd", "portmap.uaddr"),
+        ("sunrpc/rpc-showmount-e-6", "portmap.uaddr"),
+    ],
+)
+def test_reply_opens_the_port_that_tshark_reads(name: str, field: str) -> None:
+    for frame, text in wanted(name):
+        ((value,),) = tshark(name, frame, field)
+        if field == "portmap.uaddr":
+            high, low = map(int, value.split(".")[-2:])
+            value = str(high * 256 + low)
+        assert text.rpartition(":")[2] == value
+
+
+# Captures that others have published.
+
+PUBLISHED: Final = sorted(
+    each.name
+    for pattern in ("*nfs*.pcap", "*portmap*.pcap")
+    for each in PUBLIC.glob(pattern)
+)
+
+
+@pytest.mark.skipif(not PUBLIC.exists(), reason="no captures beside the project")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_traffic_is_never_malformed(name: str) -> None:
+    found = events(PUBLIC / name, EVERY_PROCEDURE)
+    assert broken(found) == []
+    assert expectations(found) == expectations(events(PUBLIC / name, ""))
