@@ -23,6 +23,7 @@ tells their addresses. Behind destination NAT a server does not name the address
 the client knows, and the expectation is refused (reason ``nat``).
 """
 
+import enum
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,32 +55,31 @@ from cthelper.helpers.tns_descriptor import (
 )
 
 _HEADER: Final = 8
-_CONNECT: Final = 1
-_ACCEPT: Final = 2
-_REFUSE: Final = 4
-_REDIRECT: Final = 5
-_DATA: Final = 6
-_RESEND: Final = 11
-_NAMES: Final = {
-    _CONNECT: "CONNECT",
-    _ACCEPT: "ACCEPT",
-    3: "ACK",
-    _REFUSE: "REFUSE",
-    _REDIRECT: "REDIRECT",
-    _DATA: "DATA",
-    7: "NULL",
-    9: "ABORT",
-    _RESEND: "RESEND",
-    12: "MARKER",
-    13: "ATTENTION",
-    14: "CONTROL",
-}
-
 # Connect data begin at offset 34 or later, and clients put long ones into DATA. The
-# limit lies below what TLS and text would be as a length: 0x1603 and 0x2020 upwards.
+# limit lies below what the first bytes of TLS, 0x1603, would be as a length.
 _CONNECT_LENGTHS: Final = range(34, 4097)
 _TEXT_LIMIT: Final = 4096
 _CHAIN_LIMIT: Final = 4
+
+
+class _Type(enum.IntEnum):
+    """The type of a packet, its fifth byte."""
+
+    CONNECT = 1
+    ACCEPT = 2
+    ACK = 3
+    REFUSE = 4
+    REDIRECT = 5
+    DATA = 6
+    NULL = 7
+    ABORT = 9
+    RESEND = 11
+    MARKER = 12
+    ATTENTION = 13
+    CONTROL = 14
+
+
+_NAMES: Final = {int(each): each.name for each in _Type}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,24 +187,18 @@ class Tns(Helper):
         self._connected = True
         cursor, kind = _read_header(message)
         if message.direction is ORIGINAL:
-            if kind == _REDIRECT:
+            if kind == _Type.REDIRECT:
                 raise Malformed("REDIRECT in original direction")
             return
-        if kind in (_ACCEPT, _REFUSE):
+        if kind in (_Type.ACCEPT, _Type.REFUSE):
             yield DONE
             return
         self._pending = self._redirect(kind, cursor)
         text = None if self._pending is None else self._pending.descriptor()
-        if text is None:
-            return
-        self._pending = None
-        self._redirects += 1
-        count = message.depth + self._redirects
-        if count > _CHAIN_LIMIT:
-            raise ExpectationRefused(
-                "redirect-chain", f"redirect {count}, the limit is {_CHAIN_LIMIT}"
-            )
-        yield from _follow(parse_addresses(text), message)
+        if text is not None:
+            self._pending = None
+            self._count(message.depth)
+            yield from _follow(parse_addresses(text), message)
 
     def describe(self, message: Message) -> dict[str, str]:
         """Type and lengths of a packet, and the addresses of a REDIRECT."""
@@ -218,7 +212,7 @@ class Tns(Helper):
         if message.direction is ORIGINAL:
             return fields
         redirect = self._redirect(kind, cursor)
-        if redirect is None or kind not in (_REDIRECT, _DATA):
+        if redirect is None or kind not in (_Type.REDIRECT, _Type.DATA):
             return fields
         fields["redirect data"] = f"{len(redirect.text)} of {redirect.length or '?'}"
         text = redirect.descriptor()
@@ -237,19 +231,28 @@ class Tns(Helper):
 
     def _redirect(self, kind: int, cursor: Cursor) -> _Redirect | None:
         """The REDIRECT whose text is being read once a server's packet is."""
-        if kind == _REDIRECT:
+        if kind == _Type.REDIRECT:
             return _Redirect(cursor.u16()).plus(cursor.take(cursor.remaining))
-        if kind == _DATA and self._pending is not None:
+        if kind == _Type.DATA and self._pending is not None:
             cursor.skip(2)
             return self._pending.plus(cursor.take(cursor.remaining))
-        return None if kind == _RESEND else self._pending
+        return None if kind == _Type.RESEND else self._pending
+
+    def _count(self, depth: int) -> None:
+        """One more redirect, after `depth` of other flows."""
+        self._redirects += 1
+        count = depth + self._redirects
+        if count > _CHAIN_LIMIT:
+            raise ExpectationRefused(
+                "redirect-chain", f"redirect {count}, the limit is {_CHAIN_LIMIT}"
+            )
 
 
 def _is_connect(packet: bytes | memoryview) -> bool:
     """Whether a packet, of which the header must be there, is a CONNECT."""
     return (
         len(packet) >= _HEADER
-        and packet[4] == _CONNECT
+        and packet[4] == _Type.CONNECT
         and int.from_bytes(packet[:2]) in _CONNECT_LENGTHS
     )
 
@@ -287,9 +290,9 @@ def _follow(addresses: list[ServerAddress], message: Message) -> Effects:
 
 def _address_of(host: Address | str, message: Message) -> Address | None:
     """The host's address of the flow's IP version; None: the name is not known."""
-    server = message.source.address
     if not isinstance(host, str):
         return host
+    server = message.source.address
     for line in _HOSTS.of(message):
         if host in line.names and line.address.version == server.version:
             return line.address

@@ -368,7 +368,7 @@ def descriptor(draw: st.DrawFn, of: list[ServerAddress]) -> str:
     return text + draw(blanks)
 
 
-@given(st.data(), st.lists(addresses_, max_size=ADDRESS_LIMIT))
+@given(st.data(), st.lists(addresses_, max_size=4))
 def test_addresses_that_are_written_are_read(
     data: st.DataObject, addresses: list[ServerAddress]
 ) -> None:
