@@ -152,13 +152,23 @@ class Conversations:
         return _CONFIGS[self]
 
     def seeds(self) -> Iterator[bytes]:
-        """The flows of the captures, with each of the configurations."""
-        for capture in captures(self.folder):
-            for flow, steps in self._flows(capture):
-                for number in range(len(self.settings)):
-                    yield Script(head(flow, number), tuple(steps)).write()
+        """The flows of the captures, with each of the configurations.
 
-    def _flows(self, capture: Path) -> Iterator[tuple[Tuple, list[Step]]]:
+        And each datagram by itself: what is short is read often in the same time.
+        """
+        seeds = dict.fromkeys(
+            Script(head(flow, number), steps).write()
+            for capture in captures(self.folder)
+            for flow, whole in self._flows(capture)
+            for steps in (whole, *self._datagrams(whole))
+            for number in range(len(self.settings))
+        )
+        yield from seeds
+
+    def _datagrams(self, steps: tuple[Step, ...]) -> list[tuple[Step]]:
+        return [(step,) for step in steps] if self.transport is UDP else []
+
+    def _flows(self, capture: Path) -> Iterator[tuple[Tuple, tuple[Step, ...]]]:
         config = parse(self.settings[0], Path("settings"), register([self.helper]))
         replay = Replay(config, warn=_ignore, watch=True)
         flows: dict[Tuple, list[Step]] = {}
@@ -168,7 +178,7 @@ class Conversations:
                 flows.setdefault(event.flow, []).append(step)
         for flow, steps in flows.items():
             if flow.transport is self.transport:
-                yield flow, steps
+                yield flow, tuple(steps)
 
 
 _CONFIGS: Final[dict[Conversations, tuple[HelperConfig, ...]]] = {}
@@ -295,7 +305,8 @@ def _check(expectation: Expectation, scene: Scene) -> None:
     assert address in ends or allowed, f"third party: {expectation}"
     assert port >= rules.lowest_port, f"low port: {expectation}"
     assert port not in rules.denied_ports, f"denied port: {expectation}"
-    assert not scene.forwarded or Hook.PREROUTING in scene.config.hooks
+    opener = not scene.depth and Hook.PREROUTING not in scene.config.hooks
+    assert not (scene.forwarded and opener), f"of another host: {expectation}"
 
 
 def _on_link(address: Address) -> tuple[Network, ...]:
