@@ -36,7 +36,7 @@ class Script:
     @classmethod
     def read(cls, data: bytes, head: int) -> "Script":
         """The script that `data` means, with a head of `head` bytes."""
-        steps = []
+        steps: list[Step] = []
         at = head
         while at < len(data) and len(steps) < STEP_LIMIT:
             length = int.from_bytes(data[at + 1 : at + 3])
