@@ -191,13 +191,7 @@ FORMS: Final = forms(address(), CONNECT_DATA)
         pytest.param(FORMS["inline, no connect data"]),
         pytest.param(FORMS["inline, length 0"]),
         pytest.param(
-            FORMS["DATA"],
-            marks=[
-                handles("REDIRECT (5), then DATA (6)", OPENS),
-                pytest.mark.fault(
-                    "tns 1", "text that follows a REDIRECT in DATA is not looked at"
-                ),
-            ],
+            FORMS["DATA"], marks=handles("REDIRECT (5), then DATA (6)", OPENS)
         ),
         pytest.param(FORMS["DATA, flag of the header"]),
         pytest.param(FORMS["DATA with flags"]),
@@ -206,12 +200,7 @@ FORMS: Final = forms(address(), CONNECT_DATA)
         pytest.param(FORMS["DATA that is longer than announced"]),
         pytest.param(
             FORMS["length 0"],
-            marks=[
-                handles("REDIRECT (5), length 0, then DATA (6)", OPENS),
-                pytest.mark.fault(
-                    "tns 2", "after a length of 0 the flags of DATA end the search"
-                ),
-            ],
+            marks=handles("REDIRECT (5), length 0, then DATA (6)", OPENS),
         ),
         pytest.param(FORMS["length 0, no connect data"]),
         pytest.param(FORMS["length 0, in pieces"]),
@@ -314,6 +303,7 @@ def test_other_packets_are_passed_over(passed: bytes) -> None:
     assert play(Tns(), [flow.sent(connect()), flow.sent(passed)]) == []
 
 
+@handles("DATA (6) of a server without REDIRECT", "passes")
 def test_data_without_a_redirect_is_passed_over() -> None:
     # Whatever it holds, and even where it has no room for its flags.
     assert answered(data(address()), packet(6)) == []
@@ -607,6 +597,21 @@ def test_text_of_4_kib_is_read_and_no_longer_one(
 # conntrackd's faults
 
 
+@pytest.mark.fault("tns 1", "text that follows a REDIRECT in DATA is not looked at")
+def test_text_in_data_after_a_redirect_of_ten_bytes_is_read() -> None:
+    # As clusters send it: 10 bytes, flag 2, and the length of what follows.
+    first, second = deferred(TEXT, flags=2)
+    assert (len(first), first[5]) == (10, 2)
+    assert int.from_bytes(first[8:]) == len(TEXT)
+    assert answered(first, second) == [to()]
+
+
+@pytest.mark.fault("tns 2", "after a length of 0 the flags of DATA end the search")
+@pytest.mark.parametrize("flags", [0, 0x40, 0x2828, 0xFFFF])
+def test_flags_of_data_are_no_part_of_the_text(flags: int) -> None:
+    assert answered(redirect(), data(TEXT, flags=flags)) == [to()]
+
+
 @pytest.mark.fault("tns 3", "keys in lower case, as SCAN listeners send, are not found")
 def test_keys_in_lower_case_are_read() -> None:
     for form in (str.lower, str.upper, str.title):
@@ -760,6 +765,7 @@ def test_redirect_of_a_redirected_flow_is_followed_four_times() -> None:
     ]
 
 
+@handles("any packet after ACCEPT or REFUSE", "is not read")
 @pytest.mark.fault("tns 12", "packets after ACCEPT are still searched for addresses")
 @pytest.mark.parametrize("together", [True, False], ids=["one segment", "more"])
 def test_nothing_is_read_after_accept(together: bool) -> None:
