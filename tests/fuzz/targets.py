@@ -48,6 +48,13 @@ def findings(name: str) -> list[Path]:
 
 _ALLOW_ALL: Final = 'guard.allow_hosts = ["0.0.0.0/0", "::/0"]\n'
 _EVERYWHERE: Final = 'hooks = ["prerouting", "output"]\n'
+_SUNRPC: Final = (
+    "",
+    "[helpers.sunrpc]\n"
+    'mode = "oneshot"\nnetid = "trust"\ndeny_programs = ["nfs"]\n'
+    'procedures = ["getport", "getaddr", "getversaddr", "getaddrlist", "dump", '
+    '"callit", "bcast", "indirect"]\n' + _ALLOW_ALL,
+)
 
 TARGETS: Final[dict[str, Target]] = {
     "packet": Target(wire.packet, lambda: iter(packets())),
@@ -82,12 +89,8 @@ TARGETS: Final[dict[str, Target]] = {
             ),
         )
     ),
-    "sunrpc-udp": _conversation(
-        Conversations(*(SunRpc, UDP, "sunrpc"), ("", f"[helpers.sunrpc]\n{_ALLOW_ALL}"))
-    ),
-    "sunrpc-tcp": _conversation(
-        Conversations(*(SunRpc, TCP, "sunrpc"), ("", f"[helpers.sunrpc]\n{_ALLOW_ALL}"))
-    ),
+    "sunrpc-udp": _conversation(Conversations(SunRpc, UDP, "sunrpc", _SUNRPC)),
+    "sunrpc-tcp": _conversation(Conversations(SunRpc, TCP, "sunrpc", _SUNRPC)),
     "tns": _conversation(
         Conversations(
             *(Tns, TCP, "tns"),
