@@ -83,6 +83,8 @@ PROGRAMS: Final = {
 }
 """Numbers of programs by their names in rpc(5)."""
 
+_PROGRAM_NAMES: Final = {number: name for name, number in PROGRAMS.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -158,6 +160,12 @@ def program_number(value: object) -> int:
         return value
     names = ", ".join(PROGRAMS)
     raise ValueError(f"must be a number from 0 to 4294967295, or one of {names}")
+
+
+def program_text(number: int) -> str:
+    """A program's number, with its name where it has one in rpc(5)."""
+    name = _PROGRAM_NAMES.get(number)
+    return str(number) if name is None else f"{number} ({name})"
 
 
 def read_head(cursor: Cursor) -> tuple[int, int]:

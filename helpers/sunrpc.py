@@ -56,6 +56,7 @@ from cthelper.helpers.rpcbind import (
     RemoteCall,
     Rpcb,
     program_number,
+    program_text,
     read_arguments,
     read_call,
     read_head,
@@ -366,7 +367,7 @@ def _is_allowed(program: int, message: Message) -> bool:
 
 
 def _denied(*programs: int) -> ExpectationRefused:
-    names = _brief(list(map(str, programs)))
+    names = _brief(list(map(program_text, programs)))
     return ExpectationRefused("denied-program", f"program {names}")
 
 

@@ -23,6 +23,7 @@ from cthelper.helpers.rpcbind import (
     Service,
     parse_uaddr,
     program_number,
+    program_text,
     read_arguments,
     read_call,
     read_head,
@@ -405,6 +406,11 @@ def test_program_is_a_number_or_a_name(value: object, number: int) -> None:
 def test_what_is_no_program_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"^must be a number from 0 .* portmapper, "):
         program_number(value)
+
+
+def test_program_is_shown_with_its_name() -> None:
+    assert program_text(100003) == "100003 (nfs)"
+    assert program_text(100006) == "100006"
 
 
 def test_no_program_has_two_names() -> None:

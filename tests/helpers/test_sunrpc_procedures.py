@@ -1,0 +1,916 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SunRPC beyond GETPORT and GETADDR: lists, remote calls, groups, denied programs."""
+
+from collections.abc import Iterable
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cthelper.core.api import (
+    DONE,
+    ON_LINK,
+    ORIGINAL,
+    REPLY,
+    TCP,
+    UDP,
+    Address,
+    Direction,
+    Expect,
+    ExpectationRefused,
+    Malformed,
+    Message,
+    Policy,
+    Transport,
+)
+from cthelper.core.config import parse
+from cthelper.core.engine import Decision, Engine, Refused
+from cthelper.core.errors import ConfigError
+from cthelper.core.guard import Guard
+from cthelper.core.tuples import Network
+from cthelper.helpers.rpcbind import PORTMAPPER
+from cthelper.helpers.sunrpc import SunRpc
+from cthelper.testing import Line, any_segmentation, defaults, play
+from tests.core.builders import (
+    CLIENT,
+    CLIENT6,
+    SERVER,
+    SERVER6,
+    conntrack,
+    endpoint,
+    flow_tuple,
+    udp,
+)
+from tests.helpers.test_sunrpc import (
+    MOUNTD,
+    NFS,
+    PORT,
+    WILDCARD,
+    address,
+    call,
+    exchange,
+    fault,
+    getaddr,
+    getport,
+    handles,
+    line,
+    opaque,
+    port,
+    record,
+    reply,
+    service,
+    u32,
+    uaddr,
+)
+
+STATUS: Final = 100024
+EVERYTHING: Final = (
+    *("getport", "getaddr", "getversaddr", "getaddrlist"),
+    *("dump", "callit", "bcast", "indirect"),
+)
+# Program, netid and universal address of each service in a list.
+Listed = list[tuple[int, str, str]]
+
+
+def rpcb(program: int, netid: str, text: str) -> bytes:
+    """Program, version, netid, address and owner."""
+    words = [netid, text, "superuser"]
+    return u32(program, 3) + b"".join(opaque(each.encode()) for each in words)
+
+
+def linked(items: Iterable[bytes]) -> bytes:
+    return b"".join(u32(1) + each for each in items) + u32(0)
+
+
+def dump(xid: int, version: int = 3) -> bytes:
+    return call(xid, (version, 4))
+
+
+def dumped(xid: int, services: Listed, version: int = 3) -> bytes:
+    """The reply to DUMP; of version 2 with the ports of the addresses alone."""
+    if version > 2:
+        return reply(xid, linked(rpcb(*each) for each in services))
+    items = []
+    for program, netid, text in services:
+        high, low = map(int, text.split(".")[-2:])
+        items.append(u32(program, 3, {"tcp": 6, "udp": 17}[netid], high * 256 + low))
+    return reply(xid, linked(items))
+
+
+def getaddrlist(xid: int, netid: str = "tcp", program: int = MOUNTD) -> bytes:
+    return call(xid, (4, 11), rpcb(program, netid, ""))
+
+
+def addresses(xid: int, services: Iterable[tuple[str, str]]) -> bytes:
+    """The reply to GETADDRLIST with these netids and addresses."""
+    return reply(
+        xid,
+        linked(
+            opaque(text.encode())
+            + opaque(netid.encode())
+            + u32(1)
+            + opaque(b"inet")
+            + opaque(netid.removesuffix("6").encode())
+            for netid, text in services
+        ),
+    )
+
+
+def callit(
+    xid: int, procedure: tuple[int, int] = (2, 5), program: int = MOUNTD
+) -> bytes:
+    return call(xid, procedure, u32(program, 3, 0) + opaque(b"some arguments"))
+
+
+def called(xid: int, procedure: tuple[int, int] = (2, 5), number: int = PORT) -> bytes:
+    """The reply to CALLIT and its kin."""
+    if procedure[0] == 2:
+        place = u32(number)
+    else:
+        place = opaque(uaddr(number=number).encode() if number else b"")
+    return reply(xid, place + opaque(b"a result"))
+
+
+def listed(number: int, transport: Transport, *, permanent: bool = True) -> Expect:
+    """What DUMP asks for."""
+    return Expect(
+        endpoint(SERVER, number),
+        "dump",
+        transport=transport,
+        permanent=permanent,
+        helper="sunrpc",
+    )
+
+
+def wide(transport: Transport = UDP, **options: Any) -> Line:
+    """A flow that every procedure opens something for."""
+    return line(transport, **{"procedures": EVERYTHING, **options})
+
+
+def refused(*exchanged: Message, helper: SunRpc | None = None) -> tuple[str, str]:
+    """Reason and text of the refusal that the last of these messages ends with."""
+    helper = helper or SunRpc()
+    assert play(helper, exchanged[:-1]) == []
+    with pytest.raises(ExpectationRefused) as caught:
+        play(helper, exchanged[-1:])
+    return caught.value.reason, caught.value.detail
+
+
+# GETVERSADDR
+
+
+@fault(1)
+@handles("GETVERSADDR (v4, 9)", "as GETADDR")
+@pytest.mark.parametrize("on", [TCP, UDP], ids=str)
+@pytest.mark.parametrize("version", [4, 6])
+def test_getversaddr_opens_what_getaddr_opens(on: Transport, version: int) -> None:
+    netid = f"{on}6" if version == 6 else str(on)
+    host = SERVER6 if version == 6 else SERVER
+    asked = call(7, (4, 9), rpcb(MOUNTD, netid, ""))
+    effects = exchange(asked, address(7, uaddr(host)), line(on, version=version))
+    assert effects == [service(transport=on, host=host)]
+    assert exchange(asked, address(7, ""), line(on, version=version)) == []
+
+
+def test_getversaddr_for_another_transport_opens_nothing_unless_trusted() -> None:
+    asked = call(7, (4, 9), rpcb(MOUNTD, "tcp", ""))
+    assert exchange(asked, address(7)) == []
+    trusted = exchange(asked, address(7), line(netid="trust"))
+    assert trusted == [service(transport=TCP)]
+
+
+# GETADDRLIST
+
+
+@fault(1)
+@handles("GETADDRLIST (v4, 11)", "as GETADDR, each address that it lists, 8 at most")
+@pytest.mark.parametrize("on", [TCP, UDP], ids=str)
+@pytest.mark.parametrize("asked", ["tcp", "udp6", "", "anything"])
+def test_getaddrlist_opens_each_address_by_its_own_transport(
+    on: Transport, asked: str
+) -> None:
+    answered = addresses(7, [("udp", uaddr(number=2000)), ("tcp", uaddr(number=3000))])
+    effects = exchange(getaddrlist(7, asked), answered, line(on))
+    assert effects == [service(2000, UDP), service(3000, TCP)]
+
+
+@pytest.mark.parametrize(("version", "host"), [(4, SERVER), (6, SERVER6)])
+def test_list_opens_what_the_flows_ip_version_reaches(version: int, host: str) -> None:
+    answered = addresses(
+        7,
+        [
+            ("udp6", uaddr(SERVER6, 2006)),
+            ("udp", uaddr(SERVER, 2004)),
+            ("local", "/run/rpcbind.sock"),
+            ("tcp", uaddr(WILDCARD, 3004)),
+            ("tcp6", uaddr("::", 3006)),
+        ],
+    )
+    assert exchange(getaddrlist(7), answered, line(version=version)) == [
+        service(2000 + version, UDP, host=host),
+        service(3000 + version, TCP, host=host),
+    ]
+
+
+def test_address_that_is_listed_twice_is_opened_once() -> None:
+    answered = addresses(
+        7, [("udp", uaddr()), ("tcp", uaddr()), ("udp", uaddr()), ("udp", uaddr("::"))]
+    )
+    assert exchange(getaddrlist(7), answered) == [service(), service(transport=TCP)]
+
+
+def test_no_more_than_eight_addresses_are_opened() -> None:
+    answered = addresses(7, [("udp", uaddr(number=2000 + n)) for n in range(20)])
+    effects = exchange(getaddrlist(7), answered)
+    assert effects == [service(2000 + n) for n in range(8)]
+
+
+def test_third_party_in_a_list_is_announced_as_it_is() -> None:
+    # For the guard to refuse, and to count: see below.
+    answered = addresses(7, [("udp", uaddr("203.0.113.9"))])
+    assert exchange(getaddrlist(7), answered) == [service(host="203.0.113.9")]
+
+
+@pytest.mark.parametrize(
+    "services", [[], [("local", "/run/rpcbind.sock")], [("udp", "")]], ids=repr
+)
+def test_list_without_an_address_opens_nothing(services: list[tuple[str, str]]) -> None:
+    assert exchange(getaddrlist(7), addresses(7, services)) == []
+
+
+# DUMP
+
+SERVICES: Final[Listed] = [
+    (PORTMAPPER, "tcp", uaddr(WILDCARD, 111)),
+    (PORTMAPPER, "udp", uaddr(WILDCARD, 111)),
+    (MOUNTD, "udp", uaddr(WILDCARD, 2000)),
+    (MOUNTD, "tcp", uaddr(WILDCARD, 3000)),
+    (NFS, "tcp", uaddr(SERVER, 2049)),
+    # Another version of it, and another program at the same port.
+    (NFS, "tcp", uaddr(SERVER, 2049)),
+    (100227, "tcp", uaddr(SERVER, 2049)),
+]
+OPENED: Final = [listed(2000, UDP), listed(3000, TCP), listed(2049, TCP)]
+DUMPED: Final = "where configured: client > every service listed, 32 at most, 300 s"
+
+
+@fault(2)
+@pytest.mark.parametrize(
+    "version",
+    [
+        pytest.param(each, marks=handles(f"DUMP (v{each}, 4)", DUMPED))
+        for each in (2, 3, 4)
+    ],
+)
+@pytest.mark.parametrize("on", [TCP, UDP], ids=str)
+def test_dump_opens_every_service_once_and_passes_over_the_portmapper(
+    version: int, on: Transport
+) -> None:
+    asked, answered = dump(7, version), dumped(7, SERVICES, version)
+    assert exchange(asked, answered, wide(on)) == OPENED
+    assert exchange(asked, answered, line(on)) == []
+
+
+def test_dump_of_addresses_opens_what_the_flows_ip_version_reaches() -> None:
+    services = [(MOUNTD, "udp6", uaddr("::", 2006)), (MOUNTD, "udp", uaddr("::", 2004))]
+    assert exchange(dump(7), dumped(7, services), wide()) == [listed(2004, UDP)]
+    (found,) = exchange(dump(7), dumped(7, services), wide(version=6))
+    assert isinstance(found, Expect)
+    assert found.endpoint == endpoint(SERVER6, 2006)
+
+
+def test_no_more_than_32_services_are_opened() -> None:
+    services = [(MOUNTD, "udp", uaddr(number=2000 + n)) for n in range(100)]
+    effects = exchange(dump(7), dumped(7, services), wide())
+    assert effects == [listed(2000 + n, UDP) for n in range(32)]
+
+
+def test_dump_in_oneshot_mode_opens_one_flow_to_each() -> None:
+    effects = exchange(dump(7), dumped(7, SERVICES), wide(mode="oneshot"))
+    assert effects == [
+        listed(2000, UDP, permanent=False),
+        listed(3000, TCP, permanent=False),
+        listed(2049, TCP, permanent=False),
+    ]
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_dump_of_nothing_but_the_portmapper_opens_nothing(version: int) -> None:
+    for services in ([], SERVICES[:2]):
+        answered = dumped(7, services, version)
+        assert exchange(dump(7, version), answered, wide()) == []
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_dump_that_does_not_end_is_malformed(version: int) -> None:
+    answered = dumped(7, SERVICES, version)
+    for short in (answered[:-4], answered[:-5], answered[:-4] + u32(1)):
+        with pytest.raises(Malformed):
+            exchange(dump(7, version), short, wide())
+
+
+def test_lists_have_a_policy_of_their_own() -> None:
+    # An expectation of another policy than the first must name a helper.
+    assert SunRpc.policies[1:] == (
+        Policy("broadcast", max_expected=8, timeout=10),
+        Policy("dump", max_expected=32, timeout=300),
+    )
+
+
+# Remote calls to one server
+
+REMOTE: Final = [(2, 5), (3, 5), (4, 5), (4, 10)]
+NAMES: Final = {
+    (2, 5): "CALLIT",
+    (3, 5): "CALLIT",
+    (4, 5): "BCAST",
+    (4, 10): "INDIRECT",
+}
+
+
+def remote(outcome: str, procedures: list[tuple[int, int]]) -> list[Any]:
+    """A case for each procedure, with its mark."""
+    return [
+        pytest.param(
+            each,
+            id=f"v{each[0]} {NAMES[each]}",
+            marks=handles(f"{NAMES[each]} (v{each[0]}, {each[1]})", outcome),
+        )
+        for each in procedures
+    ]
+
+
+@fault(2)
+@pytest.mark.parametrize(
+    "procedure",
+    remote("where configured, to one server: client > server:port, 300 s", REMOTE),
+)
+@pytest.mark.parametrize("on", [TCP, UDP], ids=str)
+def test_remote_call_opens_the_port_of_the_program_that_was_called(
+    procedure: tuple[int, int], on: Transport
+) -> None:
+    asked, answered = callit(7, procedure), called(7, procedure)
+    # The portmapper calls over UDP, and rpcbind as it was called itself.
+    meant = UDP if procedure[0] == 2 else on
+    assert exchange(asked, answered, wide(on)) == [service(transport=meant)]
+    assert exchange(asked, answered, line(on)) == []
+
+
+@pytest.mark.parametrize("procedure", REMOTE)
+def test_remote_call_of_what_is_not_there_opens_nothing(
+    procedure: tuple[int, int],
+) -> None:
+    answered = called(7, procedure, number=0)
+    assert exchange(callit(7, procedure), answered, wide()) == []
+
+
+@pytest.mark.parametrize("procedure", REMOTE)
+def test_remote_call_of_the_portmapper_itself_is_refused(
+    procedure: tuple[int, int],
+) -> None:
+    flow = wide()
+    asked = callit(7, procedure, program=PORTMAPPER)
+    reason, _ = refused(flow.sent(asked), flow.answered(called(7, procedure)))
+    assert reason == "portmapper"
+
+
+def test_list_for_the_portmapper_itself_is_refused() -> None:
+    flow = line()
+    answered = addresses(7, [("udp", uaddr(number=111)), ("tcp", uaddr(number=111))])
+    asked = getaddrlist(7, program=PORTMAPPER)
+    reason, _ = refused(flow.sent(asked), flow.answered(answered))
+    assert reason == "portmapper"
+
+
+@pytest.mark.parametrize("procedure", REMOTE)
+def test_remote_call_that_does_not_parse_is_malformed(
+    procedure: tuple[int, int],
+) -> None:
+    asked, answered, flow = callit(7, procedure), called(7, procedure), wide()
+    helper = SunRpc()
+    with pytest.raises(Malformed):
+        play(helper, [flow.sent(asked[:-1])])
+    play(helper, [flow.sent(asked)])
+    with pytest.raises(Malformed):
+        play(helper, [flow.answered(answered[:-1])])
+
+
+# Calls to a group
+
+BROADCAST: Final = "198.51.100.255"
+GROUP6: Final = "ff02::202"
+
+
+def to_group(
+    destination: str = BROADCAST,
+    *,
+    version: int = 4,
+    forwarded: bool = False,
+    **options: Any,
+) -> Line:
+    """A flow to a group; the broadcast address of a network is seen to be one."""
+    source = CLIENT if version == 4 else CLIENT6
+    return Line(
+        flow_tuple(UDP, (source, 45070), (destination, 111)),
+        {**defaults(SunRpc), "procedures": EVERYTHING, **options},
+        forwarded=forwarded,
+        group=destination == BROADCAST,
+    )
+
+
+def answers(host: str = CLIENT) -> Expect:
+    """What a call to a group asks for."""
+    return Expect(
+        endpoint(host, 45070),
+        "broadcast",
+        source=ON_LINK,
+        permanent=True,
+        helper="sunrpc",
+    )
+
+
+@fault(2)
+@pytest.mark.parametrize(
+    "procedure",
+    remote("where configured, to a group: link > asker's port, 10 s", REMOTE[:3]),
+)
+@pytest.mark.parametrize(
+    ("destination", "version"),
+    [(BROADCAST, 4), ("255.255.255.255", 4), ("224.0.0.1", 4), (GROUP6, 6)],
+)
+def test_call_to_a_group_opens_the_port_that_it_is_sent_from(
+    procedure: tuple[int, int], destination: str, version: int
+) -> None:
+    # To any port of any host on the link: servers answer from ports of their own.
+    flow = to_group(destination, version=version)
+    host = CLIENT if version == 4 else CLIENT6
+    assert play(SunRpc(), [flow.sent(callit(7, procedure))]) == [answers(host)]
+    quiet = to_group(destination, version=version, procedures=("getport",))
+    assert play(SunRpc(), [quiet.sent(callit(7, procedure))]) == []
+
+
+def test_each_call_to_a_group_opens_the_port_anew() -> None:
+    flow = to_group(mode="oneshot")
+    messages = [
+        flow.sent(callit(7, (3, 5))),
+        flow.sent(callit(8)),
+        flow.sent(callit(8)),
+    ]
+    assert play(SunRpc(), messages) == [answers()] * 3
+
+
+@handles("INDIRECT (v4, 10)", "to a group: opens nothing")
+def test_other_calls_to_a_group_open_nothing() -> None:
+    flow = to_group()
+    asked = [callit(1, (4, 10)), getport(2), getaddr(3), getaddrlist(4), dump(5)]
+    assert play(SunRpc(), [flow.sent(each) for each in asked]) == []
+    # Nor do replies in a flow of which no host is the other end.
+    answered = [called(1, (4, 10)), port(2), address(3), dumped(5, SERVICES)]
+    helper = SunRpc()
+    play(helper, [flow.sent(each) for each in asked])
+    assert play(helper, [flow.answered(each) for each in answered]) == []
+
+
+def test_call_to_a_group_is_not_answered_in_its_own_flow() -> None:
+    flow = to_group()
+    helper = SunRpc()
+    assert play(helper, [flow.sent(callit(7))]) == [answers()]
+    assert play(helper, [flow.answered(called(7))]) == []
+
+
+def test_call_of_another_host_to_a_group_is_refused() -> None:
+    reason, _ = refused(to_group(forwarded=True).sent(callit(7)))
+    assert reason == "forwarded"
+
+
+def test_other_calls_of_another_host_are_not_refused() -> None:
+    flow = to_group(forwarded=True)
+    assert play(SunRpc(), [flow.sent(getport(7))]) == []
+    quiet = to_group(forwarded=True, procedures=("dump",))
+    assert play(SunRpc(), [quiet.sent(callit(7))]) == []
+
+
+def test_call_to_a_group_for_the_portmapper_opens_the_port_as_well() -> None:
+    # "rpcinfo -b portmapper 2": which hosts have one?
+    message = to_group().sent(callit(7, program=PORTMAPPER))
+    assert play(SunRpc(), [message]) == [answers()]
+
+
+# Programs
+
+DENIED: Final = ("denied-program", "program 100003 (nfs)")
+
+
+@fault(10)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"deny_programs": (NFS,)},
+        {"allow_programs": (MOUNTD,)},
+        {"allow_programs": (NFS, MOUNTD), "deny_programs": (STATUS, NFS)},
+    ],
+    ids=["denied", "not allowed", "allowed and denied"],
+)
+def test_program_that_may_not_be_opened_is_refused(options: dict[str, Any]) -> None:
+    flow, group = wide(**options), to_group(**options)
+    exchanges = [
+        (getport(7, NFS), port(7)),
+        (getaddr(7, program=NFS), address(7)),
+        (call(7, (4, 9), rpcb(NFS, "udp", "")), address(7)),
+        (getaddrlist(7, program=NFS), addresses(7, [("udp", uaddr())] * 2)),
+        *((callit(7, each, NFS), called(7, each)) for each in REMOTE),
+    ]
+    for asked, answered in exchanges:
+        assert refused(flow.sent(asked), flow.answered(answered)) == DENIED
+    for procedure in REMOTE[:3]:
+        assert refused(group.sent(callit(7, procedure, NFS))) == DENIED
+    # The other one may.
+    assert exchange(getport(7), port(7), flow) == [service()]
+    assert play(SunRpc(), [group.sent(callit(7))]) == [answers()]
+
+
+def test_denied_program_that_is_not_there_is_not_refused() -> None:
+    flow = wide(deny_programs=(NFS,))
+    assert exchange(getport(7, NFS), port(7, 0), flow) == []
+    assert exchange(getaddrlist(7, program=NFS), addresses(7, []), flow) == []
+
+
+def test_allowed_programs_of_a_dump_are_opened_and_the_others_refused_at_once() -> None:
+    answered = record(dumped(7, [*SERVICES, (STATUS, "udp", uaddr(number=4000))]))
+    # One port is that of a denied program and of one that is not.
+    for options, denied in [
+        ({"deny_programs": (MOUNTD, NFS)}, "100003 (nfs)"),
+        ({"allow_programs": (STATUS, NFS)}, "100005 (mountd)"),
+    ]:
+        flow = wide(TCP, **options)
+        messages = [flow.sent(record(dump(7))), flow.answered(answered)]
+        assert any_segmentation(SunRpc, messages) == [
+            listed(2049, TCP),
+            listed(4000, UDP),
+            f"denied-program: program {denied} and 1 more",
+        ]
+
+
+def test_programs_are_configured_by_name_or_number() -> None:
+    settings = 'allow_programs = ["nfs", 100005]\ndeny_programs = ["ypserv", 7]\n'
+    options = configured(settings)["sunrpc"].options
+    assert options["allow_programs"] == (NFS, MOUNTD)
+    assert options["deny_programs"] == (100004, 7)
+    assert options["procedures"] == EVERYTHING[:4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ('allow_programs = ["nsf"]', "'nsf': must be a number from 0 to 4294967295"),
+        ("deny_programs = [-1]", "-1: must be a number from 0 to 4294967295"),
+        ('deny_programs = "nfs"', "'nfs': must be a list"),
+        ('procedures = ["null"]', "'null': must be one of getport, getaddr, "),
+        ('procedures = "dump"', "'dump': must be a list"),
+    ],
+)
+def test_what_is_no_program_or_procedure_is_no_configuration(
+    settings: str, text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        configured(settings)
+
+
+# Transactions
+
+
+def test_repeated_list_opens_its_services_anew() -> None:
+    flow = wide()
+    messages = [flow.sent(dump(7))] + [flow.answered(dumped(7, SERVICES))] * 2
+    messages += [flow.sent(dump(7)), flow.answered(dumped(7, SERVICES))]
+    assert play(SunRpc(), messages) == OPENED * 3
+
+
+@pytest.mark.parametrize(
+    "second",
+    [SERVICES[1:3], [*SERVICES, (STATUS, "tcp", uaddr(number=1))], SERVICES[::-1]],
+    ids=["fewer", "more", "in another order"],
+)
+def test_second_list_that_differs_is_refused(second: Listed) -> None:
+    helper, flow = SunRpc(), wide()
+    messages = [flow.sent(dump(7)), flow.answered(dumped(7, SERVICES))]
+    assert play(helper, messages) == OPENED
+    reason, text = refused(flow.answered(dumped(7, second)), helper=helper)
+    assert reason == "second-answer"
+    assert text.endswith(f"after {SERVER}:111 and 5 more for one call")
+    assert play(helper, [flow.answered(dumped(7, SERVICES))]) == OPENED
+
+
+def test_xid_that_is_used_again_for_another_call_is_that_call() -> None:
+    flow = wide()
+    messages = [
+        flow.sent(getport(7)),
+        flow.answered(port(7)),
+        flow.sent(dump(7)),
+        flow.answered(dumped(7, SERVICES)),
+        flow.sent(getport(7, protocol=TCP)),
+        flow.answered(port(7, 4000)),
+    ]
+    assert play(SunRpc(), messages) == [service(), *OPENED, service(4000, TCP)]
+
+
+def test_calls_of_all_kinds_are_pending_side_by_side() -> None:
+    flow = wide()
+    asked = [getport(1), dump(2), getaddrlist(3), callit(4), getaddr(5)]
+    answered = [
+        address(5, uaddr(number=2005)),
+        called(4, number=2004),
+        addresses(3, [("udp", uaddr(number=2003))]),
+        dumped(2, [(NFS, "udp", uaddr(number=2002))]),
+        port(1, 2001),
+    ]
+    messages = [flow.sent(each) for each in asked]
+    messages += [flow.answered(each) for each in answered]
+    assert play(SunRpc(), messages) == [
+        *(service(number) for number in (2005, 2004, 2003)),
+        listed(2002, UDP),
+        service(2001),
+    ]
+
+
+# Flows that were expected
+
+
+@pytest.mark.parametrize("on", [TCP, UDP], ids=str)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_flow_that_was_expected_is_not_read(on: Transport, depth: int) -> None:
+    # Some kernels attach the helper that DUMP's policy makes it name.
+    flow = wide(on, depth=depth)
+    for payload in (getport(7), b"anything", b""):
+        wire = record(payload) if on is TCP else payload
+        for message in (flow.sent(wire), flow.answered(wire)):
+            assert play(SunRpc(), [message]) == [DONE]
+            assert SunRpc().describe(message) == {}
+
+
+# Through the engine
+
+
+def on_link(source: Address) -> tuple[Network, ...]:
+    networks = ("2001:db8:1::/64", "fe80::/10") if source.version == 6 else ()
+    return tuple(map(ip_network, networks or ("192.0.2.0/24",)))
+
+
+def configured(settings: str) -> Any:
+    """The configuration of the helpers with these keys of ours."""
+    text = f"[helpers.sunrpc]\n{settings}\n"
+    return parse(text, Path("test.toml"), {"sunrpc": SunRpc}).helpers
+
+
+def engine() -> Engine:
+    return Engine(
+        configured(f"procedures = {list(EVERYTHING)}"),
+        guard=Guard(),
+        on_link=on_link,
+        clock=lambda: 0.0,
+        flow_limit=8,
+    )
+
+
+def decided(asked: bytes, answered: bytes) -> Decision:
+    """What becomes of a reply over UDP."""
+    entry = conntrack(flow_tuple(UDP, (CLIENT, 650), (SERVER, 111)), helper="sunrpc")
+    ours = engine()
+    assert not ours.handle(udp(asked), entry, ORIGINAL).expectations
+    return ours.handle(udp(answered, direction=REPLY), entry, REPLY)
+
+
+def reasons(decision: Decision) -> list[str]:
+    return [each.reason for each in decision.events if isinstance(each, Refused)]
+
+
+def test_refused_services_of_a_list_do_not_keep_the_others_from_being_opened() -> None:
+    services = [
+        (NFS, "tcp", uaddr(number=22)),
+        (NFS, "tcp", uaddr("203.0.113.9", 2049)),
+        (NFS, "udp", uaddr(number=0)),
+        (NFS, "tcp", uaddr(number=100)),
+        (MOUNTD, "udp", uaddr(WILDCARD, 2000)),
+    ]
+    expected = ["denied-port", "third-party-address", "port-zero", "low-port"]
+    decision = decided(dump(7), dumped(7, services))
+    assert list(map(str, decision.expectations)) == [f"udp {CLIENT} > {SERVER}:2000"]
+    assert reasons(decision) == expected
+    addressed = addresses(7, [(netid, text) for _, netid, text in services])
+    decision = decided(getaddrlist(7), addressed)
+    assert len(decision.expectations) == 1
+    assert reasons(decision) == expected
+
+
+def test_services_of_a_dump_have_its_policy_and_name_the_helper() -> None:
+    (first, *_) = decided(dump(7), dumped(7, SERVICES)).expectations
+    assert (first.policy, first.class_, first.timeout) == ("dump", 2, 300)
+    assert first.helper == "sunrpc"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "expected"),
+    [
+        (
+            CLIENT,
+            "192.0.2.255",
+            ["udp 192.0.2.0/24 > 192.0.2.1:45070"],
+        ),
+        (
+            CLIENT6,
+            GROUP6,
+            [
+                f"udp 2001:db8:1::/64 > [{CLIENT6}]:45070",
+                f"udp fe80::/10 > [{CLIENT6}]:45070",
+            ],
+        ),
+    ],
+)
+def test_hosts_on_the_link_may_answer_a_call_to_a_group_for_10_seconds(
+    source: str, destination: str, expected: list[str]
+) -> None:
+    original = flow_tuple(UDP, (source, 45070), (destination, 111))
+    entry = conntrack(original, helper="sunrpc")
+    decision = engine().handle(udp(callit(7)), entry, ORIGINAL)
+    assert list(map(str, decision.expectations)) == expected
+    first = decision.expectations[0]
+    assert (first.policy, first.class_, first.timeout) == ("broadcast", 1, 10)
+    assert (first.permanent, first.helper) == (True, "sunrpc")
+
+
+def test_forwarded_call_to_a_group_is_refused_and_counted() -> None:
+    original = flow_tuple(UDP, (CLIENT, 45070), ("255.255.255.255", 111))
+    entry = conntrack(original, helper="sunrpc")
+    decision = engine().handle(udp(callit(7)), entry, ORIGINAL, forwarded=True)
+    assert decision.expectations == ()
+    assert reasons(decision) == ["forwarded"]
+
+
+@fault(8)
+def test_list_behind_destination_nat_is_refused() -> None:
+    inside = "10.0.0.2"
+    entry = conntrack(
+        flow_tuple(UDP, (CLIENT, 650), (SERVER, 111)),
+        flow_tuple(UDP, (inside, 111), (CLIENT, 650)),
+        helper="sunrpc",
+    )
+    for asked, answered in [
+        (dump(7), dumped(7, SERVICES)),
+        (getaddrlist(7), addresses(7, [("udp", uaddr(inside)), ("tcp", uaddr())])),
+        (callit(7), called(7)),
+    ]:
+        ours = engine()
+        ours.handle(udp(asked), entry, ORIGINAL)
+        decision = ours.handle(udp(answered, direction=REPLY), entry, REPLY)
+        assert (decision.expectations, decision.packet) == ((), None)
+        assert set(reasons(decision)) == {"nat"}
+
+
+# Any bytes
+
+PAIRS: Final = [
+    *((dump(7, each), dumped(7, SERVICES, each)) for each in (2, 3, 4)),
+    (getaddrlist(7), addresses(7, [("udp", uaddr()), ("tcp6", uaddr("::"))])),
+    (call(7, (4, 9), rpcb(MOUNTD, "", "")), address(7)),
+    *((callit(7, each), called(7, each)) for each in REMOTE),
+]
+
+
+@pytest.mark.parametrize(("asked", "answered"), PAIRS)
+def test_any_segmentation_has_the_same_effects(asked: bytes, answered: bytes) -> None:
+    flow = wide(TCP)
+    body = asked[8:]
+    conversation = [
+        flow.sent(record(getport(1, protocol=TCP))),
+        flow.sent(record(asked, 5, 30)),
+        flow.answered(record(answered, 3, 40)),
+        flow.answered(record(port(1))),
+        flow.sent(record(u32(9, 0) + body)),
+        flow.answered(record(u32(9, 1) + answered[8:])),
+    ]
+    found = any_segmentation(SunRpc, conversation)
+    assert service(transport=TCP) in found
+    assert len(found) >= 3
+
+
+@given(st.sampled_from(PAIRS), st.binary(max_size=40), st.binary(max_size=40))
+def test_junk_after_a_message_changes_nothing(
+    pair: tuple[bytes, bytes], first: bytes, second: bytes
+) -> None:
+    asked, answered = pair
+    found = exchange(asked + first, answered + second, wide())
+    assert found == exchange(asked, answered, wide()) != []
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """A message of which some bytes have changed, or that ends early."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(0, 3))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data[: draw(st.integers(0, len(data)))])
+
+
+@given(st.sampled_from(PAIRS), st.sampled_from([UDP, TCP]), st.data())
+def test_any_bytes_give_effects_malformed_or_refusals_and_nothing_else(
+    pair: tuple[bytes, bytes], on: Transport, data: st.DataObject
+) -> None:
+    helper, flow = SunRpc(), wide(on)
+    for direction, whole in zip((ORIGINAL, REPLY), pair, strict=True):
+        body = data.draw(damaged(whole) | st.binary())
+        message = flow.message(direction, record(body) if on is TCP else body)
+        try:
+            helper.describe(message)
+            effects = play(helper, [message])
+        except (Malformed, ExpectationRefused):
+            continue
+        assert len(effects) <= 32
+        assert not (effects and direction is ORIGINAL)
+        for each in effects:
+            assert isinstance(each, Expect)
+            assert each.policy in ("service", "dump")
+            assert (each.helper is None) == (each.policy == "service")
+
+
+@given(st.sampled_from(PAIRS), st.binary(max_size=60))
+def test_any_bytes_to_a_group_open_the_askers_port_or_nothing(
+    pair: tuple[bytes, bytes], tail: bytes
+) -> None:
+    flow = to_group()
+    for payload in (*pair, tail, pair[0][:40] + tail):
+        for direction in Direction:
+            try:
+                effects = play(SunRpc(), [flow.message(direction, payload)])
+            except Malformed:
+                continue
+            assert effects in ([], [answers()])
+            assert not (effects and direction is REPLY)
+
+
+# In words
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields"),
+    [
+        (dump(7), {"program": "100000, version 3", "procedure": "DUMP"}),
+        (
+            getaddrlist(7),
+            {
+                "program": "100000, version 4",
+                "procedure": "GETADDRLIST",
+                "asks for": "program 100005, version 3",
+                "netid": "'tcp'",
+                "address": "''",
+                "owner": "'superuser'",
+            },
+        ),
+        (
+            callit(7, (4, 10)),
+            {
+                "program": "100000, version 4",
+                "procedure": "INDIRECT",
+                "asks for": "program 100005, version 3",
+                "calls": "procedure 0, 14 bytes of arguments",
+            },
+        ),
+    ],
+    ids=["DUMP", "GETADDRLIST", "INDIRECT"],
+)
+def test_call_is_described(asked: bytes, fields: dict[str, str]) -> None:
+    described = SunRpc().describe(wide().sent(asked))
+    assert described == {"xid": "0x00000007", "type": "call", **fields}
+    # As is one that will open nothing.
+    assert SunRpc().describe(line().sent(asked)) == described
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "text"),
+    [
+        (
+            dump(7),
+            dumped(7, SERVICES[1:4]),
+            f"program {PORTMAPPER} at udp {SERVER}:111; "
+            f"program {MOUNTD} at udp {SERVER}:2000; "
+            f"program {MOUNTD} at tcp {SERVER}:3000",
+        ),
+        (dump(7), dumped(7, []), "nothing over TCP or UDP and IPv4"),
+        (
+            getaddrlist(7),
+            addresses(7, [("udp6", uaddr("::")), ("local", "/run/rpcbind.sock")]),
+            "nothing over TCP or UDP and IPv4",
+        ),
+        (callit(7), called(7), f"program {MOUNTD} at udp {SERVER}:{PORT}"),
+        (callit(7), called(7, number=0), "nothing: the program is not registered"),
+    ],
+    ids=["DUMP", "of nothing", "GETADDRLIST", "CALLIT", "of what is not there"],
+)
+def test_reply_is_described_by_its_call(
+    asked: bytes, answered: bytes, text: str
+) -> None:
+    helper, flow = SunRpc(), wide()
+    play(helper, [flow.sent(asked)])
+    assert helper.describe(flow.answered(answered))["announces"] == text
