@@ -7,8 +7,10 @@ usage: python -m tests.fuzz.engine TARGET LIBFUZZER-ARGUMENT...
 import sys
 import warnings
 from functools import partial
+from types import FunctionType
 
 import atheris
+from scapy.utils import RawPcapNgReader, RawPcapReader
 
 from tests.fuzz.script import mutated
 
@@ -18,6 +20,10 @@ def main() -> None:
     warnings.simplefilter("error")
     with atheris.instrument_imports(include=["cthelper"]):
         from tests.fuzz.targets import TARGETS
+    # The captures' own reader is built upon these; all of scapy would take minutes.
+    for function in (*vars(RawPcapReader).values(), *vars(RawPcapNgReader).values()):
+        if isinstance(function, FunctionType):
+            atheris.instrument_func(function)
     name, *arguments = sys.argv[1:]
     target = TARGETS[name]
     mutator = (
