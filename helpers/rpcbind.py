@@ -124,12 +124,15 @@ class Rpcb:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteCall:
-    """Arguments of CALLIT, BCAST and INDIRECT: what the server is to call itself."""
+    """Arguments of CALLIT, BCAST and INDIRECT: what the server is to call itself.
+
+    `size` is that of the arguments of the call that it makes, in bytes.
+    """
 
     program: int
     version: int
     procedure: int
-    arguments: bytes
+    size: int
 
 
 Arguments = PortMapping | Rpcb | RemoteCall
@@ -210,7 +213,7 @@ def read_arguments(call: Call, cursor: Cursor) -> Arguments | None:
                 program=cursor.u32(),
                 version=cursor.u32(),
                 procedure=cursor.u32(),
-                arguments=_read_rest(cursor),
+                size=len(_read_rest(cursor)),
             )
     return None
 

@@ -120,9 +120,12 @@ class _Offer:
         return f"program {self.program} at {self.transport} {self.endpoint}"
 
 
+_Place = tuple[Transport, Endpoint]
+
+
 @dataclass(slots=True)
 class _Pending:
-    """A call that waits for its reply; `offers` are those of the reply that has come.
+    """A call that waits for its reply; `places` are what that opens, once it has come.
 
     `transport` is that of a service whose reply does not say it.
     """
@@ -131,12 +134,27 @@ class _Pending:
     arguments: Arguments | None
     transport: Transport
     expires: float
-    offers: tuple[_Offer, ...] = ()
+    places: tuple[_Place, ...] = ()
 
     @property
     def program(self) -> int:
         """The program that was asked for; DUMP asks the portmapper about itself."""
         return PORTMAPPER if self.arguments is None else self.arguments.program
+
+    def answer(self, places: tuple[_Place, ...]) -> None:
+        """Take a reply. Raises ExpectationRefused where one has said otherwise.
+
+        A spoofed reply that comes late must not open anything more.
+        """
+        if places and self.places not in ((), places):
+            now, before = (
+                _brief([str(endpoint) for _, endpoint in each])
+                for each in (places, self.places)
+            )
+            raise ExpectationRefused(
+                "second-answer", f"{now} after {before} for one call"
+            )
+        self.places = places or self.places
 
     def repeats(self, other: "_Pending") -> bool:
         """Whether both are one call, which was sent again."""
@@ -220,7 +238,7 @@ class SunRpc(Helper):
         if pending is None:
             return
         if known is not None and pending.repeats(known):
-            pending.offers = known.offers
+            pending.places = known.places
         while len(self._pending) >= _PENDING_LIMIT:
             del self._pending[next(iter(self._pending))]
         self._pending[xid] = pending
@@ -232,18 +250,24 @@ class SunRpc(Helper):
         if not read_success(cursor):
             return
         offers = _read_offers(pending, cursor, message)
-        if not offers:
-            return
-        if pending.offers not in ((), offers):
-            now, before = (
-                _brief([str(each.endpoint) for each in several])
-                for several in (offers, pending.offers)
-            )
-            raise ExpectationRefused(
-                "second-answer", f"{now} after {before} for one call"
-            )
-        pending.offers = offers
-        yield from _open(pending.call, offers, message)
+        # The portmapper, which is there already, stands in its own list.
+        others = [each for each in offers if each.program != PORTMAPPER]
+        if offers and not others and pending.call.name != "DUMP":
+            raise ExpectationRefused("portmapper", "the portmapper announced itself")
+        denied = {
+            each.program for each in others if not _is_allowed(each.program, message)
+        }
+        # Several programs, and the versions of one, may share a port.
+        listed = dict.fromkeys(
+            (each.transport, each.endpoint)
+            for each in others
+            if each.program not in denied
+        )
+        places = tuple(islice(listed, _LISTED.get(pending.call.name)))
+        pending.answer(places)
+        yield from _open(pending.call, places, message)
+        if denied:
+            raise _denied(*sorted(denied))
 
 
 def _record(message: Message) -> bytes:
@@ -307,22 +331,10 @@ def _read_offers(
     return tuple(offers)
 
 
-def _open(call: Call, offers: Iterable[_Offer], message: Message) -> Effects:
-    """Expect flows to the services that are allowed, and refuse the others.
-
-    The portmapper, which is there already, stands in its own list, and is no reason
-    to refuse anything then.
-    """
+def _open(call: Call, places: Iterable[_Place], message: Message) -> Effects:
+    """Expect the client's flows to these places."""
     dump = call.name == "DUMP"
-    others = [each for each in offers if each.program != PORTMAPPER]
-    if not others and not dump:
-        raise ExpectationRefused("portmapper", "the portmapper announced itself")
-    denied = {each.program for each in others if not _is_allowed(each.program, message)}
-    # Several programs, and the versions of one, may share a port.
-    places = dict.fromkeys(
-        (each.transport, each.endpoint) for each in others if each.program not in denied
-    )
-    for transport, endpoint in islice(places, _LISTED.get(call.name)):
+    for transport, endpoint in places:
         try:
             yield from expect(
                 endpoint,
@@ -334,8 +346,6 @@ def _open(call: Call, offers: Iterable[_Offer], message: Message) -> Effects:
         except ExpectationRefused:
             # It is counted, and says nothing about the rest of a list.
             continue
-    if denied:
-        raise _denied(*sorted(denied))
 
 
 def _await_answers(
@@ -394,7 +404,6 @@ def _describe_call(cursor: Cursor) -> dict[str, str]:
             fields["owner"] = repr(arguments.owner)
         case RemoteCall():
             fields["calls"] = (
-                f"procedure {arguments.procedure}, "
-                f"{len(arguments.arguments)} bytes of arguments"
+                f"procedure {arguments.procedure}, {arguments.size} bytes of arguments"
             )
     return fields

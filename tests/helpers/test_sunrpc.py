@@ -551,6 +551,16 @@ def test_second_reply_with_another_port_is_refused(again: bool) -> None:
     assert play(helper, [flow.answered(port(7))]) == [service()]
 
 
+def test_second_reply_that_names_nothing_opens_nothing() -> None:
+    helper, flow = SunRpc(), line()
+    messages = [flow.sent(getport(7)), flow.answered(port(7))]
+    assert play(helper, messages) == [service()]
+    assert play(helper, [flow.answered(port(7, 0))]) == []
+    # And does not make room for a third.
+    with pytest.raises(ExpectationRefused, match="second-answer"):
+        play(helper, [flow.answered(port(7, 4444))])
+
+
 def test_xid_that_is_used_again_for_another_program_is_another_call() -> None:
     flow = line()
     messages = [

@@ -600,7 +600,7 @@ def test_second_list_that_differs_is_refused(second: Listed) -> None:
     assert play(helper, messages) == OPENED
     reason, text = refused(flow.answered(dumped(7, second)), helper=helper)
     assert reason == "second-answer"
-    assert text.endswith(f"after {SERVER}:111 and 5 more for one call")
+    assert text.endswith(f"after {SERVER}:2000 and 2 more for one call")
     assert play(helper, [flow.answered(dumped(7, SERVICES))]) == OPENED
 
 
