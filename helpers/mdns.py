@@ -9,8 +9,9 @@ multicast and need a static rule.
 
 Responders answer from port 5353 and must be on the asker's link (sections 6 and 11),
 from any of their addresses: over IPv6 a query from a link-local address is answered
-from a global one. Queries of other hosts that come in are refused, for the answer does
-not pass here. NAT is not supported: these queries do not leave the link.
+from a global one. Only this host's own queries open anything, unless `hooks` has
+prerouting, which is for reflectors: the answers to others do not pass here. NAT is not
+supported: these queries do not leave the link.
 """
 
 from ipaddress import IPv4Network, IPv6Network
@@ -22,7 +23,6 @@ from cthelper.core.api import (
     UDP,
     Cursor,
     Effects,
-    ExpectationRefused,
     Helper,
     Hook,
     Message,
@@ -61,8 +61,6 @@ class Mdns(Helper):
         one_shot = message.source.port != _PORT
         if not one_shot and not any(each & _UNICAST_RESPONSE for each in classes):
             return
-        if message.forwarded:
-            raise ExpectationRefused("forwarded", f"{message.source} is another host")
         yield from expect(
             message.source,
             policy="answer",
