@@ -25,7 +25,8 @@ from tests.fuzz.targets import TARGETS, Target
 
 ROOT: Final = Path(__file__).parents[2]
 _USAGE: Final = "usage: script/fuzz [TARGET...] | --replay TARGET FILE..."
-_LIMITS: Final = ("-timeout=20", "-rss_limit_mb=1024")
+# Inputs grow little by little also where they are scripts.
+_LIMITS: Final = ("-timeout=20", "-rss_limit_mb=1024", "-len_control=100")
 _RUNS: Final = re.compile(rb"^Done (\d+) runs in (\d+) second", re.MULTILINE)
 # The end of what Python or libFuzzer says of a finding.
 _TAIL: Final = 4000

@@ -319,8 +319,8 @@ def _on_link(address: Address) -> tuple[Network, ...]:
 
 
 def _pieces(payload: bytes, seed: int) -> Iterator[bytes]:
-    """`payload` in pieces of various sizes, 64 or so where it is long."""
-    unit = 1 + len(payload) // 1024
+    """`payload` in pieces of various sizes, 16 or so where it is long."""
+    unit = 1 + len(payload) // 256
     start = 0
     while start < len(payload):
         # Goes through all 32 values.
