@@ -7,7 +7,7 @@ bounded number of effects. And all comes out the same where TCP's segments are c
 another way, and where nobody asks for a description.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -129,13 +129,15 @@ def head(flow: Tuple, number: int = 0) -> bytes:
 class Conversations:
     """The target of one helper over one transport.
 
-    `settings` are configurations in TOML; `folder` holds the captures in pcaps/.
+    `settings` are configurations in TOML; `folder` holds the captures in pcaps/, and
+    `spoken` gives conversations that none of them holds.
     """
 
     helper: type[Helper]
     transport: Transport
     folder: str
     settings: tuple[str, ...] = ("",)
+    spoken: Callable[[], Iterable[Script]] = tuple
 
     def __call__(self, data: bytes) -> None:
         """Have the helper read the script in `data`. Raises AssertionError."""
@@ -164,6 +166,8 @@ class Conversations:
             for number in range(len(self.settings))
         )
         yield from seeds
+        for script in self.spoken():
+            yield script.write()
 
     def _datagrams(self, steps: tuple[Step, ...]) -> list[tuple[Step]]:
         return [(step,) for step in steps] if self.transport is UDP else []

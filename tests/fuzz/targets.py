@@ -13,7 +13,7 @@ from cthelper.helpers.slp import Slp
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.helpers.tns import Tns
 from cthelper.plugins.ftp import Ftp
-from tests.fuzz import wire
+from tests.fuzz import spoken, wire
 from tests.fuzz.conversation import HEAD, Conversations
 from tests.fuzz.seeds import packets
 
@@ -87,10 +87,15 @@ TARGETS: Final[dict[str, Target]] = {
                 'v1 = true\noverflow = true\nany_sport = true\nresponders = "any"\n'
                 + _EVERYWHERE,
             ),
+            spoken.slp,
         )
     ),
-    "sunrpc-udp": _conversation(Conversations(SunRpc, UDP, "sunrpc", _SUNRPC)),
-    "sunrpc-tcp": _conversation(Conversations(SunRpc, TCP, "sunrpc", _SUNRPC)),
+    "sunrpc-udp": _conversation(
+        Conversations(SunRpc, UDP, "sunrpc", _SUNRPC, spoken.sunrpc_udp)
+    ),
+    "sunrpc-tcp": _conversation(
+        Conversations(SunRpc, TCP, "sunrpc", _SUNRPC, spoken.sunrpc_tcp)
+    ),
     "tns": _conversation(
         Conversations(
             *(Tns, TCP, "tns"),
@@ -99,6 +104,7 @@ TARGETS: Final[dict[str, Target]] = {
                 '[helpers.tns]\nhostname = "same"\nchained = true\n'
                 'hosts = ["192.0.2.11 rac1 rac1.example.net"]\n' + _ALLOW_ALL,
             ),
+            spoken.tns,
         )
     ),
     "ftp": _conversation(
