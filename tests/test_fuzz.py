@@ -37,7 +37,6 @@ def test_target_runs_over_its_seeds(name: str) -> None:
     target = TARGETS[name]
     seeds = list(target.seeds())
     assert seeds
-    assert max(map(len, seeds)) <= max(target.largest, 4500)
     for seed in seeds:
         target.run(seed)
 
