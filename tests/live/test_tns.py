@@ -9,6 +9,7 @@ chained redirects, so the tests of those stand last.
 
 import re
 import signal
+import socket
 import ssl
 import time
 from collections import Counter
@@ -51,7 +52,7 @@ pytestmark = pytest.mark.live
 NODE1, NODE1_6 = "10.77.2.3", "fd77:2::3"
 STRANGER, STRANGER6 = "10.77.2.4", "fd77:2::4"
 DATABASE = "database.example"
-TIMEOUT = 3
+TIMEOUT = 5
 CONFIG = f"""
 [helpers.tns]
 hosts = ["{NODE1} {DATABASE}", "{NODE1_6} {DATABASE}"]
@@ -217,6 +218,25 @@ class Setting:
         rows = [[int(column) for column in line.split()] for line in text.splitlines()]
         return next(row[7] for row in rows if row[0] == QUEUE)
 
+    def queued_at_rest(self) -> int:
+        """The same, once no acknowledgement is under way any more."""
+        before = -1
+        while before != (now := self.queued()):
+            before = now
+            time.sleep(0.5)
+        return now
+
+    def await_detached(self, stream: socket.socket) -> None:
+        """Wait for a flow of the client's to be detached from its helper."""
+        host, port = stream.getsockname()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for each in self.daemon.events("detached"):
+                if each["flow"].startswith(f"tcp {host}:{port} >"):
+                    return
+            time.sleep(0.05)
+        raise AssertionError("the flow is not detached")
+
 
 def connect_string(service: str, family: Family) -> str:
     host = SERVER if family == 4 else f"[{SERVER6}]"
@@ -380,28 +400,30 @@ def test_flow_leaves_the_queue_once_the_listener_has_decided(
     began = setting.queued()
     with Session(setting.world.client, SERVER, CONTROL_PORT, service) as session:
         assert session.kind is kind
+        setting.await_detached(session.stream)
         decided = setting.queued()
         assert decided > began
         session.exchange(BULK)
-    assert setting.queued() == decided
+    assert setting.queued_at_rest() == decided
 
 
 def test_redirected_session_is_never_queued(setting: Setting) -> None:
+    target = (SERVER, SESSION.port)
     with Session(setting.world.client, SERVER, CONTROL_PORT, "session") as listener:
-        assert listener.target == (SERVER, SESSION.port)
-        began = setting.queued()
-        target = (SERVER, SESSION.port)
+        assert listener.target == target
+        began = setting.queued_at_rest()
         with Session(setting.world.client, *target, "session") as session:
             session.exchange(BULK)
-        assert setting.queued() == began
+        assert setting.queued_at_rest() == began
 
 
 def test_flow_with_tls_leaves_the_queue(setting: Setting) -> None:
     with dial(setting.world.client, SERVER, CONTROL_PORT) as stream:
         exchange(stream, client_hello())
+        setting.await_detached(stream)
         began = setting.queued()
         exchange(stream, bytes(BULK << 13))
-    assert setting.queued() == began
+    assert setting.queued_at_rest() == began
 
 
 def client_hello() -> bytes:

@@ -44,8 +44,7 @@ NODE: Final[Command] = (str(_NODE), str(_SCRIPTS / "client.js"), str(_MODULE))
 """node-oracledb: connect data in CONNECT, redirects inline and in DATA."""
 
 _START_SECONDS: Final = 60.0
-_SECONDS: Final = 10.0
-_CONNECT_SECONDS: Final = 2.0
+_SECONDS: Final = 20.0
 
 _HOST: Final = re.compile(r"\(HOST=([^)]*)\)")
 _PORT: Final = re.compile(r"\(PORT=(\d+)\)")
@@ -159,12 +158,11 @@ def dial(namespace: Namespace, address: str, port: int) -> socket.socket:
     with namespace.entered():
         stream = socket.socket(kind, socket.SOCK_STREAM)
     try:
-        stream.settimeout(_CONNECT_SECONDS)
+        stream.settimeout(_SECONDS)
         stream.connect((address, port))
     except BaseException:
         stream.close()
         raise
-    stream.settimeout(_SECONDS)
     return stream
 
 
