@@ -13,7 +13,7 @@ from cthelper.core.registry import builtin_helpers
 
 SHIPPED = files("cthelper.core").joinpath("cthelper.toml").read_text("utf-8")
 # A commented key, as opposed to prose, has no blank after its mark.
-WHOLE = re.sub(r"^#(?=[a-z_]+ = )", "", SHIPPED, flags=re.MULTILINE)
+WHOLE = re.sub(r"^#(?=[a-z0-9_]+ = )", "", SHIPPED, flags=re.MULTILINE)
 
 
 def read(text: str) -> Config:

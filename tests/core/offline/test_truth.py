@@ -85,6 +85,7 @@ EXCEPTIONS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
 # What replay expects and the tables do not have.
 MORE: Final = {
     ("suri-sip-method_sip", 81): "tshark has the 227, and the table left it out",
+    ("rpc-rpcinfo-dump-v4-tcp4", 6): "GETADDRLIST, which is in no table",
     ("rpc-rpcinfo-t-getport-v2-mountd", 6): "listed among the flows without a table",
     ("rpc-rpcinfo-u-getport-v2-rstatd", 2): "listed among the flows without a table",
 }
