@@ -11,8 +11,9 @@ the server's address or unspecified; GETADDRLIST with a list of them.
 Other procedures announce services, too, but more than a client needs, and so are read
 only where the option `procedures` has them. DUMP lists all that is registered. CALLIT,
 BCAST and INDIRECT have the server call a program itself, and their reply names its
-port. Sent to a group, CALLIT and BCAST are answered by every server on the link, each
-from a port of its own choice: the port that this host asked from is opened to the link.
+port. Over UDP Linux's rpcbind sends this reply from a port of its own choice: the port
+that was asked from is opened to the server, and to all hosts on the link where CALLIT
+or BCAST of this host went to a group, which every server there answers.
 
 Messages are RPC calls and replies (RFC 5531, section 9) in XDR; on TCP in records of
 one or more fragments (section 11). Over UDP libtirpc calls the service from the very
@@ -31,6 +32,7 @@ from cthelper.core.api import (
     DONE,
     ON_LINK,
     ORIGINAL,
+    PEER,
     TCP,
     UDP,
     Cursor,
@@ -83,15 +85,15 @@ _NETID: Final = Option(
     "netid",
     "match",
     "match: a GETADDR call that names another transport than its own opens "
-    "nothing; trust: it opens the transport that it names",
+    "nothing; trust: it opens the transport that it names, for servers that go by it",
     choices=("match", "trust"),
 )
 _SERVED: Final[Option[tuple[str, ...]]] = Option(
     "procedures",
     ("getport", "getaddr", "getversaddr", "getaddrlist"),
     "procedures that open something, out of these and dump, callit, bcast, indirect; "
-    "dump opens all that the server lists, callit and bcast to a group open the port "
-    "that they are sent from to the hosts on the link",
+    "dump opens all that the server lists; the other three open the port that they are "
+    "sent from, over UDP, to the server, or to the link where they go to a group",
     choices=(
         *("getport", "getaddr", "getversaddr", "getaddrlist"),
         *("dump", "callit", "bcast", "indirect"),
@@ -226,15 +228,16 @@ class SunRpc(Helper):
 
     def _called(self, xid: int, cursor: Cursor, message: Message) -> Effects:
         call = read_call(cursor)
-        pending = None
-        if call.name.lower() in _SERVED.of(message):
-            arguments = read_arguments(call, cursor)
-            if message.group:
-                yield from _await_answers(call, arguments, message)
-            else:
-                pending = _pending(call, arguments, message)
+        served = call.name.lower() in _SERVED.of(message)
+        arguments = read_arguments(call, cursor) if served else None
         # A repeated call is the same again; it must not forget the answer.
         known = self._pending.pop(xid, None)
+        if not served:
+            return
+        if isinstance(arguments, RemoteCall) and message.transport is UDP:
+            yield from _await_answers(call, arguments, message)
+        # In a flow to a group nobody is the other end.
+        pending = None if message.group else _pending(call, arguments, message)
         if pending is None:
             return
         if known is not None and pending.repeats(known):
@@ -299,8 +302,9 @@ def _pending(
 def _transport_of(netid: str, message: Message) -> Transport | None:
     """The transport of the service that a GETADDR call asks for, or None.
 
-    RFC 1833 (section 3) has the server ignore the netid and answer for the transport of
-    the call. Servers honour it, and clients leave it empty or let it agree.
+    RFC 1833 (section 2.2.1) has the server ignore the netid and answer for the
+    transport of the call, and Linux's rpcbind does. Clients leave it empty or let it
+    agree; what one means that does neither depends on the server.
     """
     if not netid:
         return message.transport
@@ -348,27 +352,29 @@ def _open(call: Call, places: Iterable[_Place], message: Message) -> Effects:
             continue
 
 
-def _await_answers(
-    call: Call, arguments: Arguments | None, message: Message
-) -> Effects:
-    """Expect the answers of all servers on the link to a call that went to a group.
+def _await_answers(call: Call, arguments: RemoteCall, message: Message) -> Effects:
+    """Expect the answers to a call over UDP that servers are to pass on.
 
-    INDIRECT is not for groups (RFC 1833, section 2.2.2), and nobody calls the other
-    procedures so.
+    Linux's rpcbind sends them from a port of its own, whomever the call went to. To a
+    group INDIRECT must not go (RFC 1833, section 2.2.2).
     """
-    if call.name == "INDIRECT" or not isinstance(arguments, RemoteCall):
+    if message.group and call.name == "INDIRECT":
         return
-    if message.forwarded:
+    if message.group and message.forwarded:
         raise ExpectationRefused("forwarded", f"{message.source} is another host")
     if not _is_allowed(arguments.program, message):
         raise _denied(arguments.program)
-    yield from expect(
-        message.source,
-        policy="broadcast",
-        source=ON_LINK,
-        permanent=True,
-        helper=_NAME,
-    )
+    try:
+        yield from expect(
+            message.source,
+            policy="broadcast",
+            source=ON_LINK if message.group else PEER,
+            permanent=True,
+            helper=_NAME,
+        )
+    except ExpectationRefused:
+        # It is counted, and other servers answer in the flow of the call.
+        return
 
 
 def _is_allowed(program: int, message: Message) -> bool:
