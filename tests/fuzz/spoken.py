@@ -146,6 +146,18 @@ def sunrpc_udp() -> Iterator[Script]:
     yield _script(_flow(UDP, 111), *calls, (1, _reply(33, _u32(40000))))
 
 
+# DHCPv6.
+
+
+def dhcpv6() -> Iterator[Script]:
+    """A relay that sends from a port of its own, and a client's leasequery."""
+    solicit = b"\1abc" + _u32(0x00010002) + b"id"
+    options = bytes.fromhex("008700020000") + b"\0\x09" + _short(solicit)
+    relay = _flow(UDP, 547, "ff05::1:3", "2001:db8::1")
+    yield _script(relay, (0, b"\x0c\0" + bytes(32) + options))
+    yield _script(relay, (0, b"\x0eabc"), (1, b"\x0d\0" + bytes(32) + options))
+
+
 # SLP.
 
 

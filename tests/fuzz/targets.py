@@ -73,6 +73,7 @@ TARGETS: Final[dict[str, Target]] = {
                 "[helpers.dhcpv6]\n"
                 'strict_sport = true\nservers = ["fe80::/10", "2001:db8::/32"]\n',
             ),
+            spoken.dhcpv6,
         )
     ),
     "mdns": _conversation(
