@@ -43,6 +43,12 @@ ETH = "eth0"
 
 MOUNTD = 100005
 RSTATD = 100001
+RUSERSD = 100002
+NFS = 100003
+NLOCKMGR = 100021
+# NFS-Ganesha exports this folder, in which the file `file` holds this line.
+NFS_EXPORT = "/run/export"
+NFS_TEXT = "a line over NFS"
 MDNS_GROUP = "224.0.0.251"
 MDNS_GROUP6 = "ff02::fb"
 MDNS_PORT = 5353
@@ -221,8 +227,9 @@ EXPORT {
 
 # NFS-Ganesha keeps its recovery data in /var/lib/nfs, the host's unless covered.
 _RPC_FILES = f"""
-mkdir -p /run/rpcbind /run/ganesha /run/export
+mkdir -p /run/rpcbind /run/ganesha {NFS_EXPORT}
 mount -t tmpfs tmpfs /var/lib/nfs
+echo '{NFS_TEXT}' >{NFS_EXPORT}/file
 cat >/run/ganesha.conf <<'EOF'
 {_GANESHA}
 EOF
@@ -266,7 +273,7 @@ def _setns(descriptor: int) -> None:
         raise OSError(code, f"setns: {os.strerror(code)}")
 
 
-def _until(ready: Callable[[], object], seconds: float) -> bool:
+def until(ready: Callable[[], object], seconds: float) -> bool:
     """Wait for a condition, and tell whether it came."""
     deadline = time.monotonic() + seconds
     while not ready():
@@ -407,7 +414,7 @@ class Namespace:
                     os.kill(pid, number)
                 except ProcessLookupError:
                     continue
-            if _until(lambda: not self._members(), 2.0):
+            if until(lambda: not self._members(), 2.0):
                 break
         for process in (*self._started, self._holder):
             for stream in (process.stdin, process.stdout, process.stderr):
@@ -543,13 +550,14 @@ class World:
         return self.gateway.run("conntrack", *args, check=True).stdout
 
     def start_rpc(self) -> None:
-        """Start rpcbind, NFS-Ganesha and rpc.rstatd on the server, once."""
+        """Start rpcbind, NFS-Ganesha, rpc.rstatd and rpc.rusersd, once."""
         if self._rpc:
             return
         self.server.tell(_RPC_FILES)
         self.server.start("rpcbind", "-f", "-i", "-r")
         self._await(lambda: self._listens("/run/rpcbind.sock"), "rpcbind")
         self.server.start("rpc.rstatd")
+        self.server.start("rpc.rusersd")
         self.server.start(
             "ganesha.nfsd",
             "-F",
@@ -558,8 +566,8 @@ class World:
             *("-p", "/run/ganesha/pid"),
         )
         wanted = {(MOUNTD, netid) for netid in ("tcp", "udp", "tcp6", "udp6")}
-        wanted.add((RSTATD, "udp"))
-        self._await(lambda: wanted <= self._registered().keys(), "NFS, rstatd")
+        wanted |= {(RSTATD, "udp"), (RUSERSD, "udp")}
+        self._await(lambda: wanted <= self._registered().keys(), "a server of RPC")
         self._rpc = True
 
     def rpc_port(self, program: int, netid: Netid) -> int:
@@ -643,7 +651,7 @@ class World:
 
     def _await(self, ready: Callable[[], object], what: str) -> None:
         """Wait for a server to be ready, or show what it said."""
-        if not _until(ready, 30.0):
+        if not until(ready, 30.0):
             raise RuntimeError(f"{what} does not answer: {self.server.log()}")
 
 
