@@ -7,14 +7,17 @@ from cthelper.core.errors import StreamLost
 
 _MODULUS: Final = 1 << 32
 _HALF: Final = 1 << 31
+# Segments that wait beyond a missing one. Honest peers send few; thousands of one byte
+# each would cost time and memory far beyond what they carry.
+_HELD: Final = 256
 
 
 class Stream:
     """Puts the segments of one direction in order (RFC 9293, section 3.4).
 
     The first segment must be the SYN. `limit`, in bytes, bounds what is held beyond a
-    missing segment, and how far back a repeated segment is compared with the first
-    copy. Nothing is delayed: the packets have their verdicts, only their bytes wait.
+    missing segment, in 256 segments at most, and how far back a repeated segment is
+    compared with the first copy. Nothing is delayed: the packets have their verdicts, only their bytes wait.
     """
 
     def __init__(self, limit: int) -> None:
@@ -63,7 +66,11 @@ class Stream:
         if len(data) > len(earlier):
             self._ahead[start] = data
         held = sum(len(segment) for segment in self._ahead.values())
-        if offset + len(data) > self._limit or held > self._limit:
+        if (
+            offset + len(data) > self._limit
+            or held > self._limit
+            or len(self._ahead) > _HELD
+        ):
             raise StreamLost("gap", f"{held} bytes wait beyond a missing segment")
 
     def _held_at_hand(self) -> int | None:

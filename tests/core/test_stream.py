@@ -175,6 +175,18 @@ def test_what_waits_is_bounded_in_all() -> None:
     assert lost(stream, 3, b"3") == "gap"
 
 
+def test_number_of_segments_that_wait_is_bounded() -> None:
+    # One byte each, the last first: within the limit of bytes by far.
+    stream = begun(limit=16 * 1024)
+    for offset in range(256, 0, -1):
+        assert feed(stream, offset, b"x") == b""
+    assert feed(stream, 0, b"y") == b"y" + 256 * b"x"
+    stream = begun(limit=16 * 1024)
+    for offset in range(257, 1, -1):
+        assert feed(stream, offset, b"x") == b""
+    assert lost(stream, 1, b"x") == "gap"
+
+
 def test_segment_in_order_may_be_longer_than_the_limit() -> None:
     stream = begun(limit=8)
     assert feed(stream, 0, CONTENT) == CONTENT
