@@ -273,13 +273,13 @@ def _setns(descriptor: int) -> None:
         raise OSError(code, f"setns: {os.strerror(code)}")
 
 
-def until(ready: Callable[[], object], seconds: float) -> bool:
-    """Wait for a condition, and tell whether it came."""
+def until(ready: Callable[[], object], seconds: float, pause: float = 0.05) -> bool:
+    """Wait for a condition, tried with pauses, and tell whether it came."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(pause)
     return True
 
 
@@ -524,7 +524,8 @@ class World:
         From LAN to WAN it lets ports 111 and 1521 through, in itself mDNS to the group
         and ICMPv6, and otherwise what conntrack calls established or related.
         """
-        self.gateway.run("nft", "-f", "-", input=_FIREWALL, check=True)
+        # The kernel loads modules for it, which on a busy machine takes long.
+        self.gateway.run("nft", "-f", "-", input=_FIREWALL, check=True, timeout=60.0)
 
     def dropped(self, transport: Transport, port: int) -> int:
         """How many packets to a destination port the firewall has dropped."""
