@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the stories of clients and servers have in common."""
 
+import os
 import select
 import signal
 import socket
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from subprocess import CalledProcessError
+from pathlib import Path
 
 from tests.live.daemon import Daemon
 from tests.live.world import Namespace, Transport, World
@@ -32,11 +34,22 @@ cd /run
 
 
 def alone(script: str) -> tuple[str, ...]:
-    """The command that runs a shell script with files and processes of its own.
-
-    Killing the command ends all that the script has started.
-    """
+    """The command that runs a shell script with files and processes of its own."""
     return (*_ALONE, _OWN_FILES + script)
+
+
+def end_alone(process: subprocess.Popen[str]) -> None:
+    """End such a command, and return when all that it has started has ended.
+
+    The kernel lets the first process of a PID namespace go after all others.
+    """
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    started = children.read_text().split()
+    for child in started:
+        os.kill(int(child), signal.SIGKILL)
+    if not started:
+        process.kill()
+    process.wait(_DELIVERY_SECONDS)
 
 
 def reload(daemon: Daemon, text: str) -> None:
@@ -73,7 +86,7 @@ def forget_answers(world: World, port: int) -> None:
     """Remove the flows of answers to a UDP port, which outlive what was expected."""
     for family in ("ipv4", "ipv6"):
         # It fails where there are none.
-        with suppress(CalledProcessError):
+        with suppress(subprocess.CalledProcessError):
             world.conntrack("-D", "-f", family, "-p", "udp", "--dport", str(port))
 
 
