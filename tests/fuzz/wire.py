@@ -101,6 +101,8 @@ def _sum(data: bytes) -> int:
 _CONTENT: Final = bytes((at * 7 + (at >> 8) * 13) & 0xFF for at in range(1 << 13))
 _OPENING: Final = 6
 _SEGMENT: Final = 5
+# As many segments wait at most.
+_HELD: Final = 256
 _HONEST, _SYN, _LIE = 0, 1, 2
 
 
@@ -133,7 +135,7 @@ def stream(data: bytes) -> None:
         expected = {
             "mid-stream": not opened and not syn,
             "overlap": lied,
-            "gap": furthest - reach > limit or sent > limit,
+            "gap": furthest - reach > limit or sent > limit or at > _HELD * _SEGMENT,
         }
         try:
             delivered += followed.feed(sequence, payload, syn=syn)
