@@ -164,6 +164,7 @@ class Setting:
     said: dict[str, dict[str, str]] = field(default_factory=dict)
     dropped: dict[str, Counter[int]] = field(default_factory=dict)
     reached: dict[str, Kind] = field(default_factory=dict)
+    related: int = 0
     entries: str = ""
     expected: str = ""
 
@@ -257,9 +258,7 @@ def setting(
             stack.callback(world.server.tell, f"ip address del {each} dev {ETH}")
         world.client.tell(f"echo '{NODE1} {DATABASE}' >>/run/hosts")
         listener = stack.enter_context(Listener(world.server, answers()))
-        clients = {
-            command: RealClient(world.client, command) for command in (PYTHON, NODE)
-        }
+        clients = {command: RealClient(world.client, command) for command in REAL}
         for client in clients.values():
             stack.callback(client.close)
         folder = tmp_path_factory.mktemp("daemon")
@@ -271,6 +270,7 @@ def setting(
         with setting.chapter("working"):
             setting.said["working"] = setting.connect()
             setting.reached = dict(setting.follow())
+        setting.related = world.counter("related-forward")
         setting.entries = "".join(
             world.conntrack("-L", "-f", family) for family in ("ipv4", "ipv6")
         )
@@ -334,6 +334,10 @@ def test_redirected_flow_was_expected(setting: Setting, name: str) -> None:
     ]
     assert announced["expects"].startswith(f"tcp {source} ")
     assert announced["timeout"] == TIMEOUT
+
+
+def test_redirected_flows_are_related(setting: Setting) -> None:
+    assert setting.related >= len(CASES) + len(FORMS)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -76,10 +76,9 @@ class RealClient:
         return said
 
     def close(self) -> None:
-        """End the client; no input is left for it."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(_SECONDS)
+        """End the client."""
+        self._process.kill()
+        self._process.wait()
 
     @contextmanager
     def _deadline(self) -> Iterator[None]:
