@@ -23,6 +23,8 @@ from cthelper.core.tuples import Conntrack, Expectation, Tuple
 # Seconds that a master outlives its expectations, and in which the first packet of an
 # expected flow passes the filter rules.
 _MARGIN: Final = 1
+# Flows that are forgotten when they end; this bounds them where the news is lost.
+_LEFT: Final = 65536
 
 
 class Reporter(Protocol):
@@ -67,6 +69,8 @@ class Masters:
         self._clock = clock
         self._until: dict[FlowKey, float] = {}
         self._leaving: dict[FlowKey, _Leaving] = {}
+        # What became of these is told; packets of theirs may still come.
+        self._left: dict[FlowKey, Tuple] = {}
 
     def expect(self, entry: Conntrack, expectations: Iterable[Expectation]) -> None:
         """The flow of `entry` is the master of these from now on."""
@@ -92,14 +96,16 @@ class Masters:
 
     def finish(self, entry: Conntrack, helper: str, reason: str) -> None:
         """The flow of `entry` is no longer inspected; detach it when it can be."""
-        self._leaving.setdefault(
-            key_of(entry), _Leaving(entry.original, helper, reason)
-        )
+        key = key_of(entry)
+        # The kernel may give a key to another flow.
+        if self._left.get(key) != entry.original:
+            self._leaving.setdefault(key, _Leaving(entry.original, helper, reason))
 
     def forget(self, key: FlowKey) -> None:
         """The entry is gone."""
         self._until.pop(key, None)
         self._leaving.pop(key, None)
+        self._left.pop(key, None)
 
     def passed(self, entry: Conntrack) -> None:
         """A packet of the flow was released; `entry` is as it came with the packet."""
@@ -148,6 +154,9 @@ class Masters:
             return
         else:
             outcome = "detached"
+        self._left[key] = leaving.original
+        if len(self._left) > _LEFT:
+            del self._left[next(iter(self._left))]
         self._log.event(
             outcome,
             reason=leaving.reason,

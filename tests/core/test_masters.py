@@ -260,6 +260,27 @@ def test_flow_is_detached_once(world: World) -> None:
     assert world.updates() == DETACHED
 
 
+def test_packet_that_was_on_its_way_does_not_detach_the_flow_again(
+    world: World,
+) -> None:
+    entry = master()
+    for _ in range(3):
+        world.masters.finish(entry, "sunrpc", "done")
+        world.masters.passed(entry)
+    assert len(world.updates()) == 1
+    assert world.counters()["detached.done"] == 1
+    # Another flow may be given the same key.
+    other = replace(entry, original=flow_tuple(UDP, (CLIENT, 999)))
+    world.masters.finish(other, "sunrpc", "done")
+    world.masters.passed(other)
+    assert len(world.updates()) == 1
+    # And the same one may come again when it has ended.
+    world.masters.forget(key_of(other))
+    world.masters.finish(other, "sunrpc", "done")
+    world.masters.passed(other)
+    assert len(world.updates()) == 1
+
+
 def test_first_reason_stays(world: World) -> None:
     world.masters.finish(master(), "sunrpc", "done")
     world.masters.finish(master(), "sunrpc", "gap")
