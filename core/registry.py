@@ -120,7 +120,11 @@ def _register(found: Iterable[Found]) -> dict[str, Found]:
 def _builtin() -> Iterator[Found]:
     for entry in sorted(files(GROUP).iterdir(), key=lambda each: each.name):
         if entry.name.endswith(".py") and not entry.name.startswith("_"):
-            module = import_module(f"{GROUP}.{entry.name[:-3]}")
+            name = f"{GROUP}.{entry.name[:-3]}"
+            try:
+                module = import_module(name)
+            except _ANY as error:  # a file of an upgrade that is half done
+                raise RegistryError(_line(f"{name}: {_text(error)}")) from None
             for helper in _defined(module):
                 yield Found(helper, module.__name__)
 

@@ -5,10 +5,12 @@ import inspect
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
 
+from cthelper.core import registry
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Option, Policy
 from cthelper.core.errors import RegistryError
 from cthelper.core.registry import builtin_helpers, check, find_helpers, register
@@ -270,6 +272,21 @@ def test_unsound_helper_is_not_registered() -> None:
 def test_helpers_come_in_order_of_their_names() -> None:
     classes = [variant(name=name) for name in ("c", "a", "b")]
     assert list(register(classes)) == ["a", "b", "c"]
+
+
+def test_builtin_helper_that_cannot_be_imported_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(name: str) -> ModuleType:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(registry, "import_module", fails)
+    with pytest.raises(RegistryError) as caught:
+        find_helpers()
+    assert str(caught.value) == (
+        "cthelper.helpers.dhcpv6: ModuleNotFoundError: "
+        "No module named 'cthelper.helpers.dhcpv6'"
+    )
 
 
 def test_builtin_helpers_are_sound_and_of_this_project() -> None:
