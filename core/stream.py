@@ -17,7 +17,8 @@ class Stream:
 
     The first segment must be the SYN. `limit`, in bytes, bounds what is held beyond a
     missing segment, in 256 segments at most, and how far back a repeated segment is
-    compared with the first copy. Nothing is delayed: the packets have their verdicts, only their bytes wait.
+    compared with the first copy. Nothing is delayed: the packets have their verdicts,
+    only their bytes wait.
     """
 
     def __init__(self, limit: int) -> None:
@@ -26,6 +27,11 @@ class Stream:
         self._next: int | None = None
         self._seen = bytearray()
         self._ahead: dict[int, bytes] = {}
+
+    @property
+    def next(self) -> int:
+        """The sequence number of the next byte in order; 0 before the first one."""
+        return self._next or 0
 
     def feed(self, sequence: int, data: bytes, *, syn: bool) -> bytes:
         """The bytes that `data` makes available in order; empty: none yet.
