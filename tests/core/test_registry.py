@@ -62,7 +62,7 @@ def refusal(helper: type[Helper]) -> str:
         {"options": (Option("words", ("a",), "some of", ("a", "b")),)},
         {"tags_expected": classmethod(lambda cls, options: True)},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_sound_helper_is_taken(fields: dict[str, object]) -> None:
     helper = variant(**fields)

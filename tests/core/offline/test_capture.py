@@ -506,10 +506,13 @@ def test_zstd() -> None:
         (pcap([])[:23], "broken within the file header"),
         (section()[:-1], "broken within the file header"),
         (section().replace(b"\x01\x00", b"\x02\x00"), "broken within the file header"),
-        (gzip.compress(b""), "not a pcap or pcapng file"),
-        (gzip.compress(b"hello"), "not a pcap or pcapng file"),
-        (gzip.compress(gzip.compress(pcap([]))), "not a pcap or pcapng file"),
-        (gzip.compress(pcap([]))[:12], "Compressed file ended before"),
+        (gzip.compress(b"", mtime=0), "not a pcap or pcapng file"),
+        (gzip.compress(b"hello", mtime=0), "not a pcap or pcapng file"),
+        (
+            gzip.compress(gzip.compress(pcap([]), mtime=0), mtime=0),
+            "not a pcap or pcapng file",
+        ),
+        (gzip.compress(pcap([]), mtime=0)[:12], "Compressed file ended before"),
         (b"\x1f\x8b\xff\xff" + bytes(20), "Unknown compression method"),
     ],
 )
