@@ -146,7 +146,9 @@ class Message:
     `group` is whether the destination is a multicast group or a broadcast address: the
     limited one, or that of a network that the source is on-link with. `depth` is how
     many flows with this helper led here: 0 for one that the ruleset tagged by itself,
-    one more than its master's for one that the helper expected.
+    one more than its master's for one that the helper expected. `preceding` is how many
+    bytes before the message, in its direction, came in the same TCP segment and so can
+    still be rewritten.
     """
 
     direction: Direction
@@ -161,6 +163,7 @@ class Message:
     forwarded: bool = False
     group: bool = False
     depth: int = 0
+    preceding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +177,28 @@ class Expect:
     source_port: int | None = None
     permanent: bool = False
     helper: str | None = None
+    pair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What was expected, as the receiver of the message must see it."""
+    """What was expected, as the receiver of the message must see it.
+
+    Behind NAT it may have another address and another port than were announced.
+    """
 
     endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """Put `data` in the place of ``payload[span[0]:span[1]]`` of the message."""
+    """Put `data` in the place of ``payload[span[0]:span[1]]`` of the message.
+
+    On TCP a span may lie before the message (negative numbers) where a length stands in
+    an earlier one: the engine refuses all of a message's rewrites and expectations
+    (reason ``rewrite-passed``) where the bytes of one have gone on already. The length
+    may change behind NAT only; without it nothing needs to be rewritten.
+    """
 
     span: tuple[int, int]
     data: bytes
@@ -212,6 +225,7 @@ def expect(
     source_port: int | None = None,
     permanent: bool = False,
     helper: str | None = None,
+    pair: bool = False,
 ) -> Generator[Effect, Grant | None, Grant]:
     """Announce that the receiver of this message will open a flow to `endpoint`.
 
@@ -219,11 +233,12 @@ def expect(
     unless it is given. `source` says who may open the flow, `source_port` from which
     port (None: any). A `permanent` expectation admits any number of flows until its
     policy's timeout; else the first flow uses it up. `helper` names a helper for the
-    expected flow, which many kernels ignore: see `Helper.tags_expected`. Raises
-    ExpectationRefused where the configuration forbids it.
+    expected flow, which many kernels ignore: see `Helper.tags_expected`. With `pair` a
+    flow to the next higher port is expected, too. Raises ExpectationRefused where the
+    configuration or the kernel forbids it.
     """
     grant = yield Expect(
-        endpoint, policy, transport, source, source_port, permanent, helper
+        endpoint, policy, transport, source, source_port, permanent, helper, pair
     )
     if grant is None:
         raise RuntimeError("the engine answers every Expect with a Grant")
@@ -238,7 +253,8 @@ class Helper(ABC):
     `destinations` the only addresses that it tags, where they are not all. `policies`
     holds one to four policies. Where `hooks` lacks PREROUTING, flows of other hosts
     open nothing. `lowest_port` is the lowest port that may be announced.
-    `message_limit` bounds a message on TCP, in bytes.
+    `message_limit` bounds a message on TCP, in bytes. Without `nat` flows that are
+    translated open nothing; with it the helper writes what it was granted.
     """
 
     name: ClassVar[str]
@@ -250,6 +266,7 @@ class Helper(ABC):
     destinations: ClassVar[tuple[Network, ...]] = ()
     lowest_port: ClassVar[int] = 1024
     message_limit: ClassVar[int] = 16 * 1024
+    nat: ClassVar[bool] = True
 
     @classmethod
     def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:

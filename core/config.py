@@ -10,10 +10,10 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 
 from cthelper.core.api import Helper, Hook, Network, Option, OptionValue, Policy
 from cthelper.core.errors import ConfigError
@@ -60,7 +60,9 @@ class HelperConfig:
     `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
     empty ones do not. `hooks` are where it tags them: without PREROUTING flows of
     other hosts open nothing. `policies` are the helper's own with the configured
-    limits.
+    limits. `outside` has, for hosts behind destination NAT, the address that the other
+    side knows each by. With `drop_unrewritable` a packet is dropped that must be
+    rewritten and cannot be.
     """
 
     helper: type[Helper]
@@ -68,6 +70,8 @@ class HelperConfig:
     ports: tuple[int, ...]
     policies: tuple[Policy, ...]
     options: Mapping[str, OptionValue]
+    outside: Mapping[Address, Address] = field(default_factory=dict)
+    drop_unrewritable: bool = False
     hooks: frozenset[Hook] = frozenset(Hook)
     guard: Rules = field(default_factory=Rules)
     interfaces: tuple[str, ...] = ()
@@ -90,6 +94,13 @@ class HelperConfig:
             and _within(original.source.address, self.sources)
             and _within(original.destination.address, self.destinations)
         )
+
+
+class _Nat(TypedDict):
+    """Keys of HelperConfig that stand in ``[helpers.NAME.nat]``."""
+
+    outside: Mapping[Address, Address]
+    drop_unrewritable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,6 +362,7 @@ def _helper(
         options={option.name: table.option(option) for option in helper.options},
         hooks=frozenset(hooks),
         guard=_rules(table.table("guard"), helper, denied),
+        **_nat(table.table("nat"), helper),
         interfaces=table.list_of("interfaces", _interface, ()),
         sources=table.list_of("sources", _network, ()),
         destinations=table.list_of("destinations", _network, helper.destinations),
@@ -381,6 +393,16 @@ def _rules(table: _Table, helper: type[Helper], denied: tuple[int, ...]) -> Rule
     )
     table.close()
     return rules
+
+
+def _nat(table: _Table, helper: type[Helper]) -> _Nat:
+    result = _Nat(outside={}, drop_unrewritable=False)
+    if helper.nat:
+        pairs = table.list_of("outside", _pair, ())
+        failure = table.choice("unrewritable", "accept", ("accept", "drop"))
+        result = _Nat(outside=dict(pairs), drop_unrewritable=failure == "drop")
+    table.close()
+    return result
 
 
 def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
@@ -450,6 +472,19 @@ def _port(value: object) -> int:
     if type(value) is not int or not 0 < value <= 0xFFFF:
         raise ValueError("must be a port from 1 to 65535")
     return value
+
+
+def _pair(value: object) -> tuple[Address, Address]:
+    allowed = 'must be two addresses such as "10.0.0.3 203.0.113.3", inside and outside'
+    if not isinstance(value, str):
+        raise ValueError(allowed)
+    try:
+        inside, outside = map(ip_address, value.split())
+    except ValueError:
+        raise ValueError(allowed) from None
+    if inside.version != outside.version:
+        raise ValueError(f"{allowed}, of one IP version")
+    return inside, outside
 
 
 def _hook(value: object) -> Hook:

@@ -8,11 +8,10 @@ out as events, which it counts and logs.
 
 import inspect
 import traceback
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Final, Protocol, assert_never
 
@@ -22,11 +21,8 @@ from cthelper.core.api import (
     Expect,
     Grant,
     Helper,
-    Hook,
     Message,
-    Policy,
     Rewrite,
-    Source,
 )
 from cthelper.core.config import HelperConfig
 from cthelper.core.errors import (
@@ -37,9 +33,10 @@ from cthelper.core.errors import (
     StreamLost,
 )
 from cthelper.core.flows import Flow, FlowTable, Side
+from cthelper.core.grants import Granted, Grants, OnLink, Placer
 from cthelper.core.guard import Guard
-from cthelper.core.nat import grant, rewritten
 from cthelper.core.packet import Segment, locate, replace_payload
+from cthelper.core.patches import Patch, Patches
 from cthelper.core.tuples import (
     TCP,
     Address,
@@ -47,13 +44,8 @@ from cthelper.core.tuples import (
     Direction,
     Expectation,
     Network,
-    Tuple,
-    host_network,
     is_group,
 )
-
-OnLink = Callable[[Address], tuple[Network, ...]]
-"""The networks that an address is on-link with; raises ExpectationRefused if none."""
 
 MALFORMED_IN_A_ROW: Final = 8
 """Datagrams. A malformed datagram says nothing about the next one, unlike a malformed
@@ -63,8 +55,9 @@ FAULTS: Final = 5
 """A helper that faults this often within FAULT_WINDOW seconds is quarantined."""
 FAULT_WINDOW: Final = 60.0
 
-CHAINS: Final = 4096
-"""Flows whose expected flows are inspected, too, of which the depth is known."""
+_GROWN_LIMIT: Final = 1280
+"""Bytes of a packet that a rewrite has made longer: every link takes so many (RFC 8200,
+section 5). A longer one might have to be fragmented, which TCP forbids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +100,22 @@ Event = Refused | Damaged | Fault | Finished
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with one packet, which is accepted in any case.
+    """What to do with one packet.
 
-    The `expectations` go in before the packet goes on, in this order. `packet` is the
-    whole IP packet to send in place of the received one, or None: as it came. `flow`
-    is None where no helper of ours inspects the packet; where ``flow.finished`` is set
-    the flow waits to be detached.
+    The `expectations` go in before the packet goes on, in this order; those of `placed`
+    are in. `packet` is the whole IP packet to send in place of the received one, or
+    None: as it came. It goes on in any case but one: with `drop` it cannot be
+    rewritten as it must be, and the configuration has such packets dropped. `flow` is
+    None where no helper of ours inspects the packet; where ``flow.finished`` is set the
+    flow waits to be detached.
     """
 
     flow: Flow | None = None
     expectations: tuple[Expectation, ...] = ()
     packet: bytes | None = None
     events: tuple[Event, ...] = ()
+    placed: tuple[Expectation, ...] = ()
+    drop: bool = False
 
 
 NOTHING: Final = Decision()
@@ -134,13 +131,45 @@ class Watch(Protocol):
         """It has yielded this; the engine is about to do it."""
 
 
+@dataclass(slots=True)
 class _Outcome:
-    """Effects and events of one packet, while they are collected."""
+    """What one packet, or one message of it, leads to, while it is collected.
 
-    def __init__(self) -> None:
-        self.expectations: list[Expectation] = []
-        self.rewrites: list[Rewrite] = []
-        self.events: list[Event] = []
+    `unrewritable` is whether bytes must be rewritten and cannot be.
+    """
+
+    granted: list[Granted] = field(default_factory=list)
+    patches: list[Patch] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    unrewritable: bool = False
+
+    def expectations(self, *, placed: bool) -> tuple[Expectation, ...]:
+        return tuple(
+            expectation
+            for each in self.granted
+            if each.placed is placed
+            for expectation in each.expectations
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    """A packet of a flow, and where its payload is."""
+
+    data: bytes
+    segment: Segment
+    entry: Conntrack
+    direction: Direction
+    forwarded: bool
+
+    @property
+    def payload(self) -> bytes:
+        return self.data[self.segment.start : self.segment.stop]
+
+    @property
+    def sequence(self) -> int:
+        """The number of the payload's first byte; 0 in a datagram."""
+        return self.segment.sequence + self.segment.syn
 
 
 class Engine:
@@ -160,19 +189,26 @@ class Engine:
         on_link: OnLink,
         clock: Callable[[], float],
         flow_limit: int,
+        placer: Placer | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.helpers = helpers
-        self.guard = guard
         self.flows = FlowTable(flow_limit)
+        self._grants = Grants(guard, on_link, placer)
         self._on_link = on_link
         self._clock = clock
         self._watch = watch
-        # Depth of the flows that may expect others with their helper, by original
-        # tuple and zone.
-        self._chains: OrderedDict[tuple[Tuple, int], int] = OrderedDict()
         self._faults: dict[str, deque[float]] = {}
         self._quarantined: set[str] = set()
+
+    @property
+    def guard(self) -> Guard:
+        """What expectations may open; it may be replaced at any time."""
+        return self._grants.guard
+
+    @guard.setter
+    def guard(self, guard: Guard) -> None:
+        self._grants.guard = guard
 
     def handle(
         self,
@@ -192,38 +228,54 @@ class Engine:
             if config is None:
                 return NOTHING
             flow = Flow.begin(entry, config.helper)
-            flow.depth = self._depth(entry)
+            flow.depth = self._grants.depth(entry)
             flow.group = self._to_group(entry)
             self.flows.add(flow)
         elif flow.finished is not None:
-            return Decision(flow)
+            # What was rewritten may be sent again.
+            if not flow.patches[direction]:
+                return Decision(flow)
+            config = self.helpers.get(flow.name)
         else:
             config = self.helpers.get(flow.name)
         outcome = _Outcome()
+        finished = flow.finished
+        located = None
+        try:
+            segment = locate(packet)
+            if segment is not None:
+                located = _Packet(packet, segment, entry, direction, forwarded)
+        except Malformed as error:
+            outcome.events.append(Damaged(str(error)))
+            if finished is None:
+                self._count_damage(flow, flow.sides[direction], entry)
+        if finished is None:
+            if config is None:
+                flow.finish("helper-removed")
+            elif flow.name in self._quarantined:
+                flow.finish("quarantine")
+            elif located is not None and flow.sides[direction].parsed:
+                self._inspect(located, flow, config, outcome)
+            if flow.finished is not None:
+                outcome.events.append(Finished(flow.finished))
         replacement = None
-        if config is None:
-            flow.finish("helper-removed")
-        elif flow.name in self._quarantined:
-            flow.finish("quarantine")
-        else:
-            replacement = self._inspect(
-                packet, entry, direction, forwarded, flow, config, outcome
-            )
-        if flow.finished is not None:
-            outcome.events.append(Finished(flow.finished))
+        if located is not None:
+            replacement = self._rewrite(located, flow, outcome)
         return Decision(
-            flow, tuple(outcome.expectations), replacement, tuple(outcome.events)
+            flow,
+            outcome.expectations(placed=False),
+            replacement,
+            tuple(outcome.events),
+            outcome.expectations(placed=True),
+            drop=outcome.unrewritable
+            and config is not None
+            and config.drop_unrewritable,
         )
 
     def release(self) -> None:
         """End every quarantine, after helpers or configuration changed."""
         self._quarantined.clear()
         self._faults.clear()
-
-    def _depth(self, entry: Conntrack) -> int:
-        if entry.master is None:
-            return 0
-        return self._chains.get((entry.master, entry.zone), 0) + 1
 
     def _to_group(self, entry: Conntrack) -> bool:
         """Whether the flow goes to a group, as `Message.group` has it."""
@@ -237,30 +289,19 @@ class Engine:
         return is_group(destination, networks)
 
     def _inspect(
-        self,
-        packet: bytes,
-        entry: Conntrack,
-        direction: Direction,
-        forwarded: bool,
-        flow: Flow,
-        config: HelperConfig,
-        outcome: _Outcome,
-    ) -> bytes | None:
-        """Read one packet; returns the packet that takes its place, or None."""
+        self, packet: _Packet, flow: Flow, config: HelperConfig, outcome: _Outcome
+    ) -> None:
+        """Have the helper read what is new in a packet."""
+        entry, direction = packet.entry, packet.direction
         side = flow.sides[direction]
-        if not side.parsed:
-            return None
+        tuple_ = entry.original if direction is Direction.ORIGINAL else entry.reply
         try:
-            segment = locate(packet)
-            if segment is None:
-                return None
-            tuple_ = entry.original if direction is Direction.ORIGINAL else entry.reply
             helper = flow.helper or config.helper()
             flow.helper = helper
-            for payload in self._messages(helper, side, packet, segment):
+            for position, payload in self._messages(helper, side, packet):
                 message = Message(
                     direction=direction,
-                    transport=segment.transport,
+                    transport=packet.segment.transport,
                     source=tuple_.source,
                     destination=tuple_.destination,
                     payload=payload,
@@ -268,40 +309,44 @@ class Engine:
                     reply=entry.reply,
                     now=self._clock(),
                     options=config.options,
-                    forwarded=forwarded,
+                    forwarded=packet.forwarded,
                     group=flow.group and direction is Direction.ORIGINAL,
                     depth=flow.depth,
+                    preceding=max(0, _distance(packet.sequence, position)),
                 )
-                if self._react(helper, message, entry, config, outcome):
+                read = _Outcome()
+                try:
+                    done = self._react(helper, message, entry, config, position, read)
+                finally:
+                    self._settle(packet, read, outcome)
+                if done:
                     flow.finish("done")
                     break
             side.malformed = 0
-            return self._rewrite(packet, segment, outcome.rewrites)
         except Malformed as error:
             outcome.events.append(Damaged(str(error)))
             self._count_damage(flow, side, entry)
         except StreamLost as error:
             flow.finish(error.reason)
         except Exception as error:  # the one place where a helper's bug arrives
-            outcome.expectations.clear()
+            self._withdraw(outcome)
             outcome.events.append(self._fault(flow, config, error))
-        return None
 
     def _messages(
-        self,
-        helper: Helper,
-        side: Side,
-        packet: bytes,
-        segment: Segment,
-    ) -> Iterator[bytes]:
-        """The whole messages that this packet completes."""
-        data = packet[segment.start : segment.stop]
-        if segment.transport is not TCP:
-            yield data
+        self, helper: Helper, side: Side, packet: _Packet
+    ) -> Iterator[tuple[int, bytes]]:
+        """The whole messages that this packet completes, and where each begins.
+
+        That is the sequence number of the first byte; 0 of a datagram.
+        """
+        if packet.segment.transport is not TCP:
+            yield 0, packet.payload
             return
+        segment = packet.segment
         pending = side.pending
-        pending += side.stream.feed(segment.sequence, data, syn=segment.syn)
+        pending += side.stream.feed(segment.sequence, packet.payload, syn=segment.syn)
         while pending:
+            position = side.stream.next - len(pending)
             with memoryview(pending) as view:
                 length = helper.frame(view.toreadonly())
             limit = helper.message_limit
@@ -315,7 +360,7 @@ class Engine:
                 raise Oversized(f"message of {length} bytes, the limit is {limit}")
             payload = bytes(pending[:length])
             del pending[:length]
-            yield payload
+            yield position, payload
 
     def _react(
         self,
@@ -323,6 +368,7 @@ class Engine:
         message: Message,
         entry: Conntrack,
         config: HelperConfig,
+        position: int,
         outcome: _Outcome,
     ) -> bool:
         """Run the helper over one message; whether it is done with the flow."""
@@ -341,18 +387,20 @@ class Engine:
                 match effect:
                     case Expect():
                         try:
-                            wanted = self._expectations(effect, message, entry, config)
-                            outcome.expectations += wanted
-                            answer = Grant(wanted[0].destination)
+                            granted = self._grants.grant(effect, message, entry, config)
+                            outcome.granted.append(granted)
+                            answer = granted.grant
                         except ExpectationRefused as error:
                             outcome.events.append(
                                 Refused(error.reason, error.detail, effect)
                             )
                             refused = refusal = error
-                    case Rewrite():
-                        start, stop = effect.span
-                        if message.payload[start:stop] != effect.data:
-                            outcome.rewrites.append(effect)
+                    case Rewrite((start, stop), data):
+                        # Without NAT what was granted is what stands there.
+                        if start < 0 or message.payload[start:stop] != data:
+                            outcome.patches.append(
+                                Patch((position + start) % 2**32, stop - start, data)
+                            )
                     case Done():
                         done = True
                     case _:
@@ -364,85 +412,75 @@ class Engine:
         except StopIteration:
             pass
         except ExpectationRefused as error:
-            # One that `_expectations` raised is counted; this one is the helper's own.
+            # One that the engine raised is counted; this one is the helper's own.
             if error is not refusal:
                 outcome.events.append(Refused(error.reason, error.detail, None))
         return done
 
-    def _expectations(
-        self, wish: Expect, message: Message, entry: Conntrack, config: HelperConfig
-    ) -> list[Expectation]:
-        """The expectations that grant `wish`, one for each source network.
+    def _settle(self, packet: _Packet, read: _Outcome, outcome: _Outcome) -> None:
+        """Take over what one message led to, if it can be rewritten as it must be."""
+        outcome.events += read.events
+        if read.patches:
+            data = packet.payload
+            if any(each.length < 0 for each in read.patches):
+                raise HelperFault("rewrite of a span that ends before it begins")
+            if packet.segment.transport is TCP and not packet.entry.translated:
+                raise HelperFault("rewrite of a TCP segment on a flow without NAT")
+            if not all(
+                each.is_inside(packet.sequence, len(data)) for each in read.patches
+            ):
+                if packet.segment.transport is not TCP:
+                    raise HelperFault("rewrite of a span that leaves the datagram")
+                self._withdraw(read)
+                outcome.unrewritable = True
+                outcome.events.append(
+                    Refused(
+                        "rewrite-passed",
+                        "bytes that were to be rewritten have gone on already",
+                        None,
+                    )
+                )
+                return
+            grown = sum(len(each.data) - each.length for each in read.patches)
+            length = packet.segment.stop + grown
+            if grown > 0 and length > _GROWN_LIMIT:
+                self._withdraw(read)
+                outcome.unrewritable = True
+                outcome.events.append(
+                    Refused("rewrite-too-long", f"a packet of {length} bytes", None)
+                )
+                return
+        outcome.granted += read.granted
+        outcome.patches += read.patches
 
-        Raises ExpectationRefused, and HelperFault for a policy that is not there.
-        """
-        class_, policy = _policy(config.policies, wish)
-        # An expected flow comes in, and its master has been judged.
-        local_only = Hook.PREROUTING not in config.hooks and not message.depth
-        if message.forwarded and local_only:
-            raise ExpectationRefused("forwarded", f"{message.source} is another host")
-        self.guard.check(wish.endpoint, message.source.address, config.guard)
-        version = message.source.address.version
-        if wish.endpoint.address.version != version:
-            raise ExpectationRefused(
-                "address-family", f"{wish.endpoint} on a flow of IPv{version}"
-            )
-        opening = grant(entry, message.direction, wish.endpoint)
-        networks: tuple[Network | None, ...]
-        match wish.source:
-            case Source.PEER:
-                networks = (host_network(opening.source),)
-            case Source.ON_LINK:
-                networks = self._on_link(wish.endpoint.address)
-            case Source.ANY:
-                networks = (None,)
-            case IPv4Network() | IPv6Network():
-                if wish.source.version != wish.endpoint.address.version:
-                    raise HelperFault(f"source {wish.source} for {wish.endpoint}")
-                networks = (wish.source,)
-        self.guard.charge(
-            message.now,
-            config.helper.name,
-            entry.original.source.address,
-            config.guard,
-            len(networks),
-        )
-        if wish.helper == config.helper.name:
-            self._chain(entry, message.depth)
-        return [
-            Expectation(
-                master=entry.original,
-                transport=wish.transport or message.transport,
-                source=network,
-                source_port=wish.source_port,
-                destination=opening.destination,
-                policy=policy.name,
-                timeout=policy.timeout,
-                class_=class_,
-                permanent=wish.permanent,
-                helper=wish.helper,
-                zone=entry.zone,
-            )
-            for network in networks
-        ]
+    def _withdraw(self, outcome: _Outcome) -> None:
+        for granted in outcome.granted:
+            self._grants.withdraw(granted)
+        outcome.granted.clear()
+        outcome.patches.clear()
 
-    def _chain(self, entry: Conntrack, depth: int) -> None:
-        """Remember how deep the master of a flow that is to be inspected is."""
-        key = entry.original, entry.zone
-        self._chains[key] = depth
-        self._chains.move_to_end(key)
-        if len(self._chains) > CHAINS:
-            self._chains.popitem(last=False)
-
-    def _rewrite(
-        self, packet: bytes, segment: Segment, rewrites: list[Rewrite]
-    ) -> bytes | None:
-        if not rewrites:
+    def _rewrite(self, packet: _Packet, flow: Flow, outcome: _Outcome) -> bytes | None:
+        """The packet that takes the place of this one, or None."""
+        if packet.segment.transport is TCP:
+            patches = flow.patches[packet.direction]
+        else:
+            patches = Patches()
+        patches.add(outcome.patches)
+        if not patches:
             return None
-        if segment.transport is TCP:
-            raise HelperFault("rewrite of a TCP segment on a flow without NAT")
-        payload = rewritten(packet[segment.start : segment.stop], rewrites)
-        return replace_payload(packet, segment, payload)
+        data = packet.payload
+        result = patches.apply(packet.sequence, data)
+        if result is None:
+            outcome.unrewritable = True
+            outcome.events.append(
+                Refused(
+                    "rewrite-cut", "a segment has a part of what was rewritten", None
+                )
+            )
+            return None
+        if result == data:
+            return None
+        return replace_payload(packet.data, packet.segment, result)
 
     def _count_damage(self, flow: Flow, side: Side, entry: Conntrack) -> None:
         side.malformed += 1
@@ -466,6 +504,11 @@ class Engine:
         return Fault(text, where, quarantined=name in self._quarantined)
 
 
+def _distance(start: int, stop: int) -> int:
+    """From one sequence number to another, signed."""
+    return (stop - start + 2**31) % 2**32 - 2**31
+
+
 def _may_be_broadcast(source: Address, destination: Address) -> bool:
     """Whether some network with `source` has `destination` as its broadcast address.
 
@@ -485,15 +528,3 @@ def _place(error: Exception, file: str) -> str:
     own = [each for each in stack if each.filename == file]
     place = (own or stack)[-1]
     return f"{PurePath(place.filename).name}:{place.lineno}"
-
-
-def _policy(policies: tuple[Policy, ...], wish: Expect) -> tuple[int, Policy]:
-    for class_, policy in enumerate(policies):
-        if policy.name == wish.policy:
-            if class_ and wish.helper is None:
-                raise HelperFault(
-                    f"policy {policy.name!r} is not the first: the kernel applies it "
-                    "only to an expectation that names a helper"
-                )
-            return class_, policy
-    raise HelperFault(f"no policy {wish.policy!r}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cthelper.core.api import Helper
+from cthelper.core.patches import Patches
 from cthelper.core.stream import Stream
 from cthelper.core.tuples import Conntrack, Direction, Tuple
 
@@ -38,8 +39,8 @@ class Flow:
     """A flow that a helper inspects.
 
     `name` is the helper's; its instance, `helper`, is made for the first packet that
-    is read. `depth` and `group` are what its messages say. `finished` says why the
-    flow is no longer inspected.
+    is read. `patches` are what was rewritten. `depth` and `group` are what its
+    messages say. `finished` says why the flow is no longer inspected.
     """
 
     key: FlowKey
@@ -47,6 +48,9 @@ class Flow:
     name: str
     sides: dict[Direction, Side]
     helper: Helper | None = None
+    patches: dict[Direction, Patches] = field(
+        default_factory=lambda: {direction: Patches() for direction in Direction}
+    )
     depth: int = 0
     group: bool = False
     finished: str | None = None

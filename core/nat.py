@@ -1,59 +1,105 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Announced endpoint to granted endpoint, and rewrites to a payload."""
+"""Announced endpoint to granted endpoint.
 
-from collections.abc import Sequence
+A conntrack entry has two tuples: `original` is what the client sends, `reply` what the
+server sends. Without NAT one is the other turned round. With it each side has an
+address of its own and one that the other side knows it by::
+
+                     sends as                   is known to the other side as
+    client           original.source            reply.destination     (source NAT)
+    server           reply.source               original.destination  (destination NAT)
+
+The receiver of an announcement opens the flow. Its first packet meets the expectation
+before any translation, so that source and destination are those that the receiver
+itself knows; and that is what the announcement must say when it arrives there.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from cthelper.core.api import Rewrite
-from cthelper.core.errors import ExpectationRefused, HelperFault
-from cthelper.core.tuples import ORIGINAL, Address, Conntrack, Direction, Endpoint
+from cthelper.core.errors import ExpectationRefused
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    Address,
+    Conntrack,
+    Direction,
+    Endpoint,
+    Translation,
+)
+
+PORT_ATTEMPTS: Final = 32
+"""Ports that are tried where others are taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The expected flow's two sides, as the kernel sees its first packet."""
+    """The expected flow's two sides, as the kernel sees its first packet.
+
+    `any_port` is whether the receiver may be told another port than the announced one.
+    """
 
     source: Address
     destination: Endpoint
+    translation: Translation | None = None
+    any_port: bool = False
 
 
-def grant(entry: Conntrack, direction: Direction, endpoint: Endpoint) -> Opening:
+def grant(
+    entry: Conntrack,
+    direction: Direction,
+    endpoint: Endpoint,
+    outside: Mapping[Address, Address],
+) -> Opening:
     """Who opens a flow, and to where, after `endpoint` went by in `direction`.
 
-    The receiver of the message opens the flow. Its packets meet the expectation before
-    any translation, so both sides are those that the receiver itself knows. Where the
-    announcer is translated, the receiver knows it by another address than the one that
-    it announced: refused with reason ``nat``. The receiver may be translated
-    (masquerade): the user's own rules then translate the expected flow as well.
+    Where the announcer announced itself, the expected flow is translated as the master
+    is. Another host is known to the receiver by the address that `outside` has for it,
+    and there the user's own rules translate. Raises ExpectationRefused with reason
+    ``nat`` where nothing tells what the receiver knows that host by.
     """
     ours, theirs = entry.original, entry.reply
     if direction is ORIGINAL:
-        announcer, as_known = ours.source, theirs.destination
-        receiver = theirs.source
+        own, seen_as = ours.source, theirs.destination
+        receiver, opens = theirs.source.address, REPLY
     else:
-        announcer, as_known = theirs.source, ours.destination
-        receiver = ours.source
-    if announcer.address != as_known.address:
-        raise ExpectationRefused(
-            "nat", f"{announcer.address} is translated to {as_known.address}"
+        own, seen_as = theirs.source, ours.destination
+        receiver, opens = ours.source.address, ORIGINAL
+    announcer, known = own.address, seen_as.address
+    address, port = endpoint.address, endpoint.port
+    if address in (announcer, known):
+        # The port that the flow itself comes from may be translated, too.
+        itself = endpoint == own
+        return Opening(
+            receiver,
+            seen_as if itself else Endpoint(known, port),
+            Translation(opens, port) if entry.translated else None,
+            any_port=announcer != known and not itself,
         )
-    return Opening(receiver.address, endpoint)
+    if address in outside:
+        return Opening(receiver, Endpoint(outside[address], port))
+    if announcer != known:
+        raise ExpectationRefused(
+            "nat",
+            f"{announcer} is translated to {known}, "
+            f"and no outside address of {address} is configured",
+        )
+    return Opening(receiver, endpoint)
 
 
-def rewritten(payload: bytes, rewrites: Sequence[Rewrite]) -> bytes:
-    """`payload` with all `rewrites` done; each span counts from its old beginning.
+def ports(wanted: int, lowest: int, *, pair: bool) -> Iterator[int]:
+    """The wanted port and others in its place, PORT_ATTEMPTS at most, none twice.
 
-    Raises HelperFault where spans overlap or leave the payload.
+    None is below `lowest`. With `pair` the next higher port is free to be used as well:
+    each is as odd or even as the wanted one.
     """
-    result = payload
-    limit = len(payload)
-    for rewrite in sorted(rewrites, key=lambda each: each.span)[::-1]:
-        start, stop = rewrite.span
-        if not 0 <= start <= stop <= limit:
-            raise HelperFault(
-                f"rewrite of {start}..{stop} in a payload of {len(payload)} bytes "
-                "overlaps another or leaves it"
-            )
-        result = result[:start] + rewrite.data + result[stop:]
-        limit = start
-    return result
+    step = 2 if pair else 1
+    last = 0xFFFF - pair
+    first = lowest + (wanted - lowest) % step
+    port = wanted
+    for _ in range(min(PORT_ATTEMPTS, (last - first) // step + 1)):
+        yield port
+        port += step
+        if port > last:
+            port = first

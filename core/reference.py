@@ -90,6 +90,22 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
         ("per_helper", rules.per_helper, ""),
     ]
     parts.append(_table(f"helpers.{name}.guard", _without_meaning(guard, brief)))
+    if helper.nat:
+        nat: list[_Key] = [
+            (
+                "outside",
+                (),
+                "Hosts behind destination NAT and the address that the other side "
+                'knows each by, such as "10.0.0.3 203.0.113.3".',
+            ),
+            (
+                "unrewritable",
+                "accept",
+                "What becomes of a packet whose announcement must be rewritten and "
+                "cannot be: accept or drop.",
+            ),
+        ]
+        parts.append(_table(f"helpers.{name}.nat", _without_meaning(nat, brief)))
     return "\n".join(parts)
 
 

@@ -44,6 +44,7 @@ _KEYS: Final = frozenset(
         "policies",
         "hooks",
         "guard",
+        "nat",
     }
 )
 _WRITABLE_BY_OTHERS: Final = 0o022
@@ -364,6 +365,7 @@ _FIELDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
         "must be a tuple of IPv4Network and IPv6Network",
     ),
     "lowest_port": (_is_port, "must be one of 1 to 65535"),
+    "nat": (lambda value: isinstance(value, bool), "must be True or False"),
     "message_limit": (
         lambda value: _is_number(value, sys.maxsize),
         "must be at least 1 byte",

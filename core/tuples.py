@@ -158,9 +158,30 @@ class Conntrack:
     master: Tuple | None = None
 
     @property
+    def translated(self) -> bool:
+        """Whether either side knows the other by another address than its own."""
+        ours, theirs = self.original, self.reply
+        return (
+            ours.source.address != theirs.destination.address
+            or ours.destination.address != theirs.source.address
+        )
+
+    @property
     def confirmed(self) -> bool:
         """Whether the entry is in the kernel's table (IPS_CONFIRMED)."""
         return Status.CONFIRMED in self.status
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """An expected flow is translated as its master is (nf_nat_follow_master).
+
+    `direction` is that of the expected flow relative to its master's: ORIGINAL where
+    the same side opens it. It goes to `port` of the side that announced it.
+    """
+
+    direction: Direction
+    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +194,8 @@ class Expectation:
     helper's policy: the kernel takes no other. `policy` is the policy's name
     (None: read back from the kernel, which keeps none) and `class_` its index among the
     helper's policies. `helper` names the helper of the
-    expected flow, or is None.
+    expected flow, or is None. `translation` is None where the expected flow is not to
+    be translated, or the user's own rules do that.
     """
 
     master: Tuple
@@ -187,6 +209,7 @@ class Expectation:
     permanent: bool = False
     helper: str | None = None
     zone: int = 0
+    translation: Translation | None = None
 
     def __str__(self) -> str:
         if self.source is None:

@@ -104,6 +104,7 @@ class Dhcpv6(Helper):
     policies = (Policy("answer", max_expected=8, timeout=30),)
     options = (_STRICT_SPORT, _SERVERS)
     hooks = frozenset({Hook.OUTPUT})
+    nat = False
     destinations = _GROUPS
     lowest_port = _CLIENT_PORT
 

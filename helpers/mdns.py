@@ -47,6 +47,7 @@ class Mdns(Helper):
     # expectation for each on-link prefix.
     policies = (Policy("answer", max_expected=8, timeout=10),)
     hooks = frozenset({Hook.OUTPUT})
+    nat = False
     destinations = _GROUPS
 
     def on_message(self, message: Message) -> Effects:

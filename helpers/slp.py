@@ -124,6 +124,7 @@ class Slp(Helper):
     policies = (Policy("answer", max_expected=8, timeout=16),)
     options = (_RESPONDERS_FROM, _ANY_SPORT, _V1, _OVERFLOW)
     hooks = frozenset({Hook.OUTPUT})
+    nat = False
     lowest_port = _PORT
 
     @classmethod

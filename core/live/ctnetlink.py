@@ -30,12 +30,15 @@ from cthelper.core.live.netlink import (
     NetlinkSocket,
 )
 from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
     Address,
     Conntrack,
     Endpoint,
     Expectation,
     Network,
     Status,
+    Translation,
     Transport,
     Tuple,
 )
@@ -46,6 +49,7 @@ _GROUP_EXPECTATION_NEW: Final = 4
 _GROUP_EXPECTATION_DESTROY: Final = 6
 
 _PERMANENT: Final = 1  # NF_CT_EXPECT_PERMANENT
+_FOLLOW_MASTER: Final = "nat-follow-master"  # net/netfilter/nf_nat_core.c
 _HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 _EVENT_BUFFER: Final = 4 * 1024 * 1024
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
@@ -138,31 +142,30 @@ class Ctnetlink:
             f"delete conntrack entry {original}",
         )
 
-    def expect(self, expectation: Expectation) -> Tuple:
+    def expect(self, expectation: Expectation) -> Expectation:
         """Put in an expectation, or refresh the one that covers it already.
 
-        The original tuple of its master: the expectation's own, or another one's where
-        that one expects the same; the kernel makes no second one and says nothing
-        (ctnetlink_new_expect). Raises NotFound where the master is not confirmed,
-        NotSupported where it has no helper, Busy where it overlaps another one,
-        TableFull.
+        What is in the table: the expectation itself, or another flow's that expects the
+        same; the kernel makes no second one and says nothing (ctnetlink_new_expect).
+        Raises NotFound where the master is not confirmed, NotSupported where it has no
+        helper, Busy where it overlaps another one, TableFull.
         """
         what = f"expect {expectation}"
         try:
             self._expect(expectation, CREATE | EXCLUSIVE, what)
         except AlreadyExists:
-            owner = self._master_of(expectation)
+            present = self._present(expectation)
             self._expect(expectation, CREATE, what)
-            return owner
-        return expectation.master
+            return present
+        return expectation
 
     def _expect(self, expectation: Expectation, flags: int, what: str) -> None:
         message = _expectation_request(expectation)
         message["attrs"].insert(0, ["CTA_EXPECT_MASTER", _tuple(expectation.master)])
         self._socket.request(message, CTNETLINK_EXP | messages.NEW, flags, what)
 
-    def _master_of(self, expectation: Expectation) -> Tuple:
-        """The master of the expectation that covers this one."""
+    def _present(self, expectation: Expectation) -> Expectation:
+        """The expectation in the table that covers this one."""
         try:
             frames = self._socket.request(
                 _expectation_request(expectation),
@@ -171,9 +174,9 @@ class Ctnetlink:
                 f"get expectation {expectation}",
             )
         except NotFound:  # it has ended meanwhile
-            return expectation.master
+            return expectation
         found = _try_expectation(frames[0]) if frames else None
-        return expectation.master if found is None else found.master
+        return expectation if found is None else found
 
     def expectations(self) -> list[Expectation]:
         """All expectations of this network namespace."""
@@ -302,8 +305,35 @@ def _expectation_request(expectation: Expectation) -> Any:
     if expectation.zone:
         attributes.append(["CTA_EXPECT_ZONE", expectation.zone])
     attributes.append(["CTA_EXPECT_FLAGS", _PERMANENT if expectation.permanent else 0])
+    if expectation.translation is not None:
+        # One without the other leads to port 0, or to no translation.
+        attributes += [
+            ["CTA_EXPECT_NAT", _translation(expectation)],
+            ["CTA_EXPECT_FN", _FOLLOW_MASTER],
+        ]
     message["attrs"] = attributes
     return message
+
+
+def _translation(expectation: Expectation) -> dict[str, Any]:
+    """Direction and port of CTA_EXPECT_NAT; the rest of its tuple is not read."""
+    translation = expectation.translation
+    assert translation is not None  # noqa: S101 - the caller has looked
+    nowhere = ip_address(bytes(expectation.destination.address.max_prefixlen // 8))
+    tuple_ = _tuple_attributes(
+        nowhere,
+        nowhere,
+        expectation.transport,
+        translation.port,
+        Endpoint(nowhere, 0),
+    )
+    direction = 0 if translation.direction is ORIGINAL else 1
+    return {
+        "attrs": [
+            ["CTA_EXPECT_NAT_DIR", direction],
+            ["CTA_EXPECT_NAT_TUPLE", tuple_],
+        ]
+    }
 
 
 def _tuple(value: Tuple) -> dict[str, Any]:
@@ -420,6 +450,19 @@ def _try_expectation(frame: Frame) -> Expectation | None:
         permanent=bool(flags & _PERMANENT),
         helper=message.get_attr("CTA_EXPECT_HELP_NAME") or None,
         zone=message.get_attr("CTA_EXPECT_ZONE") or 0,
+        translation=_read_translation(message.get_attr("CTA_EXPECT_NAT")),
+    )
+
+
+def _read_translation(attribute: Any) -> Translation | None:
+    """None where the attribute is not there, as without translation."""
+    if attribute is None:
+        return None
+    tuple_ = attribute.get_attr("CTA_EXPECT_NAT_TUPLE")
+    ports = tuple_.get_attr("CTA_TUPLE_PROTO")
+    reply = attribute.get_attr("CTA_EXPECT_NAT_DIR")
+    return Translation(
+        REPLY if reply else ORIGINAL, ports.get_attr("CTA_PROTO_SRC_PORT")
     )
 
 

@@ -86,6 +86,7 @@ class Daemon:
             on_link=self._links.on_link,
             clock=clock,
             flow_limit=daemon.flow_limit,
+            placer=self._gate,
         )
         self._queues: dict[int, Queue] = {}
         self._known: dict[tuple[str, int, Transport], Registration] = {}
@@ -254,8 +255,9 @@ class Daemon:
         if flow.finished is not None:
             self._masters.finish(entry, flow.name, flow.finished)
         verdict = self._gate.verdict(packet, entry, decision)
-        if decision.expectations:
-            self._masters.expect(entry, decision.expectations)
+        made = decision.expectations + decision.placed
+        if made:
+            self._masters.expect(entry, made)
         return verdict
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:

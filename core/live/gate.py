@@ -11,17 +11,18 @@ has the packet repeat its hook carries the first; the packet comes back with ano
 and its flow confirmed, the others go in by ctnetlink, and then it goes on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from cthelper.core.engine import Decision
-from cthelper.core.errors import NetlinkError
+from cthelper.core.errors import Busy, ExpectationRefused, NetlinkError, NotFound
 from cthelper.core.flows import FlowKey, key_of
 from cthelper.core.live.ctnetlink import expectation_attributes
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import Action, QueuedPacket, Verdict
 from cthelper.core.tuples import (
+    ORIGINAL,
     Conntrack,
     Endpoint,
     Expectation,
@@ -43,12 +44,17 @@ _Identity = tuple[Transport, Network | None, int | None, Endpoint]
 class Expecter(Protocol):
     """Puts expectations into the kernel."""
 
-    def expect(self, expectation: Expectation) -> Tuple:
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        """The entry with this original tuple. Raises NetlinkError."""
+
+    def expect(self, expectation: Expectation) -> Expectation:
         """Put one in; it is there when this returns. Raises NetlinkError.
 
-        Returns the original tuple of the master that it hangs on, which is another one
-        where that one expects the same already.
+        Returns what is there, which is another flow's that expects the same already.
         """
+
+    def delete_expectation(self, expectation: Expectation) -> None:
+        """Take one out. Raises NetlinkError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,71 @@ class Gate:
         self._repeating: dict[FlowKey, _Repeating] = {}
         self._awaited: dict[_Identity, tuple[float, str, Expectation]] = {}
 
+    def place(
+        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
+    ) -> list[Expectation] | None:
+        """Put in all of these, or none; None: another that leads elsewhere is there.
+
+        Returns those that were not there before. Raises ExpectationRefused where the
+        kernel refuses for another reason.
+        """
+        made: list[Expectation] = []
+        shared: list[tuple[Tuple, Expectation]] = []
+        for expectation in expectations:
+            try:
+                present = self._expecter.expect(expectation)
+                if present is expectation:
+                    made.append(expectation)
+                elif not self._leads_alike(entry, expectation, present):
+                    self.withdraw(made)
+                    return None
+                elif present.master != expectation.master:
+                    shared.append((present.master, expectation))
+            except NetlinkError as error:
+                self.withdraw(made)
+                if isinstance(error, Busy):
+                    return None
+                raise ExpectationRefused(error.reason, str(error)) from None
+        for master, expectation in shared:
+            self._lengthen(master, expectation)
+        for expectation in expectations:
+            self._created(expectation, helper)
+        return made
+
+    def _leads_alike(
+        self, entry: Conntrack, wanted: Expectation, present: Expectation
+    ) -> bool:
+        """Whether an expectation that is there leads to where the wanted one would.
+
+        The expected flow goes to its own port, and is translated as its master is.
+        Raises NetlinkError.
+        """
+        translation = wanted.translation
+        if present.translation != translation or translation is None:
+            return False
+        if present.master == wanted.master:
+            return True
+        other = self._expecter.get(present.master, present.zone)
+        ends = [
+            each.reply if translation.direction is ORIGINAL else each.original
+            for each in (entry, other)
+        ]
+        return (
+            len({(each.source.address, each.destination.address) for each in ends}) == 1
+        )
+
+    def withdraw(self, expectations: Sequence[Expectation]) -> None:
+        """Take out expectations that were put in, and of which nobody was told."""
+        for expectation in expectations:
+            try:
+                self._expecter.delete_expectation(expectation)
+            except NotFound:
+                continue
+            except NetlinkError as error:
+                self._log.event(
+                    "step-failed", "warning", reason=error.reason, detail=str(error)
+                )
+
     def returned(self, packet: QueuedPacket, entry: Conntrack) -> Verdict | None:
         """The verdict for a packet that came back from repeating its hook, else None.
 
@@ -100,6 +171,8 @@ class Gate:
         self, packet: QueuedPacket, entry: Conntrack, decision: Decision
     ) -> Verdict:
         """The verdict for a packet, once all that can be expected now is."""
+        if decision.drop:
+            return Verdict(packet.id, Action.DROP)
         expectations = decision.expectations
         if not expectations or decision.flow is None:
             return Verdict(packet.id, payload=decision.packet)
@@ -146,12 +219,12 @@ class Gate:
 
     def _put(self, expectation: Expectation, helper: str) -> None:
         try:
-            master = self._expecter.expect(expectation)
+            present = self._expecter.expect(expectation)
         except NetlinkError as error:
             self._refused(expectation, helper, error.reason, str(error))
         else:
-            if master != expectation.master:
-                self._lengthen(master, expectation)
+            if present.master != expectation.master:
+                self._lengthen(present.master, expectation)
             self._created(expectation, helper)
 
     def _created(self, expectation: Expectation, helper: str) -> None:

@@ -66,10 +66,19 @@ class expectation_message(nfgen_msg):
         ("CTA_EXPECT_ZONE", "be16"),
         ("CTA_EXPECT_FLAGS", "be32"),
         ("CTA_EXPECT_CLASS", "be32"),
-        ("CTA_EXPECT_NAT", "hex"),
+        ("CTA_EXPECT_NAT", "nat"),
         ("CTA_EXPECT_FN", "asciiz"),
     )
     cta_tuple = tuple_attribute
+
+    class nat(nla):
+        nla_flags = NLA_F_NESTED
+        nla_map = (
+            ("CTA_EXPECT_NAT_UNSPEC", "none"),
+            ("CTA_EXPECT_NAT_DIR", "be32"),
+            ("CTA_EXPECT_NAT_TUPLE", "cta_tuple"),
+        )
+        cta_tuple = tuple_attribute
 
 
 class helper_message(nfgen_msg):

@@ -55,6 +55,7 @@ class Hook(enum.IntEnum):
 class Action(enum.IntEnum):
     """What becomes of a packet (NF_*)."""
 
+    DROP = 0
     ACCEPT = 1
     REPEAT = 4
 

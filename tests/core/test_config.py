@@ -60,6 +60,7 @@ class Chosen(Helper):
         Option("words", ("a", "b"), "a list of choices", ("a", "b", "c")),
     )
     destinations = (ip_network("224.0.0.251/32"),)
+    nat = False
 
     def on_message(self, message: Message) -> Effects:
         yield from ()
@@ -130,6 +131,9 @@ def test_every_key_is_read() -> None:
         allow_hosts = ["198.51.100.0/24"]
         per_source = 0
         per_helper = 1000000
+        [helpers.plain.nat]
+        outside = ["10.0.0.3 203.0.113.3", "fd00::3  2001:db8::3"]
+        unrewritable = "drop"
         [helpers.plain.policies.chained]
         max_expected = 255
         timeout = 86400
@@ -167,6 +171,12 @@ def test_every_key_is_read() -> None:
         per_source=0,
         per_helper=1_000_000,
     )
+    assert {str(one): str(other) for one, other in plain.outside.items()} == {
+        "10.0.0.3": "203.0.113.3",
+        "fd00::3": "2001:db8::3",
+    }
+    assert plain.drop_unrewritable
+    assert (chosen.outside, chosen.drop_unrewritable) == ({}, False)
     assert chosen.guard == Rules(denied_ports=frozenset({6000, 6001}))
     assert chosen.destinations == ()
     assert chosen.options == {
@@ -206,7 +216,8 @@ INTERFACE = (
 LIST = "must be a list"
 WORDS = "must be one of a, b, c"
 PLAIN_KEYS = (
-    "enabled, ports, hooks, queue, policies, guard, interfaces, sources, destinations"
+    "enabled, ports, hooks, queue, policies, guard, nat, "
+    "interfaces, sources, destinations"
 )
 DAEMON_KEYS = "queue, receive_buffer, flow_limit, log_level, log_format"
 
@@ -299,6 +310,28 @@ WRONG = [
         "helpers.plain.guard.allow_hosts = ['192.0.2.1/24']",
         "helpers.plain.guard.allow_hosts = '192.0.2.1/24': must be a network: "
         "192.0.2.1/24 has host bits set",
+    ),
+    *(
+        (
+            f"helpers.plain.nat.outside = [{value!r}]",
+            f"helpers.plain.nat.outside = {value!r}: must be two addresses such as "
+            f'"10.0.0.3 203.0.113.3", inside and outside{more}',
+        )
+        for value, more in (
+            ("10.0.0.3", ""),
+            ("10.0.0.3 203.0.113.3 203.0.113.4", ""),
+            ("10.0.0.3 host", ""),
+            (5, ""),
+            ("10.0.0.3 2001:db8::3", ", of one IP version"),
+        )
+    ),
+    (
+        "helpers.plain.nat.unrewritable = 'reject'",
+        "helpers.plain.nat.unrewritable = 'reject': must be one of accept, drop",
+    ),
+    (
+        "helpers.chosen.nat.outside = []",
+        "helpers.chosen.nat.outside = []: unknown key, known are none",
     ),
     (
         "helpers.plain.hooks = ['input']",

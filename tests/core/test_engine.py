@@ -38,7 +38,6 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import HelperConfig
 from cthelper.core.engine import (
-    CHAINS,
     FAULT_WINDOW,
     FAULTS,
     MALFORMED_IN_A_ROW,
@@ -49,10 +48,10 @@ from cthelper.core.engine import (
     Event,
     Fault,
     Finished,
-    OnLink,
     Refused,
     Watch,
 )
+from cthelper.core.grants import CHAINS, OnLink
 from cthelper.core.guard import Guard, Rules
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -868,7 +867,7 @@ def test_frame_of_no_length_or_too_much_is_a_fault(
             "HelperFault: policy 'chained' is not the first: the kernel applies it "
             "only to an expectation that names a helper",
         ),
-        (b"BEYOND", "HelperFault: rewrite of 0..100 in a payload of 6 bytes "),
+        (b"BEYOND", "HelperFault: rewrite of a span that leaves the datagram"),
     ],
     ids=["unknown policy", "second policy without a helper", "rewrite out of range"],
 )
@@ -970,15 +969,22 @@ def test_refusal_by_a_helper_without_a_generator_is_no_fault() -> None:
     assert decision.events == (Refused("out-of-turn", "nobody asked", None),)
 
 
-def test_translated_announcer_is_refused() -> None:
-    host = Host(Datagrams)
+class Untranslated(Datagrams):
+    """Knows nothing of NAT."""
+
+    nat = False
+
+
+def test_translated_flow_of_a_helper_without_nat_opens_nothing() -> None:
+    host = Host(Untranslated)
     reply = flow_tuple(UDP, (SERVER, SERVER_PORT), ("203.0.113.9", CLIENT_PORT))
     host.entry = conntrack(flow_tuple(UDP), reply, helper="datagram")
-    decision = host.send(b"OPEN 5000")
-    assert decision.expectations == ()
-    assert [each.reason for each in decision.events if isinstance(each, Refused)] == [
-        "nat"
-    ]
+    for direction in Direction:
+        decision = host.send(b"OPEN 5000", direction)
+        assert decision.expectations == ()
+        (refused,) = decision.events
+        assert isinstance(refused, Refused)
+        assert refused.reason == "nat"
 
 
 # Rewrites and the end.

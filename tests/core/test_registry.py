@@ -60,6 +60,7 @@ def refusal(helper: type[Helper]) -> str:
         {"options": (Option("strict", True, "a switch"),)},
         {"options": (Option("words", (), "a list", element=str),)},
         {"options": (Option("words", ("a",), "some of", ("a", "b")),)},
+        {"nat": False},
         {"tags_expected": classmethod(lambda cls, options: True)},
     ],
     ids=" ".join,
@@ -101,6 +102,7 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
         ("hooks", ("output",), "must name one Hook or more, in a frozenset"),
         ("destinations", ("::/0",), "must be a tuple of IPv4Network and IPv6Network"),
         ("lowest_port", "512", "must be one of 1 to 65535"),
+        ("nat", 1, "must be True or False"),
         ("message_limit", 1.5, "must be at least 1 byte"),
         ("policies", Policy("data"), "must be a tuple of Policy"),
         ("policies", ("data",), "must be a tuple of Policy"),
@@ -158,6 +160,7 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
                 "policies",
                 "hooks",
                 "guard",
+                "nat",
             )
         ),
     ],

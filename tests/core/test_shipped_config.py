@@ -46,9 +46,13 @@ def test_every_key_is_there() -> None:
         *("destinations", "policies", "guard"),
     }
     for name, helper in builtin_helpers().items():
+        nat = {"nat"} if helper.nat else set()
         options = {option.name for option in helper.options}
         table = written["helpers"][name]
-        assert set(table) == common | options
+        assert set(table) == common | options | nat
+        assert set(table.get("nat", {})) == (
+            {"outside", "unrewritable"} if nat else set()
+        )
         assert set(table["guard"]) == {each.name for each in fields(Rules)}
         assert set(table["policies"]) == {policy.name for policy in helper.policies}
         for policy in table["policies"].values():

@@ -16,7 +16,7 @@ import pytest
 
 from cthelper.core.api import UDP, Effects, Helper, Message, Policy
 from cthelper.core.engine import NOTHING, Decision
-from cthelper.core.errors import NetlinkError
+from cthelper.core.errors import ExpectationRefused, NetlinkError
 from cthelper.core.flows import Flow
 from cthelper.core.live.ctnetlink import expectation_attributes
 from cthelper.core.live.gate import Expecter, Gate
@@ -29,7 +29,15 @@ from cthelper.core.live.queue import (
     Statistics,
     Verdict,
 )
-from cthelper.core.tuples import ORIGINAL, Conntrack, Expectation, Status, Tuple
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    Conntrack,
+    Expectation,
+    Status,
+    Translation,
+    Tuple,
+)
 from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
 
 RECEIVED = b"as it came"
@@ -55,15 +63,25 @@ class FakeExpecter:
     def __init__(self, record: list[str]) -> None:
         self._record = record
         self.errors: dict[int, int] = {}
-        self.owners: dict[int, Tuple] = {}
+        self.owners: dict[int, Expectation] = {}
+        self.entries: dict[Tuple, Conntrack] = {}
 
-    def expect(self, expectation: Expectation) -> Tuple:
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        return self.entries[original]
+
+    def delete_expectation(self, expectation: Expectation) -> None:
+        port = expectation.destination.port
+        self._record.append(f"delete {port}")
+        if port in self.errors:
+            raise NetlinkError.of(self.errors[port], f"delete expectation {port}")
+
+    def expect(self, expectation: Expectation) -> Expectation:
         port = expectation.destination.port
         if port in self.errors:
             self._record.append(f"refuse {port}")
             raise NetlinkError.of(self.errors[port], f"expect {expectation}")
         self._record.append(f"expect {port}")
-        return self.owners.get(port, expectation.master)
+        return self.owners.get(port, expectation)
 
 
 class FakeQueue:
@@ -169,6 +187,116 @@ def world() -> World:
     return World()
 
 
+# Placed while the helper waits.
+
+
+def translated(port: int, *, to: int | None = None) -> Expectation:
+    """One of a translated flow, that leads to port `to` of the server."""
+    translation = Translation(ORIGINAL, port if to is None else to)
+    return wanted(port, translation=translation)
+
+
+def place(world: World, *expectations: Expectation) -> list[int] | None:
+    """The ports of those that were not there before; None: there is another."""
+    made = world.gate.place(entry_of(confirmed=True), "silent", expectations)
+    return None if made is None else [each.destination.port for each in made]
+
+
+def test_all_are_placed_and_told(world: World) -> None:
+    assert place(world, translated(1), translated(2)) == [1, 2]
+    assert world.record == ["expect 1", "expect 2"]
+    assert [each["event"] for each in world.events] == ["expectation"] * 2
+
+
+def test_none_is_placed_where_one_overlaps_another_flows(world: World) -> None:
+    world.expecter.errors[3] = errno.EBUSY
+    assert place(world, translated(1), translated(2), translated(3)) is None
+    assert world.record == [
+        *("expect 1", "expect 2", "refuse 3"),
+        *("delete 1", "delete 2"),
+    ]
+    assert world.events == []
+
+
+def test_other_error_refuses_what_is_placed(world: World) -> None:
+    world.expecter.errors[2] = errno.EMFILE
+    with pytest.raises(ExpectationRefused) as caught:
+        place(world, translated(1), translated(2))
+    assert caught.value.reason == "kernel-emfile"
+    assert world.record == ["expect 1", "refuse 2", "delete 1"]
+
+
+OTHER = flow_tuple(UDP, source=(CLIENT, 999))
+
+
+@pytest.mark.parametrize(
+    ("present", "server", "shared"),
+    [
+        (translated(1), SERVER, True),
+        # Translated to another port, or another server, or not at all.
+        (translated(1, to=9), SERVER, False),
+        (translated(1), "203.0.113.7", False),
+        (wanted(1), SERVER, False),
+    ],
+)
+def test_expectation_of_another_flow_is_shared_if_it_leads_alike(
+    world: World, present: Expectation, server: str, shared: bool
+) -> None:
+    world.expecter.owners[1] = replace(present, master=OTHER)
+    world.expecter.entries[OTHER] = conntrack(
+        OTHER, flow_tuple(UDP, (server, 7000), (CLIENT, 999))
+    )
+    # It is the other flow's, and not to be withdrawn.
+    assert place(world, translated(1)) == ([] if shared else None)
+    lengthened = [f"lengthen {OTHER} for 1"] if shared else []
+    assert world.record == ["expect 1", *lengthened]
+
+
+@pytest.mark.parametrize("client", [CLIENT, "192.0.2.77"])
+def test_flow_that_the_server_opens_goes_to_its_own_client(
+    world: World, client: str
+) -> None:
+    # Both clients are known to the server by one address: the reply tuples are alike.
+    towards = replace(translated(1), translation=Translation(REPLY, 1))
+    other = flow_tuple(UDP, source=(client, 999))
+    world.expecter.owners[1] = replace(towards, master=other)
+    world.expecter.entries[other] = conntrack(
+        other, flow_tuple(UDP, (SERVER, 7000), (CLIENT, 999))
+    )
+    assert place(world, towards) == ([] if client == CLIENT else None)
+
+
+@pytest.mark.parametrize(("to", "made"), [(1, []), (9, None)])
+def test_own_expectation_is_found_again_if_it_leads_alike(
+    world: World, to: int, made: list[int] | None
+) -> None:
+    world.expecter.owners[1] = translated(1, to=to)
+    assert place(world, translated(1)) == made
+    assert world.record == ["expect 1"]
+
+
+def test_withdrawing_what_is_gone_already_is_no_failure(world: World) -> None:
+    world.expecter.errors[1] = errno.ENOENT
+    world.gate.withdraw([translated(1), translated(2)])
+    assert world.record == ["delete 1", "delete 2"]
+    assert world.events == []
+
+
+def test_what_cannot_be_withdrawn_is_told(world: World) -> None:
+    world.expecter.errors[1] = errno.EPERM
+    world.gate.withdraw([translated(1)])
+    assert [each["event"] for each in world.events] == ["step-failed"]
+
+
+def test_packet_that_cannot_be_rewritten_is_dropped_where_configured(
+    world: World,
+) -> None:
+    entry = entry_of(confirmed=True)
+    packet = QueuedPacket(7, Hook.POSTROUTING, RECEIVED, entry, ORIGINAL, 0, 0)
+    verdict = world.gate.verdict(packet, entry, Decision(drop=True))
+    assert verdict == Verdict(7, Action.DROP)
+
+
 # The order.
 
 
@@ -181,7 +309,7 @@ def test_master_of_the_expectation_that_covers_this_one_is_lengthened_first(
     world: World,
 ) -> None:
     other = flow_tuple(UDP, source=(CLIENT, 999))
-    world.expecter.owners[2] = other
+    world.expecter.owners[2] = wanted(2, master=other)
     world.packet(7, 1, 2, confirmed=True)
     assert world.record == [
         "expect 1",

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a helper wishes, and what is granted: expectations, or a refusal."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Protocol
+
+from cthelper.core.api import Expect, Grant, Hook, Message, Policy, Source
+from cthelper.core.config import HelperConfig
+from cthelper.core.errors import ExpectationRefused, HelperFault
+from cthelper.core.guard import Guard
+from cthelper.core.nat import Opening, ports
+from cthelper.core.nat import grant as opening_of
+from cthelper.core.tuples import (
+    Address,
+    Conntrack,
+    Endpoint,
+    Expectation,
+    Network,
+    Tuple,
+    host_network,
+)
+
+OnLink = Callable[[Address], tuple[Network, ...]]
+"""The networks that an address is on-link with; raises ExpectationRefused if none."""
+
+CHAINS: Final = 4096
+"""Flows whose expected flows are inspected, too, of which the depth is known."""
+
+
+class Placer(Protocol):
+    """Puts expectations of translated flows into the kernel, while a helper waits.
+
+    Only the kernel knows which ports are taken, and the message must name the port.
+    """
+
+    def place(
+        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
+    ) -> Sequence[Expectation] | None:
+        """Put in all of them, or none; None: one overlaps another that leads elsewhere.
+
+        Returns those that were not there before. Raises ExpectationRefused where the
+        kernel refuses for another reason.
+        """
+
+    def withdraw(self, expectations: Sequence[Expectation]) -> None:
+        """Take out what `place` has put in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What answers a wish. `placed`: the kernel has the expectations already.
+
+    It had not those of `made` before.
+    """
+
+    grant: Grant
+    expectations: tuple[Expectation, ...]
+    placed: bool = False
+    made: tuple[Expectation, ...] = ()
+
+
+class Grants:
+    """Grants wishes, within what the guard allows."""
+
+    def __init__(self, guard: Guard, on_link: OnLink, placer: Placer | None) -> None:
+        self.guard = guard
+        self._on_link = on_link
+        self._placer = placer
+        # Depth of the flows that may expect others with their helper, by original
+        # tuple and zone.
+        self._chains: OrderedDict[tuple[Tuple, int], int] = OrderedDict()
+
+    def depth(self, entry: Conntrack) -> int:
+        """How many flows with the helper led to this one."""
+        if entry.master is None:
+            return 0
+        return self._chains.get((entry.master, entry.zone), 0) + 1
+
+    def grant(
+        self, wish: Expect, message: Message, entry: Conntrack, config: HelperConfig
+    ) -> Granted:
+        """Grant a wish, with an expectation for each source network and port.
+
+        Raises ExpectationRefused, and HelperFault for a policy that is not there.
+        """
+        class_, policy = _policy(config.policies, wish)
+        opening = self._opening(wish, message, entry, config)
+        networks = self._networks(wish, opening)
+        count = len(networks) * (1 + wish.pair)
+        source = entry.original.source.address
+        name = config.helper.name
+        self.guard.charge(message.now, name, source, config.guard, count)
+        if wish.helper == name:
+            self._chain(entry, message.depth)
+        first = Expectation(
+            master=entry.original,
+            transport=wish.transport or message.transport,
+            source=None,
+            source_port=wish.source_port,
+            destination=opening.destination,
+            policy=policy.name,
+            timeout=policy.timeout,
+            class_=class_,
+            permanent=wish.permanent,
+            helper=wish.helper,
+            zone=entry.zone,
+            translation=opening.translation,
+        )
+        wanted = [
+            each
+            for network in networks
+            for each in _pair(replace(first, source=network), pair=wish.pair)
+        ]
+        if opening.translation is None or not entry.confirmed or self._placer is None:
+            return Granted(Grant(opening.destination), tuple(wanted))
+        return self._place(self._placer, wish, opening, wanted, entry, config)
+
+    def withdraw(self, granted: Granted) -> None:
+        """Take back what was granted, for the receiver is not told of it."""
+        if granted.made and self._placer is not None:
+            self._placer.withdraw(granted.made)
+
+    def _opening(
+        self, wish: Expect, message: Message, entry: Conntrack, config: HelperConfig
+    ) -> Opening:
+        # An expected flow comes in, and its master has been judged.
+        local_only = Hook.PREROUTING not in config.hooks and not message.depth
+        if message.forwarded and local_only:
+            raise ExpectationRefused("forwarded", f"{message.source} is another host")
+        announcer = message.source.address
+        if entry.translated and not config.helper.nat:
+            raise ExpectationRefused("nat", f"{entry.original} is translated")
+        endpoint = wish.endpoint
+        opening = opening_of(entry, message.direction, endpoint, config.outside)
+        if opening.translation is not None:
+            # The announcer itself, though it may have named the address that the other
+            # side knows it by.
+            endpoint = Endpoint(announcer, endpoint.port)
+        self.guard.check(endpoint, announcer, config.guard)
+        if wish.pair:
+            second = Endpoint(endpoint.address, endpoint.port + 1)
+            self.guard.check(second, announcer, config.guard)
+        if endpoint.address.version != announcer.version:
+            raise ExpectationRefused(
+                "address-family", f"{endpoint} on a flow of IPv{announcer.version}"
+            )
+        return opening
+
+    def _networks(self, wish: Expect, opening: Opening) -> tuple[Network | None, ...]:
+        match wish.source:
+            case Source.PEER:
+                return (host_network(opening.source),)
+            case Source.ON_LINK:
+                return self._on_link(wish.endpoint.address)
+            case Source.ANY:
+                return (None,)
+            case IPv4Network() | IPv6Network():
+                if wish.source.version != wish.endpoint.address.version:
+                    raise HelperFault(f"source {wish.source} for {wish.endpoint}")
+                return (wish.source,)
+
+    def _place(
+        self,
+        placer: Placer,
+        wish: Expect,
+        opening: Opening,
+        wanted: Sequence[Expectation],
+        entry: Conntrack,
+        config: HelperConfig,
+    ) -> Granted:
+        """Have the kernel take the expectations, with another port if need be."""
+        announced = opening.destination.port
+        candidates = ports(announced, config.guard.lowest_port, pair=wish.pair)
+        for port in candidates if opening.any_port else (announced,):
+            moved = [_moved(each, port - announced) for each in wanted]
+            if any(
+                each.destination.port in config.guard.denied_ports for each in moved
+            ):
+                continue
+            made = placer.place(entry, config.helper.name, moved)
+            if made is not None:
+                grant = Grant(Endpoint(opening.destination.address, port))
+                return Granted(grant, tuple(moved), placed=True, made=tuple(made))
+        raise ExpectationRefused(
+            "kernel-ebusy", f"{opening.destination} and others in its place are taken"
+        )
+
+    def _chain(self, entry: Conntrack, depth: int) -> None:
+        """Remember how deep the master of a flow that is to be inspected is."""
+        key = entry.original, entry.zone
+        self._chains[key] = depth
+        self._chains.move_to_end(key)
+        if len(self._chains) > CHAINS:
+            self._chains.popitem(last=False)
+
+
+def _pair(expectation: Expectation, *, pair: bool) -> list[Expectation]:
+    """An expectation, and with `pair` that of the next port, translated alike."""
+    if not pair:
+        return [expectation]
+    translation = expectation.translation
+    if translation is not None:
+        translation = replace(translation, port=translation.port + 1)
+    second = replace(_moved(expectation, 1), translation=translation)
+    return [expectation, second]
+
+
+def _moved(expectation: Expectation, distance: int) -> Expectation:
+    """The expectation with another port for the receiver to go to."""
+    end = expectation.destination
+    return replace(expectation, destination=Endpoint(end.address, end.port + distance))
+
+
+def _policy(policies: tuple[Policy, ...], wish: Expect) -> tuple[int, Policy]:
+    for class_, policy in enumerate(policies):
+        if policy.name == wish.policy:
+            if class_ and wish.helper is None:
+                raise HelperFault(
+                    f"policy {policy.name!r} is not the first: the kernel applies it "
+                    "only to an expectation that names a helper"
+                )
+            return class_, policy
+    raise HelperFault(f"no policy {wish.policy!r}")

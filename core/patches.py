@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What was rewritten in one direction of a TCP flow.
+
+A segment may be sent again, alone or joined with others, and the receiver must get the
+same bytes again. The kernel adjusts the sequence numbers of what follows a change of
+length (nf_ct_seqadj_set in nf_conntrack_seqadj.c), after the queue: the segments that
+are read here, and so the patches, have the sender's own.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from cthelper.core.errors import HelperFault
+
+_MODULUS: Final = 1 << 32
+_HALF: Final = 1 << 31
+# Nothing that far behind is sent again, and a sequence number comes again after 4 GiB.
+_KEPT_BYTES: Final = 1 << 20
+_KEPT: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """`data` goes in the place of the `length` bytes from sequence number `sequence`.
+
+    In a datagram the first byte's number is 0.
+    """
+
+    sequence: int
+    length: int
+    data: bytes
+
+    def offset(self, sequence: int) -> int:
+        """Where it begins, counted from `sequence`; negative: before that."""
+        return (self.sequence - sequence + _HALF) % _MODULUS - _HALF
+
+    def is_inside(self, sequence: int, size: int) -> bool:
+        """Whether the bytes that it replaces, or stands before, are all among these."""
+        offset = self.offset(sequence)
+        return 0 <= offset < size and offset + self.length <= size
+
+    def is_outside(self, sequence: int, size: int) -> bool:
+        """Whether none of the bytes that it replaces is among these."""
+        offset = self.offset(sequence)
+        return offset >= size or offset + max(self.length, 1) <= 0
+
+
+class Patches:
+    """The patches of one direction, the latest ones."""
+
+    def __init__(self) -> None:
+        self._patches: list[Patch] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._patches)
+
+    def add(self, patches: Iterable[Patch]) -> None:
+        """Keep these, too."""
+        self._patches = [*self._patches, *patches][-_KEPT:]
+
+    def apply(self, sequence: int, data: bytes) -> bytes | None:
+        """The bytes as the receiver is to get them; None: a patch is only partly there.
+
+        `sequence` is that of the first of them. Raises HelperFault where two patches
+        overlap.
+        """
+        inside = []
+        for patch in list(self._patches):
+            if patch.offset(sequence) < -_KEPT_BYTES:
+                self._patches.remove(patch)
+            elif patch.is_inside(sequence, len(data)):
+                inside.append(patch)
+            elif not patch.is_outside(sequence, len(data)):
+                return None
+        result = data
+        limit = len(data)
+        for patch in sorted(inside, key=lambda each: each.offset(sequence))[::-1]:
+            start = patch.offset(sequence)
+            if start + patch.length > limit:
+                raise HelperFault(
+                    f"rewrite of {patch.length} bytes at {start} overlaps another"
+                )
+            result = result[:start] + patch.data + result[start + patch.length :]
+            limit = start
+        return result
