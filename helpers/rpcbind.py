@@ -6,7 +6,7 @@ are RPC calls and replies (RFC 5531, section 9) in XDR. Here they are read; what
 be done about them is decided in `cthelper.helpers.sunrpc`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
@@ -19,7 +19,7 @@ from cthelper.core.api import (
     Malformed,
     Transport,
 )
-from cthelper.helpers.xdr import read_list, read_opaque, read_string
+from cthelper.helpers.xdr import read_list, read_opaque, read_string, string
 
 PORTMAPPER: Final = 100000
 
@@ -103,23 +103,31 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortMapping:
-    """Arguments of GETPORT, items of DUMP in version 2; `protocol` is that of IP."""
+    """Arguments of GETPORT, items of DUMP in version 2; `protocol` is that of IP.
+
+    `end` is where it ends in the record, after the port.
+    """
 
     program: int
     version: int
     protocol: int
     port: int
+    end: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rpcb:
-    """Arguments of GETADDR and its kin, items of DUMP from version 3 on."""
+    """Arguments of GETADDR and its kin, items of DUMP from version 3 on.
+
+    `span` is where the address is in the record.
+    """
 
     program: int
     version: int
     netid: str
     address: str
     owner: str
+    span: tuple[int, int] = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +150,8 @@ Arguments = PortMapping | Rpcb | RemoteCall
 class Service:
     """Where a result says that a program is. What it leaves open is None.
 
-    `ip_version` is 4 or 6; a host that is None is the server's.
+    `ip_version` is 4 or 6; a host that is None is the server's. `span` is where in the
+    record it is said: a port, or a universal address with its length and padding.
     """
 
     program: int | None = None
@@ -150,6 +159,13 @@ class Service:
     ip_version: int | None = None
     host: Address | None = None
     port: int
+    span: tuple[int, int] = field(default=(0, 0), compare=False)
+
+    def emit(self, host: Address | None, port: int) -> bytes:
+        """What says that it is there, in the form that was read."""
+        if host is None:
+            return port.to_bytes(4)
+        return string(uaddr(Endpoint(host, port)))
 
 
 def program_number(value: object) -> int:
@@ -234,7 +250,7 @@ def read_services(call: Call, cursor: Cursor) -> list[Service]:
             found = [_mapped(each) for each in read_list(cursor, _read_port_mapping)]
         case "DUMP", _:
             found = [
-                _listed(each.program, each.netid, each.address)
+                _listed(each.program, each.netid, each.address, each.span)
                 for each in read_list(cursor, _read_rpcb)
             ]
         case "CALLIT" | "BCAST" | "INDIRECT", version:
@@ -274,33 +290,51 @@ def _skip_auth(cursor: Cursor) -> None:
     read_opaque(cursor, _AUTH_LIMIT)
 
 
+def uaddr(endpoint: Endpoint) -> str:
+    """The universal address of an endpoint (RFC 5665, section 5.2.3)."""
+    high, low = divmod(endpoint.port, 256)
+    return f"{endpoint.address}.{high}.{low}"
+
+
 def _read_port_mapping(cursor: Cursor) -> PortMapping:
     return PortMapping(
         program=cursor.u32(),
         version=cursor.u32(),
         protocol=cursor.u32(),
         port=cursor.u32(),
+        end=cursor.position,
     )
 
 
 def _read_rpcb(cursor: Cursor) -> Rpcb:
+    program, version = cursor.u32(), cursor.u32()
+    netid = read_string(cursor, _STRING_LIMIT)
+    address, span = _read_address(cursor)
     return Rpcb(
-        program=cursor.u32(),
-        version=cursor.u32(),
-        netid=read_string(cursor, _STRING_LIMIT),
-        address=read_string(cursor, _STRING_LIMIT),
+        program=program,
+        version=version,
+        netid=netid,
+        address=address,
         owner=read_string(cursor, _STRING_LIMIT),
+        span=span,
     )
+
+
+def _read_address(cursor: Cursor) -> tuple[str, tuple[int, int]]:
+    """A universal address, and where it is."""
+    start = cursor.position
+    text = read_string(cursor, _STRING_LIMIT)
+    return text, (start, cursor.position)
 
 
 def _read_entry(cursor: Cursor) -> Service | None:
     """One item of GETADDRLIST: address, netid, semantics, family and protocol."""
-    address = read_string(cursor, _STRING_LIMIT)
+    address, span = _read_address(cursor)
     netid = read_string(cursor, _STRING_LIMIT)
     cursor.skip(4)
     read_string(cursor, _STRING_LIMIT)
     read_string(cursor, _STRING_LIMIT)
-    return _listed(None, netid, address)
+    return _listed(None, netid, address, span)
 
 
 def _read_rest(cursor: Cursor) -> bytes:
@@ -310,30 +344,34 @@ def _read_rest(cursor: Cursor) -> bytes:
 
 def _at_port(cursor: Cursor) -> list[Service]:
     """The service at the port that a result begins with; 0: it is not registered."""
+    start = cursor.position
     port = cursor.u32()
     # XDR carries 32 bits: 0x10050 must not become port 80.
     if port > 0xFFFF:
         raise Malformed(f"port {port} is over 65535")
-    return [Service(port=port)] if port else []
+    return [Service(port=port, span=(start, cursor.position))] if port else []
 
 
 def _at_address(cursor: Cursor) -> list[Service]:
     """The service at the address that a result begins with; empty: not registered."""
-    text = read_string(cursor, _STRING_LIMIT)
+    text, span = _read_address(cursor)
     if not text:
         return []
     endpoint = parse_uaddr(text)
-    return [Service(host=endpoint.address, port=endpoint.port)]
+    return [Service(host=endpoint.address, port=endpoint.port, span=span)]
 
 
 def _mapped(item: PortMapping) -> Service | None:
     if item.protocol not in (TCP, UDP) or not 0 < item.port <= 0xFFFF:
         return None
     transport = Transport(item.protocol)
-    return Service(program=item.program, transport=transport, port=item.port)
+    span = (item.end - 4, item.end)
+    return Service(program=item.program, transport=transport, port=item.port, span=span)
 
 
-def _listed(program: int | None, netid: str, address: str) -> Service | None:
+def _listed(
+    program: int | None, netid: str, address: str, span: tuple[int, int]
+) -> Service | None:
     """A service in a list, where it is one over TCP or UDP.
 
     A server tells what programs have registered, and does not check it: an address that
@@ -352,4 +390,5 @@ def _listed(program: int | None, netid: str, address: str) -> Service | None:
         ip_version=ip_version,
         host=endpoint.address,
         port=endpoint.port,
+        span=span,
     )

@@ -19,11 +19,13 @@ Messages are RPC calls and replies (RFC 5531, section 9) in XDR; on TCP in recor
 one or more fragments (section 11). Over UDP libtirpc calls the service from the very
 port that asked, over TCP from a new one: the source port is left open.
 
-Behind destination NAT the announced address is not the one that the client knows, and
-the expectation is refused (reason ``nat``). Masquerading of the client is fine.
+Behind destination NAT the server announces its own address, or none, and the client
+must be told the one that it knows: the universal address is rewritten, with its XDR
+length, its padding and the record's marks. Another port is written where the kernel has
+given the announced one to another flow. A call to a group is refused behind NAT.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -35,15 +37,19 @@ from cthelper.core.api import (
     PEER,
     TCP,
     UDP,
+    Address,
     Cursor,
+    Effect,
     Effects,
     Endpoint,
     ExpectationRefused,
+    Grant,
     Helper,
     Malformed,
     Message,
     Option,
     Policy,
+    Rewrite,
     Transport,
     expect,
 )
@@ -57,6 +63,7 @@ from cthelper.helpers.rpcbind import (
     PortMapping,
     RemoteCall,
     Rpcb,
+    Service,
     program_number,
     program_text,
     read_arguments,
@@ -65,7 +72,7 @@ from cthelper.helpers.rpcbind import (
     read_services,
     read_success,
 )
-from cthelper.helpers.xdr import join_record, record_length
+from cthelper.helpers.xdr import join_record, record_length, rewrite_record
 
 _NAME: Final = "sunrpc"
 
@@ -110,6 +117,9 @@ _DENIED: Final[Option[tuple[int, ...]]] = Option(
 )
 
 
+_Place = tuple[Transport, Endpoint]
+
+
 @dataclass(frozen=True, slots=True)
 class _Offer:
     """A service as this flow's client is to reach it."""
@@ -121,8 +131,10 @@ class _Offer:
     def __str__(self) -> str:
         return f"program {self.program} at {self.transport} {self.endpoint}"
 
-
-_Place = tuple[Transport, Endpoint]
+    @property
+    def place(self) -> _Place:
+        """Where it is, whichever program it is."""
+        return self.transport, self.endpoint
 
 
 @dataclass(slots=True)
@@ -218,7 +230,8 @@ class SunRpc(Helper):
         if pending is None:
             fields["answers"] = "no call that could announce an endpoint"
         elif succeeded:
-            offers = _read_offers(pending, cursor, message)
+            services = _read_services(pending, cursor, message)
+            offers = dict.fromkeys(offer for _, offer in services)
             fields["announces"] = "; ".join(map(str, offers)) or (
                 f"nothing over TCP or UDP and IPv{message.source.address.version}"
                 if pending.call.name in _LISTED
@@ -252,23 +265,22 @@ class SunRpc(Helper):
             return
         if not read_success(cursor):
             return
-        offers = _read_offers(pending, cursor, message)
+        services = _read_services(pending, cursor, message)
         # The portmapper, which is there already, stands in its own list.
-        others = [each for each in offers if each.program != PORTMAPPER]
-        if offers and not others and pending.call.name != "DUMP":
-            raise ExpectationRefused("portmapper", "the portmapper announced itself")
+        others = [each for _, each in services if each.program != PORTMAPPER]
         denied = {
             each.program for each in others if not _is_allowed(each.program, message)
         }
         # Several programs, and the versions of one, may share a port.
         listed = dict.fromkeys(
-            (each.transport, each.endpoint)
-            for each in others
-            if each.program not in denied
+            each.place for each in others if each.program not in denied
         )
         places = tuple(islice(listed, _LISTED.get(pending.call.name)))
         pending.answer(places)
-        yield from _open(pending.call, places, message)
+        told = yield from _open(pending.call, places, message)
+        yield from _tell(services, told, message)
+        if services and not others and pending.call.name != "DUMP":
+            raise ExpectationRefused("portmapper", "the portmapper announced itself")
         if denied:
             raise _denied(*sorted(denied))
 
@@ -316,31 +328,39 @@ def _transport_of(netid: str, message: Message) -> Transport | None:
     return transport
 
 
-def _read_offers(
+def _read_services(
     pending: _Pending, cursor: Cursor, message: Message
-) -> tuple[_Offer, ...]:
-    """The services in a result that this client could use, each of them once."""
+) -> list[tuple[Service, _Offer]]:
+    """The services in a result that this client could use."""
     server = message.source.address
-    ours = (server, message.original.destination.address)
-    offers: dict[_Offer, None] = {}
+    found = []
     for service in read_services(pending.call, cursor):
         if service.ip_version not in (None, server.version):
             continue
         program = pending.program if service.program is None else service.program
         transport = service.transport or pending.transport
         host = service.host
-        if host is None or host.is_unspecified or host in ours:
+        if host is None or host.is_unspecified or _is_server(host, message):
             host = server
-        offers[_Offer(program, transport, Endpoint(host, service.port))] = None
-    return tuple(offers)
+        offer = _Offer(program, transport, Endpoint(host, service.port))
+        found.append((service, offer))
+    return found
 
 
-def _open(call: Call, places: Iterable[_Place], message: Message) -> Effects:
-    """Expect the client's flows to these places."""
+def _is_server(host: Address, message: Message) -> bool:
+    """Whether it is what the server, or the client, knows the server by."""
+    return host in (message.source.address, message.original.destination.address)
+
+
+def _open(
+    call: Call, places: Iterable[_Place], message: Message
+) -> Generator[Effect, Grant | None, dict[_Place, Endpoint]]:
+    """Expect the client's flows to these places; what it is to be told of each."""
     dump = call.name == "DUMP"
+    told = {}
     for transport, endpoint in places:
         try:
-            yield from expect(
+            grant = yield from expect(
                 endpoint,
                 policy="dump" if dump else "service",
                 transport=transport,
@@ -350,6 +370,36 @@ def _open(call: Call, places: Iterable[_Place], message: Message) -> Effects:
         except ExpectationRefused:
             # It is counted, and says nothing about the rest of a list.
             continue
+        told[transport, endpoint] = grant.endpoint
+    return told
+
+
+def _tell(
+    services: Iterable[tuple[Service, _Offer]],
+    told: Mapping[_Place, Endpoint],
+    message: Message,
+) -> Effects:
+    """Write where the client finds each service.
+
+    Behind NAT the server's own address says nothing to the client, whether or not the
+    service is open to it.
+    """
+    changes = []
+    for service, offer in services:
+        place = told.get(offer.place)
+        port = service.port if place is None else place.port
+        host = service.host
+        if host is not None and _is_server(host, message):
+            host = message.original.destination.address
+        elif host is not None and place is not None and not host.is_unspecified:
+            host = place.address
+        if (host, port) != (service.host, service.port):
+            changes.append((service.span, service.emit(host, port)))
+    if message.transport is TCP and changes:
+        yield from rewrite_record(message.payload, changes)
+    else:
+        for span, data in changes:
+            yield Rewrite(span, data)
 
 
 def _await_answers(call: Call, arguments: RemoteCall, message: Message) -> Effects:
@@ -362,6 +412,8 @@ def _await_answers(call: Call, arguments: RemoteCall, message: Message) -> Effec
         return
     if message.group and message.forwarded:
         raise ExpectationRefused("forwarded", f"{message.source} is another host")
+    if message.group and message.reply.destination != message.source:
+        raise ExpectationRefused("nat", f"{message.source} is translated")
     if not _is_allowed(arguments.program, message):
         raise _denied(arguments.program)
     try:

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """XDR (RFC 4506) and the record marking of ONC RPC on TCP (RFC 5531, section 11)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from cthelper.core.api import Cursor, Malformed, Oversized
+from cthelper.core.api import (
+    Cursor,
+    ExpectationRefused,
+    Malformed,
+    Oversized,
+    Rewrite,
+)
 
 _T = TypeVar("_T")
 
@@ -38,6 +44,12 @@ def read_string(cursor: Cursor, limit: int) -> str:
         return data.decode("ascii")
     except UnicodeDecodeError:
         raise Malformed(f"string {data!r} is not ASCII") from None
+
+
+def string(text: str) -> bytes:
+    """An ASCII string with its length and padding (RFC 4506, section 4.11)."""
+    data = text.encode("ascii")
+    return len(data).to_bytes(4) + data + bytes(-len(data) % 4)
 
 
 def read_list(cursor: Cursor, read: Callable[[Cursor], _T]) -> list[_T]:
@@ -75,12 +87,46 @@ def record_length(data: memoryview, limit: int) -> int | None:
 
 def join_record(data: bytes) -> bytes:
     """The record in `data`, which `record_length` has measured, without its marks."""
-    fragments = []
+    return b"".join(data[start:stop] for start, stop in _fragments(data))
+
+
+def rewrite_record(
+    data: bytes, changes: Iterable[tuple[tuple[int, int], bytes]]
+) -> Iterator[Rewrite]:
+    """What puts other bytes into the record in `data`, its marks being told of lengths.
+
+    Each of `changes` is a span of what `join_record` gives, and the bytes that go in
+    its place. Raises ExpectationRefused with reason ``fragmented`` where a span is not
+    inside one fragment.
+    """
+    fragments = list(_fragments(data))
+    grown = [0] * len(fragments)
+    for (start, stop), new in changes:
+        before = 0
+        for number, (first, last) in enumerate(fragments):
+            size = last - first
+            if before <= start and stop <= before + size:
+                at = first - before
+                grown[number] += len(new) - (stop - start)
+                yield Rewrite((at + start, at + stop), new)
+                break
+            before += size
+        else:
+            raise ExpectationRefused(
+                "fragmented", "a fragment ends in the announcement"
+            )
+    for (first, last), more in zip(fragments, grown, strict=True):
+        mark = int.from_bytes(data[first - _MARK : first])
+        new = ((mark & _LAST_FRAGMENT) + last - first + more).to_bytes(_MARK)
+        yield Rewrite((first - _MARK, first), new)
+
+
+def _fragments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the fragments of a record are, behind their marks."""
     start = 0
     while start < len(data):
         mark = int.from_bytes(data[start : start + _MARK])
         start += _MARK
-        length = mark & ~_LAST_FRAGMENT
-        fragments.append(data[start : start + length])
-        start += length
-    return b"".join(fragments)
+        stop = start + (mark & ~_LAST_FRAGMENT)
+        yield start, stop
+        start = stop

@@ -862,36 +862,6 @@ def test_options_reach_the_helper() -> None:
     assert not expectation.permanent
 
 
-INSIDE = "10.0.0.2"
-
-
-def translated_server() -> Conntrack:
-    """The client knows the server by an address that is not its own."""
-    original = flow_tuple(UDP, (CLIENT, 650), (SERVER, 111))
-    return conntrack(
-        original,
-        flow_tuple(UDP, (INSIDE, 111), (CLIENT, 650)),
-        helper="sunrpc",
-    )
-
-
-@fault(8)
-@pytest.mark.parametrize(
-    ("asked", "answered"),
-    [
-        (getport(7), port(7)),
-        (getaddr(7), address(7, uaddr(INSIDE))),
-        (getaddr(7), address(7, uaddr(SERVER))),
-        (getaddr(7), address(7, uaddr(WILDCARD))),
-    ],
-    ids=["GETPORT", "inside address", "outside address", "wildcard"],
-)
-def test_server_behind_destination_nat_is_refused(
-    asked: bytes, answered: bytes
-) -> None:
-    assert reason(decided(asked, answered, entry=translated_server())) == "nat"
-
-
 def test_masqueraded_client_is_let_through_under_its_own_address() -> None:
     original = flow_tuple(UDP, (CLIENT, 650), (SERVER, 111))
     entry = conntrack(

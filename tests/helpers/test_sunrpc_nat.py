@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SunRPC behind NAT: the client is told what it knows the server by."""
+
+from ipaddress import ip_address
+from typing import Final
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cthelper.core.api import TCP, UDP, Cursor, ExpectationRefused, Transport
+from cthelper.core.guard import Guard, Rules
+from cthelper.core.tuples import ORIGINAL, Address, Endpoint, Translation, host_network
+from cthelper.helpers.rpcbind import (
+    PORTMAPPER,
+    Call,
+    read_head,
+    read_services,
+    read_success,
+)
+from cthelper.helpers.sunrpc import SunRpc
+from cthelper.helpers.xdr import join_record, record_length
+from tests.helpers.test_sunrpc import (
+    MOUNTD,
+    PORT,
+    address,
+    call,
+    getaddr,
+    getport,
+    opaque,
+    port,
+    record,
+    reply,
+    u32,
+    uaddr,
+)
+from tests.helpers.translated import (
+    CLIENT,
+    NATS,
+    PUBLIC,
+    SERVER,
+    Translated,
+    entry_of,
+)
+
+WILDCARD: Final = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - stands in messages
+BOTH = pytest.mark.parametrize("transport", [TCP, UDP], ids=str)
+VERSIONS = pytest.mark.parametrize("version", [4, 6])
+NAT = pytest.mark.parametrize("nat", NATS)
+
+
+def exchange(
+    flow: Translated, transport: Transport, asked: bytes, told: bytes
+) -> bytes:
+    """One call and its reply, in records on TCP; the reply that the client gets."""
+    if transport is UDP:
+        flow.sent(asked)
+        return flow.answered(told)
+    flow.sent(record(asked))
+    received = flow.answered(record(told))
+    # The mark tells the length.
+    assert record_length(memoryview(received), 1 << 16) == len(received)
+    return join_record(received)
+
+
+def services(message: bytes, procedure: tuple[int, int]) -> list[tuple[str, int]]:
+    """Host and port of each service that a reply names; no host: the server's."""
+    cursor = Cursor(message)
+    read_head(cursor)
+    assert read_success(cursor)
+    found = read_services(Call(PORTMAPPER, *procedure), cursor)
+    assert cursor.remaining == 0
+    return [("" if each.host is None else str(each.host), each.port) for each in found]
+
+
+@BOTH
+@VERSIONS
+@NAT
+@pytest.mark.fault("rpc 8", "under NAT a port is written into the packet, never sent")
+@pytest.mark.fault("rpc 11", "IPv6 is not served: NAT is for IPv4 only")
+def test_client_is_told_the_address_that_it_knows(
+    transport: Transport, version: int, nat: str
+) -> None:
+    flow = Translated(SunRpc, entry_of(transport, SunRpc, version, nat))
+    netid = f"{transport}{'6' if version == 6 else ''}"
+    answer = address(7, uaddr(SERVER[version]))
+    received = exchange(flow, transport, getaddr(7, netid), answer)
+    known = SERVER[version] if nat == "snat" else PUBLIC[version]
+    assert services(received, (4, 3)) == [(known, PORT)]
+    (expectation,) = flow.kernel.present
+    assert expectation.source == host_network(ip_address(CLIENT[version]))
+    assert expectation.destination == Endpoint(ip_address(known), PORT)
+    assert expectation.translation == Translation(ORIGINAL, PORT)
+    assert expectation.transport is transport
+    assert flow.refused == []
+
+
+@BOTH
+@NAT
+@pytest.mark.parametrize("host", ["public", "wildcard"])
+def test_address_that_says_nothing_else_stays(
+    transport: Transport, nat: str, host: str
+) -> None:
+    flow = Translated(SunRpc, entry_of(transport, SunRpc, 4, nat))
+    known = SERVER[4] if nat == "snat" else PUBLIC[4]
+    answer = address(7, uaddr(known if host == "public" else WILDCARD[4]))
+    received = exchange(flow, transport, getaddr(7, str(transport)), answer)
+    assert received == answer
+    assert [each.destination.port for each in flow.kernel.present] == [PORT]
+
+
+@BOTH
+@NAT
+def test_port_of_getport_stays_where_it_is_free(transport: Transport, nat: str) -> None:
+    flow = Translated(SunRpc, entry_of(transport, SunRpc, 4, nat))
+    answer = port(7)
+    assert exchange(flow, transport, getport(7, protocol=transport), answer) == answer
+    assert [each.destination.port for each in flow.kernel.present] == [PORT]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("asked", "answered", "procedure"),
+    [
+        (getport(7, protocol=TCP), port(7), (2, 3)),
+        (getport(7, protocol=UDP), port(7), (2, 3)),
+        (getaddr(7, ""), address(7, uaddr(SERVER[4])), (4, 3)),
+        (getaddr(7, ""), address(7, uaddr(WILDCARD[4])), (4, 3)),
+    ],
+    ids=["GETPORT tcp", "GETPORT udp", "GETADDR", "GETADDR, wildcard"],
+)
+def test_port_that_is_taken_is_written_as_another(
+    transport: Transport, asked: bytes, answered: bytes, procedure: tuple[int, int]
+) -> None:
+    entry = entry_of(transport, SunRpc)
+    flow = Translated(SunRpc, entry, taken=[PORT, PORT + 1])
+    received = exchange(flow, transport, asked, answered)
+    ((_, told),) = services(received, procedure)
+    assert told == PORT + 2
+    (expectation,) = flow.kernel.present
+    assert expectation.destination.port == PORT + 2
+    assert expectation.translation == Translation(ORIGINAL, PORT)
+
+
+@BOTH
+def test_portmapper_that_announces_itself_does_not_leak_its_address(
+    transport: Transport,
+) -> None:
+    # rpcinfo -p asks for it, and goes where it is told.
+    flow = Translated(SunRpc, entry_of(transport, SunRpc))
+    asked = getaddr(7, str(transport), program=PORTMAPPER)
+    received = exchange(flow, transport, asked, address(7, uaddr(SERVER[4], 111)))
+    assert services(received, (4, 3)) == [(PUBLIC[4], 111)]
+    assert (flow.kernel.present, flow.refused) == ([], ["portmapper"])
+
+
+@BOTH
+def test_denied_program_does_not_leak_the_address(transport: Transport) -> None:
+    settings = 'helpers.sunrpc.deny_programs = ["mountd"]'
+    flow = Translated(SunRpc, entry_of(transport, SunRpc), settings)
+    answer = address(7, uaddr(SERVER[4]))
+    received = exchange(flow, transport, getaddr(7, str(transport)), answer)
+    assert services(received, (4, 3)) == [(PUBLIC[4], PORT)]
+    assert (flow.kernel.present, flow.refused) == ([], ["denied-program"])
+
+
+def listed(*entries: tuple[str, str]) -> bytes:
+    """The result of GETADDRLIST."""
+    items = (
+        opaque(text.encode())
+        + opaque(netid.encode())
+        + u32(2)
+        + opaque(b"inet")
+        + opaque(netid.encode())
+        for text, netid in entries
+    )
+    return b"".join(u32(1) + item for item in items) + u32(0)
+
+
+@BOTH
+def test_every_address_of_a_list_is_rewritten(transport: Transport) -> None:
+    flow = Translated(SunRpc, entry_of(transport, SunRpc), taken=[PORT])
+    strings = b"".join(opaque(word) for word in (b"tcp", b"", b""))
+    asked = call(7, (4, 11), u32(MOUNTD, 3) + strings)
+    entries = [
+        (uaddr(SERVER[4]), "tcp"),
+        (uaddr(WILDCARD[4], 4000), "udp"),
+        (uaddr("10.0.0.99", 4001), "udp"),
+        (uaddr(SERVER[4], 4002), "udp"),
+    ]
+    received = exchange(flow, transport, asked, reply(7, listed(*entries)))
+    assert services(received, (4, 11)) == [
+        (PUBLIC[4], PORT + 1),
+        (WILDCARD[4], 4000),
+        # Another host, of which nobody says what the client knows it by.
+        ("10.0.0.99", 4001),
+        (PUBLIC[4], 4002),
+    ]
+    assert flow.refused == ["nat"]
+
+
+def test_record_of_several_fragments_keeps_its_marks_right() -> None:
+    flow = Translated(SunRpc, entry_of(TCP, SunRpc))
+    flow.sent(record(getaddr(7, "tcp")))
+    answer = address(7, uaddr(SERVER[4]))
+    received = flow.answered(record(answer, 8, 24))
+    assert record_length(memoryview(received), 1 << 16) == len(received)
+    assert services(join_record(received), (4, 3)) == [(PUBLIC[4], PORT)]
+
+
+def test_announcement_in_two_fragments_is_refused() -> None:
+    flow = Translated(SunRpc, entry_of(TCP, SunRpc))
+    flow.sent(record(getaddr(7, "tcp")))
+    answer = record(address(7, uaddr(SERVER[4])), 34)
+    assert flow.answered(answer) == answer
+    assert flow.refused == ["fragmented"]
+
+
+def is_a_hosts(address: Address) -> bool:
+    """Whether the guard takes it for the address of a host."""
+    try:
+        Guard().check(Endpoint(address, 5000), address, Rules())
+    except ExpectationRefused:
+        return False
+    return True
+
+
+@given(st.data(), st.integers(4000, 60000), st.sampled_from([TCP, UDP]))
+def test_what_the_client_reads_is_what_was_granted(
+    data: st.DataObject, number: int, transport: Transport
+) -> None:
+    """Whatever the two addresses, and so however the length changes."""
+    version = data.draw(st.sampled_from([4, 6]))
+    hosts = st.ip_addresses(v=4 if version == 4 else 6).filter(is_a_hosts)
+    server, public = (str(data.draw(hosts)) for _ in range(2))
+    assume(server != public)
+    entry = entry_of(transport, SunRpc, version, server=server, public=public)
+    flow = Translated(SunRpc, entry)
+    answer = address(7, uaddr(server, number))
+    received = exchange(flow, transport, getaddr(7, ""), answer)
+    assert flow.refused == []
+    ((host, told),) = services(received, (4, 3))
+    (expectation,) = flow.kernel.present
+    assert Endpoint(ip_address(host), told) == expectation.destination
+    assert (host, told) == (public, number)
+    # There and back.
+    there, here = (opaque(uaddr(each, number).encode()) for each in (public, server))
+    assert received.replace(there, here) == answer
