@@ -19,14 +19,18 @@ redirected again there, four times in all.
 
 A flow that does not begin with a CONNECT, such as one with TLS (TCPS), is not read, and
 no flow is after ACCEPT or REFUSE. Host names are never looked up: the configuration
-tells their addresses. Behind destination NAT a server does not name the address that
-the client knows, and the expectation is refused (reason ``nat``).
+tells their addresses.
+
+Behind destination NAT a server names an address that the client does not know: host and
+port are rewritten in the text, and with its length those of the packets and of the
+redirect. Where the latter has gone on in a segment of its own, a shorter text is filled
+up with blanks, and a longer one is refused. A host name stays as it is.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cthelper.core.api import (
@@ -45,9 +49,11 @@ from cthelper.core.api import (
     OptionValue,
     Oversized,
     Policy,
+    Rewrite,
     expect,
 )
 from cthelper.helpers.tns_descriptor import (
+    Place,
     ServerAddress,
     is_whole,
     parse_addresses,
@@ -127,16 +133,39 @@ _CHAINED: Final = Option(
 
 
 @dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of the text, from `start` on: it is in the packet of `size` bytes.
+
+    `packet` and `at` count the server's bytes up to the packet and to the part.
+    """
+
+    start: int
+    at: int
+    packet: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Redirect:
-    """As much as is there of a REDIRECT's text; `length` is 0 where it is not known."""
+    """As much as is there of a REDIRECT's text; `length` is 0 where it is not known.
+
+    `length_at` counts the server's bytes up to it.
+    """
 
     length: int
+    length_at: int
     text: bytes = b""
+    pieces: tuple[_Piece, ...] = ()
 
-    def plus(self, more: bytes) -> "_Redirect":
-        """With the text of a further packet."""
+    def plus(self, more: bytes, packet: int, size: int) -> "_Redirect":
+        """With the text at the end of a further packet, of `size` bytes."""
         text = self.text + more
-        return _Redirect(self.length, text[: self.length] if self.length else text)
+        piece = _Piece(len(self.text), packet + size - len(more), packet, size)
+        return replace(
+            self,
+            text=text[: self.length] if self.length else text,
+            pieces=(*self.pieces, piece),
+        )
 
     def descriptor(self) -> bytes | None:
         """The text before NUL if it is whole; None: DATA follows. Raises Oversized."""
@@ -146,6 +175,30 @@ class _Redirect:
         if nul or (len(text) == self.length if self.length else is_whole(text)):
             return text
         return None
+
+    def rewrites(self, changes: dict[Place, bytes], message: int) -> Iterator[Rewrite]:
+        """What puts other values into the text; `message` counts bytes up to this one.
+
+        Raises ExpectationRefused with reason ``fragmented`` where a value lies in two
+        packets.
+        """
+        grown = dict.fromkeys(self.pieces, 0)
+        for place, value in changes.items():
+            piece = [each for each in self.pieces if each.start <= place.start][-1]
+            start = piece.at + place.start - piece.start - message
+            stop = start + place.stop - place.start
+            if stop > piece.packet + piece.size - message:
+                raise ExpectationRefused("fragmented", "an address in two packets")
+            grown[piece] += len(value) - (stop - start)
+            yield Rewrite((start, stop), value)
+        for piece, more in grown.items():
+            if more:
+                start = piece.packet - message
+                yield Rewrite((start, start + 2), (piece.size + more).to_bytes(2))
+        more = sum(grown.values())
+        if more and self.length:
+            start = self.length_at - message
+            yield Rewrite((start, start + 2), (self.length + more).to_bytes(2))
 
 
 class Tns(Helper):
@@ -160,6 +213,8 @@ class Tns(Helper):
     def __init__(self) -> None:
         self._connected = False
         self._redirects = 0
+        # The server's bytes before the message that is read.
+        self._read = 0
         # The REDIRECT of which more text must come in DATA.
         self._pending: _Redirect | None = None
 
@@ -193,12 +248,14 @@ class Tns(Helper):
         if kind in (_Type.ACCEPT, _Type.REFUSE):
             yield DONE
             return
-        self._pending = self._redirect(kind, cursor)
-        text = None if self._pending is None else self._pending.descriptor()
-        if text is not None:
-            self._pending = None
+        redirect = self._redirect(kind, cursor, message)
+        start = self._read
+        self._read += len(message.payload)
+        text = None if redirect is None else redirect.descriptor()
+        self._pending = redirect if text is None else None
+        if redirect is not None and text is not None:
             self._count(message.depth)
-            yield from _follow(parse_addresses(text), message)
+            yield from _follow(redirect, parse_addresses(text), start, message)
 
     def describe(self, message: Message) -> dict[str, str]:
         """Type and lengths of a packet, and the addresses of a REDIRECT."""
@@ -211,7 +268,7 @@ class Tns(Helper):
         }
         if message.direction is ORIGINAL:
             return fields
-        redirect = self._redirect(kind, cursor)
+        redirect = self._redirect(kind, cursor, message)
         if redirect is None or kind not in (_Type.REDIRECT, _Type.DATA):
             return fields
         fields["redirect data"] = f"{len(redirect.text)} of {redirect.length or '?'}"
@@ -229,13 +286,17 @@ class Tns(Helper):
             message.direction is ORIGINAL and _is_connect(message.payload)
         )
 
-    def _redirect(self, kind: int, cursor: Cursor) -> _Redirect | None:
+    def _redirect(
+        self, kind: int, cursor: Cursor, message: Message
+    ) -> _Redirect | None:
         """The REDIRECT whose text is being read once a server's packet is."""
+        size = len(message.payload)
         if kind == _Type.REDIRECT:
-            return _Redirect(cursor.u16()).plus(cursor.take(cursor.remaining))
+            begun = _Redirect(cursor.u16(), self._read + _HEADER)
+            return begun.plus(cursor.take(cursor.remaining), self._read, size)
         if kind == _Type.DATA and self._pending is not None:
             cursor.skip(2)
-            return self._pending.plus(cursor.take(cursor.remaining))
+            return self._pending.plus(cursor.take(cursor.remaining), self._read, size)
         return None if kind == _Type.RESEND else self._pending
 
     def _count(self, depth: int) -> None:
@@ -266,26 +327,57 @@ def _read_header(message: Message) -> tuple[Cursor, int]:
     return cursor, kind
 
 
-def _follow(addresses: list[ServerAddress], message: Message) -> Effects:
-    """Expect a flow to each address, and then refuse those that cannot be told."""
-    protocols: dict[Endpoint, str] = {}
+def _follow(
+    redirect: _Redirect, addresses: list[ServerAddress], start: int, message: Message
+) -> Effects:
+    """Expect a flow to each address, and then refuse those that cannot be told.
+
+    `start` counts the server's bytes before the message.
+    """
+    places: dict[Endpoint, list[ServerAddress]] = {}
     unknown = []
     for each in addresses:
         host = _address_of(each.host, message)
         if host is None:
             unknown.append(str(each))
         else:
-            protocols.setdefault(Endpoint(host, each.port), each.protocol)
-    for endpoint, protocol in protocols.items():
+            places.setdefault(Endpoint(host, each.port), []).append(each)
+    changes: dict[Place, bytes] = {}
+    for endpoint, alike in places.items():
         # What TCPS carries cannot be read.
-        follow = _CHAINED.of(message) and protocol == "tcp"
+        follow = _CHAINED.of(message) and alike[0].protocol == "tcp"
         # One that is refused, which the engine has counted, does not end the others.
         with suppress(ExpectationRefused):
-            yield from expect(
+            grant = yield from expect(
                 endpoint, policy="redirect", helper=Tns.name if follow else None
             )
+            for each in alike:
+                changes |= _changes(each, grant.endpoint)
+    if redirect.length and start - redirect.length_at > message.preceding:
+        changes = _filled_up(changes)
+    yield from redirect.rewrites(changes, start)
     if unknown:
         raise ExpectationRefused("unknown-host", f"{', '.join(unknown)}: not in hosts")
+
+
+def _changes(address: ServerAddress, told: Endpoint) -> dict[Place, bytes]:
+    """The values that are to be others for the client to go to `told`."""
+    changes = {}
+    if not isinstance(address.host, str) and address.host != told.address:
+        changes[address.host_place] = str(told.address).encode()
+    if address.port != told.port:
+        changes[address.port_place] = b"%d" % told.port
+    return changes
+
+
+def _filled_up(changes: dict[Place, bytes]) -> dict[Place, bytes]:
+    """The changes, and as many blanks behind a group as the text gets shorter."""
+    old = sum(place.stop - place.start for place in changes)
+    missing = old - sum(map(len, changes.values()))
+    if missing <= 0:
+        return changes
+    end = min(place.end for place in changes)
+    return changes | {Place(end, end, end): b" " * missing}
 
 
 def _address_of(host: Address | str, message: Message) -> Address | None:

@@ -12,7 +12,7 @@ groups may follow one another. A value may be quoted, and then hold parentheses.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
@@ -41,15 +41,30 @@ _PORT: Final = re.compile(rb"[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value is in the text, without quotes or brackets; its group's end."""
+
+    start: int
+    stop: int
+    end: int
+
+
+_Values = dict[bytes, tuple[bytes, Place]]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerAddress:
     """Where a server listens: `protocol` is tcp or tcps, `port` 0 to 65535.
 
-    `host` is an address, or a name in lower case without a dot at its end.
+    `host` is an address, or a name in lower case without a dot at its end. The places
+    are where the two stand.
     """
 
     protocol: str
     host: Address | str
     port: int
+    host_place: Place = field(compare=False)
+    port_place: Place = field(compare=False)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if isinstance(self.host, IPv6Address) else self.host
@@ -65,7 +80,7 @@ def parse_addresses(text: bytes) -> list[ServerAddress]:
         raise Malformed(f"no descriptor: {text[:40]!r}")
     addresses: list[ServerAddress] = []
     # Key and values of each group that has begun, the outermost first.
-    groups: list[tuple[bytes, dict[bytes, bytes]]] = []
+    groups: list[tuple[bytes, _Values]] = []
     position = 0
     while position < len(text):
         piece = _PIECE.match(text, position)
@@ -85,7 +100,7 @@ def parse_addresses(text: bytes) -> list[ServerAddress]:
             if piece["value"] is None:
                 groups.append((key, {}))
             elif groups:
-                _set(groups[-1][1], key, piece["value"].strip())
+                _set(groups[-1][1], key, piece)
     if groups:
         raise Malformed(f"descriptor ends within {len(groups)} groups")
     return addresses
@@ -124,20 +139,31 @@ def parse_host(text: str) -> Address | str:
     return name.rstrip(".")
 
 
-def _set(values: dict[bytes, bytes], key: bytes, value: bytes) -> None:
+def _set(values: _Values, key: bytes, piece: re.Match[bytes]) -> None:
     # Clients differ in which of two they take.
     if key in values:
         raise Malformed(f"descriptor has {key[:40]!r} twice in a group")
-    values[key] = value[1:-1] if _QUOTED.fullmatch(value) else value
+    value = piece["value"].rstrip()
+    start = piece.start("value")
+    stop = start + len(value)
+    if _QUOTED.fullmatch(value):
+        start, stop, value = start + 1, stop - 1, value[1:-1]
+    values[key] = value, Place(start, stop, piece.end())
 
 
-def _addresses_of(values: dict[bytes, bytes]) -> list[ServerAddress]:
+def _addresses_of(values: _Values) -> list[ServerAddress]:
     """The address of one group; none where it is not reached by TCP."""
-    protocol = values.get(b"PROTOCOL", b"").lower().decode("latin-1")
+    absent = b"", Place(0, 0, 0)
+    protocol = values.get(b"PROTOCOL", absent)[0].lower().decode("latin-1")
     if protocol not in ("tcp", "tcps"):
         return []
-    port = values.get(b"PORT", b"")
+    port, port_place = values.get(b"PORT", absent)
     if not _PORT.fullmatch(port) or int(port) > 0xFFFF:
         raise Malformed(f"port {port[:40]!r}")
-    host = parse_host(values.get(b"HOST", b"").decode("latin-1"))
-    return [ServerAddress(protocol, host, int(port))]
+    text, host_place = values.get(b"HOST", absent)
+    host = parse_host(text.decode("latin-1"))
+    if text.startswith(b"["):
+        host_place = replace(
+            host_place, start=host_place.start + 1, stop=host_place.stop - 1
+        )
+    return [ServerAddress(protocol, host, int(port), host_place, port_place)]

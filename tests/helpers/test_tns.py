@@ -715,17 +715,6 @@ def translated() -> Conntrack:
 
 
 @pytest.mark.fault(
-    "tns 9", "lengths and checksums are wrong where an address is rewritten"
-)
-def test_server_behind_destination_nat_is_refused_and_nothing_is_rewritten() -> None:
-    packets = segments([connect()], deferred(address(INSIDE)))
-    decisions = handle(packets, entry=translated())
-    assert refused(decisions) == ["nat"]
-    assert opened(decisions) == []
-    assert all(each.packet is None for each in decisions)
-
-
-@pytest.mark.fault(
     "tns 10", "a redirect to another node is translated to the first server"
 )
 def test_redirect_to_another_node_behind_destination_nat_is_refused() -> None:

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TNS behind NAT: the client is redirected to what it knows the server by."""
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
+from typing import Final
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from cthelper.core.api import TCP, Address, Endpoint, ExpectationRefused
+from cthelper.core.guard import Guard, Rules
+from cthelper.core.tuples import ORIGINAL, Translation
+from cthelper.helpers.tns import Tns
+from cthelper.helpers.tns_descriptor import parse_addresses
+from tests.helpers.test_tns import (
+    CONNECT_DATA,
+    PORT,
+    REFUSE,
+    address,
+    connect,
+    data,
+    deferred,
+    forms,
+    packet,
+    redirect,
+)
+from tests.helpers.translated import NATS, PUBLIC, SERVER, Translated, entry_of
+
+NODE: Final = "10.0.0.3"
+NODE_OUTSIDE: Final = "203.0.113.83"
+ALLOWED: Final = f'guard.allow_hosts = ["{NODE}"]'
+
+
+def followed(stream: bytes) -> list[tuple[str, int]]:
+    """Where a client goes after a REDIRECT: it reads as many bytes as it is told of.
+
+    The lengths of the packets must cover the stream.
+    """
+    text = b""
+    length: int | None = None
+    while stream:
+        size, kind = int.from_bytes(stream[:2]), stream[4]
+        body, stream = stream[8:size], stream[size:]
+        assert size >= 8
+        assert len(body) == size - 8
+        if kind == 5:
+            length, text = int.from_bytes(body[:2]), body[2:]
+        elif kind == 6 and length is not None and (not length or len(text) < length):
+            text += body[2:]
+    assert length is not None
+    whole = text[:length] if length else text
+    assert not length or len(whole) == length
+    found = parse_addresses(whole.partition(b"\0")[0])
+    return [(str(each.host), each.port) for each in found]
+
+
+def flow_of(
+    version: int = 4, nat: str = "dnat", settings: str = "", taken: Sequence[int] = ()
+) -> Translated:
+    flow = Translated(Tns, entry_of(TCP, Tns, version, nat), settings, taken)
+    flow.sent(connect())
+    return flow
+
+
+def settings(*keys: str) -> str:
+    return "".join(f"helpers.tns.{key}\n" for key in keys)
+
+
+FORMS: Final = forms(address(SERVER[4]), CONNECT_DATA)
+# Those that split the address itself between packets cannot be rewritten.
+WHOLE: Final = [each for each in FORMS if "pieces" not in each and "partly" not in each]
+
+
+@pytest.mark.parametrize("nat", NATS)
+@pytest.mark.parametrize("form", WHOLE)
+@pytest.mark.fault("tns 9", "lengths and checksums are wrong where a text changes")
+def test_client_goes_to_the_address_that_it_knows(form: str, nat: str) -> None:
+    flow = flow_of(nat=nat)
+    received = flow.answered(b"".join(FORMS[form]))
+    known = SERVER[4] if nat == "snat" else PUBLIC[4]
+    assert followed(received) == [(known, PORT)]
+    (expectation,) = flow.kernel.present
+    assert expectation.destination == Endpoint(ip_address(known), PORT)
+    assert expectation.translation == Translation(ORIGINAL, PORT)
+    assert flow.refused == []
+
+
+@pytest.mark.parametrize("bracketed", [False, True])
+@pytest.mark.parametrize("form", ["inline", "DATA"])
+def test_client_of_ipv6_goes_to_the_address_that_it_knows(
+    form: str, bracketed: bool
+) -> None:
+    flow = flow_of(6)
+    host = f"[{SERVER[6]}]" if bracketed else SERVER[6]
+    answers = forms(address(host), CONNECT_DATA)[form]
+    received = flow.answered(b"".join(answers))
+    assert followed(received) == [(PUBLIC[6], PORT)]
+    assert (f"[{PUBLIC[6]}]".encode() in received) is bracketed
+
+
+@pytest.mark.parametrize("form", WHOLE)
+def test_port_that_is_taken_is_written_as_another(form: str) -> None:
+    flow = flow_of(taken=[PORT])
+    received = flow.answered(b"".join(FORMS[form]))
+    assert followed(received) == [(PUBLIC[4], PORT + 1)]
+    assert flow.kernel.present[0].translation == Translation(ORIGINAL, PORT)
+
+
+@pytest.mark.parametrize("form", [each for each in FORMS if each not in WHOLE])
+def test_address_in_several_packets_is_refused_and_stays(form: str) -> None:
+    flow = flow_of()
+    stream = b"".join(FORMS[form])
+    received = flow.answered(stream)
+    if received == stream:
+        assert flow.refused == ["fragmented"]
+    else:
+        # Only what lies whole in one of the packets had to change.
+        assert followed(received) == [(PUBLIC[4], PORT)]
+
+
+# Where REDIRECT and DATA come in segments of their own.
+
+
+def in_segments(flow: Translated, packets: Iterable[bytes]) -> bytes:
+    return b"".join(map(flow.answered, packets))
+
+
+def test_shorter_text_is_filled_up_where_its_length_has_gone_on() -> None:
+    inside, outside = "10.200.200.200", "203.0.113.8"
+    entry = entry_of(TCP, Tns, server=inside, public=outside)
+    flow = Translated(Tns, entry)
+    flow.sent(connect())
+    received = in_segments(flow, deferred(f"{address(inside)}\0{CONNECT_DATA}"))
+    assert followed(received) == [(outside, PORT)]
+    assert f"(HOST={outside})   (PORT=".encode() in received
+    assert flow.refused == []
+
+
+def test_text_of_the_same_length_needs_no_length() -> None:
+    inside, outside = "10.200.20.20", "203.0.113.80"
+    flow = Translated(Tns, entry_of(TCP, Tns, server=inside, public=outside))
+    flow.sent(connect())
+    received = in_segments(flow, deferred(f"{address(inside)}\0{CONNECT_DATA}"))
+    assert followed(received) == [(outside, PORT)]
+
+
+def test_longer_text_is_refused_where_its_length_has_gone_on() -> None:
+    flow = flow_of()
+    packets = deferred(f"{address(SERVER[4])}\0{CONNECT_DATA}")
+    assert in_segments(flow, packets) == b"".join(packets)
+    assert flow.refused == ["rewrite-passed"]
+    assert flow.kernel.present == []
+
+
+@pytest.mark.parametrize("length", [0])
+def test_longer_text_needs_no_length_where_there_is_none(length: int) -> None:
+    flow = flow_of()
+    packets = deferred(f"{address(SERVER[4])}\0{CONNECT_DATA}", length=length)
+    assert followed(in_segments(flow, packets)) == [(PUBLIC[4], PORT)]
+
+
+# Other nodes, and names.
+
+
+def test_redirect_to_another_node_goes_to_its_outside_address() -> None:
+    keys = settings(ALLOWED, f'nat.outside = ["{NODE} {NODE_OUTSIDE}"]')
+    flow = flow_of(settings=keys)
+    received = flow.answered(redirect(address(NODE, 1521)))
+    assert followed(received) == [(NODE_OUTSIDE, 1521)]
+    (expectation,) = flow.kernel.present or flow.collected
+    assert expectation.destination == Endpoint(ip_address(NODE_OUTSIDE), 1521)
+    # The user's own rules translate it.
+    assert expectation.translation is None
+
+
+@pytest.mark.fault("tns 10", "a redirect to another node leads to the first one")
+def test_redirect_to_a_node_without_an_outside_address_is_refused() -> None:
+    flow = flow_of(settings=settings(ALLOWED))
+    stream = redirect(address(NODE, 1521))
+    assert flow.answered(stream) == stream
+    assert flow.refused == ["nat"]
+
+
+def test_each_of_several_addresses_is_rewritten() -> None:
+    keys = settings(ALLOWED, f'nat.outside = ["{NODE} {NODE_OUTSIDE}"]')
+    flow = flow_of(settings=keys, taken=[PORT])
+    text = "".join(
+        [address(SERVER[4]), address(NODE, 1521), address(SERVER[4], PORT, "tcps")]
+    )
+    received = flow.answered(redirect(f"(ADDRESS_LIST={text})\0{CONNECT_DATA}"))
+    assert followed(received) == [
+        (PUBLIC[4], PORT + 1),
+        (NODE_OUTSIDE, 1521),
+        (PUBLIC[4], PORT + 1),
+    ]
+
+
+def test_host_name_stays_and_its_port_is_written() -> None:
+    keys = settings(f'hosts = ["{SERVER[4]} db.example.net"]')
+    flow = flow_of(settings=keys, taken=[PORT])
+    received = flow.answered(redirect(address("db.example.net")))
+    assert followed(received) == [("db.example.net", PORT + 1)]
+
+
+def test_packets_before_and_after_are_left_alone() -> None:
+    flow = flow_of()
+    resend = packet(11)
+    received = flow.answered(resend + redirect(address(SERVER[4])) + REFUSE)
+    assert received.startswith(resend)
+    assert received.endswith(REFUSE)
+
+
+def is_a_hosts(host: Address) -> bool:
+    """Whether the guard takes it for the address of a host."""
+    try:
+        Guard().check(Endpoint(host, 5000), host, Rules())
+    except ExpectationRefused:
+        return False
+    return True
+
+
+@given(st.data(), st.integers(4000, 60000), st.booleans())
+def test_what_the_client_reads_is_what_was_granted(
+    given_: st.DataObject, port: int, inline: bool
+) -> None:
+    """Whatever the two addresses, and so however the lengths change."""
+    version = given_.draw(st.sampled_from([4, 6]))
+    hosts = st.ip_addresses(v=4 if version == 4 else 6).filter(is_a_hosts)
+    server, public = (str(given_.draw(hosts)) for _ in range(2))
+    assume(server != public)
+    entry = entry_of(TCP, Tns, version, server=server, public=public)
+    flow = Translated(Tns, entry)
+    flow.sent(connect())
+    text = f"{address(server, port)}\0{CONNECT_DATA}"
+    stream = redirect(text) if inline else b"".join(deferred(text))
+    received = flow.answered(stream)
+    assert flow.refused == []
+    (expectation,) = flow.kernel.present
+    assert followed(received) == [(public, port)]
+    assert expectation.destination == Endpoint(ip_address(public), port)
+    # There and back.
+    back = Translated(Tns, entry_of(TCP, Tns, version, server=public, public=server))
+    back.sent(connect())
+    assert back.answered(received) == stream
+
+
+def test_data_of_other_messages_is_not_taken_for_text() -> None:
+    flow = flow_of()
+    other = data("(ADDRESS=(PROTOCOL=tcp)(HOST=10.0.0.2)(PORT=5000))")
+    assert flow.answered(other) == other
