@@ -26,6 +26,7 @@ from cthelper.core.tuples import Address, Network
 if TYPE_CHECKING:
     from cthelper.core.offline.corpus import Job
     from cthelper.core.offline.events import Event
+    from cthelper.core.offline.nat import Nat
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -86,6 +87,29 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "Packets from others then count as forwarded (default: none does)",
     )
     parser.add_argument(
+        "--snat",
+        type=_translated,
+        action="append",
+        default=[],
+        metavar="CLIENT=KNOWN",
+        help="source NAT where the captures were taken: a client's own address, and "
+        "the one that servers knew it by; may be repeated",
+    )
+    parser.add_argument(
+        "--dnat",
+        type=_translated,
+        action="append",
+        default=[],
+        metavar="KNOWN=SERVER",
+        help="destination NAT there: the address that clients knew a server by, and "
+        "the server's own; may be repeated",
+    )
+    parser.add_argument(
+        "--side",
+        choices=("client", "server"),
+        help="on which side of the NAT the captures were taken (default: client)",
+    )
+    parser.add_argument(
         "--jobs",
         type=_count,
         metavar="N",
@@ -118,8 +142,9 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("--jobs and --executor exclude each other")
     captures = corpus.find_captures(options.captures)
     config = configuration(options)
+    nat = _nat(options)
     if options.explain is not None:
-        return _explain(options, captures, config)
+        return _explain(options, captures, config, nat)
     here = options.jobs is None and options.executor is None
     jobs = [
         corpus.Job(
@@ -127,6 +152,7 @@ def _run(options: argparse.Namespace) -> int:
             read_config=(lambda: config) if here else partial(configuration, options),
             networks=tuple(options.network),
             hosts=tuple(options.host),
+            nat=nat,
             watch=options.html is not None,
         )
         for capture in captures
@@ -210,7 +236,10 @@ def _bar(stack: ExitStack, unit: str, total: int) -> Callable[[int], None] | Non
 
 
 def _explain(
-    options: argparse.Namespace, captures: Sequence[Path], config: Config
+    options: argparse.Namespace,
+    captures: Sequence[Path],
+    config: Config,
+    nat: "Nat | None",
 ) -> int:
     from cthelper.core.offline.explain import explain
 
@@ -225,11 +254,38 @@ def _explain(
         config,
         networks=options.network,
         hosts=options.host,
+        nat=nat,
         warn=lambda text: print(f"cthelper: {text}", file=sys.stderr),
     ):
         print(text)
         found = True
     return int(not found)
+
+
+def _nat(options: argparse.Namespace) -> "Nat | None":
+    from cthelper.core.offline.nat import Nat, Side
+
+    if not options.snat and not options.dnat:
+        if options.side is not None:
+            raise UsageError("--side says nothing without --snat or --dnat")
+        return None
+    return Nat(
+        sources=_addresses("--snat", options.snat),
+        destinations=_addresses("--dnat", options.dnat),
+        side=Side(options.side or "client"),
+    )
+
+
+def _addresses(
+    option: str, pairs: Sequence[tuple[Address, Address]]
+) -> dict[Address, Address]:
+    result: dict[Address, Address] = {}
+    for address, other in pairs:
+        if result.setdefault(address, other) != other:
+            raise UsageError(
+                f"{option} {address} is {result[address]} or {other}, not both"
+            )
+    return result
 
 
 def _frame(text: str) -> int:
@@ -264,3 +320,15 @@ def _address(text: str) -> Address:
         return ip_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _translated(text: str) -> tuple[Address, Address]:
+    allowed = "must be two addresses such as 10.77.1.2=10.77.2.1, of one IP version"
+    try:
+        address, other = map(ip_address, text.split("="))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} {allowed}") from None
+    # A link-local address with its zone is translated nowhere.
+    if address.version != other.version or "%" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} {allowed}")
+    return address, other

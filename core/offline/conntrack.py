@@ -6,9 +6,12 @@ to, in which direction and state, whether it met an expectation, when flows and
 expectations end. The rules are those of Linux 6.1 (the file is named at each); a test
 holds the model against a real kernel with random packets and expectations.
 
-Not modelled: NAT, zones, TCP's windows and the shorter timeouts of unanswered data
-(tcp_in_window), ICMP, and a helper named for the expected flow, which Linux 6.1 does
-not attach.
+A capture shows one side of NAT. `Nat` says what the other side showed; flows are found
+by what the capture shows of them, and their tuples are the kernel's.
+
+Not modelled: the choice of ports by NAT, zones, TCP's windows and the shorter timeouts
+of unanswered data (tcp_in_window), ICMP, and a helper named for the expected flow,
+which Linux 6.1 does not attach.
 """
 
 import enum
@@ -20,6 +23,7 @@ from typing import Final
 from cthelper.core.config import HelperConfig
 from cthelper.core.errors import Malformed
 from cthelper.core.offline.fragments import Reassembler
+from cthelper.core.offline.nat import Nat, Tuples
 from cthelper.core.offline.tcp import (
     TCP_TIMEOUTS,
     Connection,
@@ -145,7 +149,7 @@ class Entry:
         self.transport = transport
         self.key = key
         self.reply_key = _turned(key)
-        self._tuples: tuple[Tuple, Tuple] | None = None
+        self._tuples: Tuples | None = None
         self.helper: HelperConfig | None = None
         self.master: Entry | None = None
         # Newest first, as the kernel's list (nf_ct_expect_insert).
@@ -162,21 +166,30 @@ class Entry:
 
     @property
     def original(self) -> Tuple:
-        """The tuple of its first packet."""
-        return self._both()[0]
+        """The tuple of its first packet, before translation."""
+        return self.tuples.original
 
     @property
     def reply(self) -> Tuple:
-        """The tuple of the answers."""
-        return self._both()[1]
+        """The tuple of the answers, before translation."""
+        return self.tuples.reply
 
-    def _both(self) -> tuple[Tuple, Tuple]:
+    @property
+    def tuples(self) -> Tuples:
+        """Both; those that the capture shows, unless `translate` has said others."""
         # Most flows never need them.
         if self._tuples is None:
-            keys = self.key, self.reply_key
-            ours, theirs = (_tuple(self.transport, key) for key in keys)
-            self._tuples = ours, theirs
+            self._tuples = Tuples(self.shown(ORIGINAL), self.shown(REPLY), here=True)
         return self._tuples
+
+    def translate(self, tuples: Tuples) -> None:
+        """Behind NAT the flow has these."""
+        self._tuples = tuples
+
+    def shown(self, direction: Direction) -> Tuple:
+        """The tuple of a packet in this direction as the capture shows it."""
+        key = self.key if direction is ORIGINAL else self.reply_key
+        return _tuple(self.transport, key)
 
     def conntrack(self, now: float) -> Conntrack:
         """The entry as the kernel would report it at the time `now`."""
@@ -196,7 +209,11 @@ class Entry:
 
 
 class Expected:
-    """An expectation in the table, made in `frame`; `helper` is its master's."""
+    """An expectation in the table, made in `frame`; `helper` is its master's.
+
+    `key` is its destination, and `shown` that of a packet that meets it, as the capture
+    shows it.
+    """
 
     __slots__ = (
         "class_",
@@ -209,6 +226,7 @@ class Expected:
         "master",
         "port",
         "port_mask",
+        "shown",
         "source",
     )
 
@@ -222,7 +240,8 @@ class Expected:
         self.expires = 0.0
         # The class goes to the kernel beside a helper's name only.
         self.class_ = 0 if expectation.helper is None else expectation.class_
-        self.key = _destination_key(expectation)
+        self.key = _destination_key(expectation.transport, expectation.destination)
+        self.shown = self.key
         network = expectation.source
         self.source = 0 if network is None else int(network.network_address)
         self.mask = 0 if network is None else int(network.netmask)
@@ -272,14 +291,16 @@ class Table:
     """Flows and expectations.
 
     `helpers` are attached to new flows as the ruleset does it: the first one that tags
-    a flow stays (nft_ct_helper_obj_eval in nft_ct.c). `on_destroy` is told of each
-    flow that ends. `expect_max` bounds the expectations (nf_conntrack_expect_max).
+    a flow stays (nft_ct_helper_obj_eval in nft_ct.c). `nat` is what was translated
+    where the packets were seen. `on_destroy` is told of each flow that ends.
+    `expect_max` bounds the expectations (nf_conntrack_expect_max).
     """
 
     def __init__(
         self,
         helpers: Mapping[str, HelperConfig],
         *,
+        nat: Nat | None = None,
         timeouts: Timeouts | None = None,
         expect_max: int = 4096,
         on_destroy: Callable[[Entry], None] | None = None,
@@ -292,7 +313,12 @@ class Table:
         self._on_destroy = on_destroy
         self._udp: dict[bytes, tuple[Entry, bool]] = {}
         self._tcp: dict[bytes, tuple[Entry, bool]] = {}
+        self._nat = nat
+        # Behind NAT, by their original tuples.
+        self._originals: dict[Tuple, Entry] = {}
+        # By their destinations, and by what the capture shows of those.
         self._expected: dict[bytes, list[Expected]] = {}
+        self._shown = self._expected if nat is None else {}
         self._expectations = 0
         self._fragments = Reassembler()
         self._until_sweep = _SWEEP
@@ -492,6 +518,8 @@ class Table:
             self._sweep(now)
         entry = Entry(self.flows, number, transport, key, now)
         met = self._meet(now, transport, key) if self._expectations else None
+        if self._nat is not None:
+            entry.translate(_translated(self._nat, entry, met))
         if met is not None:
             entry.master = met.master
             config = met.master.helper
@@ -521,6 +549,8 @@ class Table:
         flows = self._udp if entry.transport is UDP else self._tcp
         flows[entry.reply_key] = entry, True
         flows[entry.key] = entry, False
+        if self._nat is not None:
+            self._originals[entry.original] = entry
 
     def keep(self, now: float, entry: Entry, seconds: float) -> None:
         """Set what is left of an entry's life (ctnetlink_change_timeout).
@@ -545,6 +575,8 @@ class Table:
 
     def find(self, original: Tuple) -> Entry | None:
         """The entry with this original tuple."""
+        if self._nat is not None:
+            return self._originals.get(original)
         flows = self._udp if original.transport is UDP else self._tcp
         found = flows.get(
             original.source.address.packed
@@ -567,6 +599,9 @@ class Table:
         """
         name = "" if master.helper is None else master.helper.helper.name
         wanted = Expected(expectation, master, frame, name)
+        if self._nat is not None:
+            end = self._nat.shown(expectation, master.tuples)
+            wanted.shown = _destination_key(expectation.transport, end)
         rivals = self._expected.get(wanted.key, [])
         self._expire(now, rivals)
         if master.confirmed:
@@ -607,8 +642,23 @@ class Table:
         wanted.expires = now + policy.timeout
         master.expectations.insert(0, wanted)
         self._expected.setdefault(wanted.key, []).insert(0, wanted)
+        if self._nat is not None:
+            self._shown.setdefault(wanted.shown, []).insert(0, wanted)
         self._expectations += 1
         return Outcome.CREATED, wanted
+
+    def withdraw(self, expectation: Expectation) -> None:
+        """Take out an expectation of its master, if it is there.
+
+        Another master's that covers the same stays.
+        """
+        master = self.find(expectation.master)
+        if master is None:
+            return
+        wanted = Expected(expectation, master, 0, "")
+        for expected in list(master.expectations):
+            if expected.key == wanted.key and expected.equals(wanted):
+                self._remove(expected)
 
     def live(self, now: float) -> list[Expected]:
         """The expectations in the table."""
@@ -623,11 +673,13 @@ class Table:
         """
         size = (len(key) - 4) // 2
         destination = bytes((transport,)) + key[size : 2 * size] + key[-2:]
-        candidates = self._expected.get(destination)
+        candidates = self._shown.get(destination)
         if candidates is None:
             return None
         self._expire(now, candidates)
         source, port = int.from_bytes(key[:size]), int.from_bytes(key[-4:-2])
+        if self._nat is not None:
+            source = int(self._nat.opener(_tuple(transport, key).source.address))
         for expected in candidates:
             if expected.takes(source, port):
                 # Only the first is looked at, whatever comes of it.
@@ -650,10 +702,9 @@ class Table:
 
     def _remove(self, expected: Expected) -> None:
         expected.master.expectations.remove(expected)
-        found = self._expected[expected.key]
-        found.remove(expected)
-        if not found:
-            del self._expected[expected.key]
+        _drop(self._expected, expected.key, expected)
+        if self._nat is not None:
+            _drop(self._shown, expected.shown, expected)
         self._expectations -= 1
 
     # Ends
@@ -670,6 +721,8 @@ class Table:
             found = flows.get(key)
             if found is not None and found[0] is entry:
                 del flows[key]
+        if self._nat is not None and self._originals.get(entry.original) is entry:
+            del self._originals[entry.original]
         if self._on_destroy is not None:
             self._on_destroy(entry)
 
@@ -733,6 +786,20 @@ def _tuple(transport: Transport, key: bytes) -> Tuple:
     )
 
 
-def _destination_key(expectation: Expectation) -> bytes:
-    end = expectation.destination
-    return bytes((expectation.transport,)) + end.address.packed + end.port.to_bytes(2)
+def _destination_key(transport: Transport, end: Endpoint) -> bytes:
+    return bytes((transport,)) + end.address.packed + end.port.to_bytes(2)
+
+
+def _drop(index: dict[bytes, list[Expected]], key: bytes, expected: Expected) -> None:
+    found = index[key]
+    found.remove(expected)
+    if not found:
+        del index[key]
+
+
+def _translated(nat: Nat, entry: Entry, met: Expected | None) -> Tuples:
+    """The tuples of a flow of which the capture shows the entry's."""
+    seen = entry.shown(ORIGINAL)
+    if met is None:
+        return nat.begin(seen)
+    return nat.follow(seen, met.expectation, met.master.tuples)

@@ -13,6 +13,7 @@ from cthelper.core.config import Config
 from cthelper.core.errors import CaptureError, CthelperError, UsageError
 from cthelper.core.offline.capture import Capture, Frame
 from cthelper.core.offline.events import Event, Notice
+from cthelper.core.offline.nat import Nat
 from cthelper.core.offline.replay import Replay
 from cthelper.core.tuples import Address, Network
 
@@ -33,6 +34,7 @@ class Job:
     read_config: Callable[[], Config]
     networks: tuple[Network, ...] = ()
     hosts: tuple[Address, ...] = ()
+    nat: Nat | None = None
     watch: bool = False
 
 
@@ -81,6 +83,7 @@ def replay_job(
         config,
         networks=job.networks,
         hosts=job.hosts,
+        nat=job.nat,
         warn=lambda text: warn(f"{job.capture}: {text}"),
         watch=job.watch,
     )

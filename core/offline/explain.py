@@ -4,7 +4,7 @@
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from cthelper.core.api import REPLY, TCP, Expect, Malformed, Rewrite
+from cthelper.core.api import ORIGINAL, REPLY, TCP, Expect, Malformed, Rewrite
 from cthelper.core.config import Config
 from cthelper.core.engine import Decision, Finished
 from cthelper.core.offline.capture import Capture
@@ -19,6 +19,7 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     source_text,
 )
+from cthelper.core.offline.nat import Nat
 from cthelper.core.offline.replay import Replay
 from cthelper.core.packet import locate
 from cthelper.core.tuples import Address, Network
@@ -31,6 +32,7 @@ def explain(
     *,
     networks: Collection[Network] = (),
     hosts: Collection[Address] = (),
+    nat: Nat | None = None,
     warn: Callable[[str], None],
 ) -> Iterator[str]:
     """The steps that frame `frame` of a capture went through, a line each.
@@ -42,6 +44,7 @@ def explain(
         config,
         networks=networks,
         hosts=hosts,
+        nat=nat,
         warn=lambda text: warn(f"{path}: {text}"),
         watch=True,
     )
@@ -111,9 +114,11 @@ class _Story:
             return
         segment = locate(seen.packet)
         size = 0 if segment is None else segment.stop - segment.start
-        travelled = entry.reply if seen.direction is REPLY else entry.original
+        travelled = entry.shown(seen.direction)
         yield "packet", f"{travelled}, {size} bytes of payload"
         yield "conntrack", _flow_of(seen, entry)
+        if (entry.shown(ORIGINAL), entry.shown(REPLY)) != entry.tuples[:2]:
+            yield "", f"translated: {entry.original}, replies {entry.reply}"
         if seen.state is State.INVALID:
             return
         for event in events:
@@ -236,7 +241,11 @@ def _outcome(event: Event) -> Iterator[tuple[str, str]]:
     match event:
         case ExpectationEvent():
             wanted = event.expectation
-            yield "kernel", f"expects {wanted} for {wanted.timeout} s"
+            text = f"expects {wanted} for {wanted.timeout} s"
+            if wanted.translation is not None:
+                port = wanted.translation.port
+                text += f", translated to the announcer's port {port}"
+            yield "kernel", text
         case RefusedEvent():
             step = "kernel" if event.reason.startswith("kernel-") else "refused"
             yield step, f"{event.reason}: {event.detail}"

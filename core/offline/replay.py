@@ -6,7 +6,7 @@ the queue, and a model of conntrack (`Table`) that of the kernel.
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Network, ip_network
 from typing import Final
@@ -45,12 +45,14 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     Summary,
 )
+from cthelper.core.offline.nat import Nat, announcing
 from cthelper.core.tuples import (
     ORIGINAL,
     Address,
     Conntrack,
     Expectation,
     Network,
+    Translation,
     Tuple,
     collapsed,
 )
@@ -123,9 +125,10 @@ class Replay:
 
     `networks` are those that were on-link where it was taken. `hosts` are the addresses
     of the machine that would have run the daemon: packets from others count as
-    forwarded; empty: nothing does. `warn` is told what the user should know. With
-    `watch` the messages and the flows are events, too, and `detached` holds the reason
-    for each flow that was detached from its helper.
+    forwarded; empty: nothing does. `nat` is what was translated where the capture was
+    taken. `warn` is told what the user should know. With `watch` the messages and the
+    flows are events, too, and `detached` holds the reason for each flow that was
+    detached from its helper.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class Replay:
         *,
         networks: Collection[Network] = (),
         hosts: Collection[Address] = (),
+        nat: Nat | None = None,
         warn: Callable[[str], None],
         watch: bool = False,
     ) -> None:
@@ -142,7 +146,7 @@ class Replay:
         self._time = 0.0
         self._now = 0.0
         self._due = 0.0
-        self.table = Table(config.helpers, on_destroy=self._destroyed)
+        self.table = Table(config.helpers, nat=nat, on_destroy=self._destroyed)
         self.onlooker = _Onlooker() if watch else None
         self.engine = Engine(
             config.helpers,
@@ -150,6 +154,7 @@ class Replay:
             on_link=Links(networks, warn).on_link,
             clock=self._clock,
             flow_limit=config.daemon.flow_limit,
+            placer=self,
             watch=self.onlooker,
         )
         self._masters = Masters(_Kernel(self.table, self._clock), self, self._clock)
@@ -215,6 +220,36 @@ class Replay:
         if event == "detached" and self.onlooker is not None:
             self.detached[fields["flow"]] = fields["reason"]
 
+    def place(
+        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
+    ) -> list[Expectation] | None:
+        """Put in all of these, or none (Placer), as the daemon does it (gate.py)."""
+        master = self.table.find(entry.original)
+        if master is None:
+            raise ExpectationRefused(Outcome.NO_MASTER.value, f"{entry.original}")
+        made: list[Expectation] = []
+        for wanted in expectations:
+            outcome, present = self.table.expect(self._now, master, wanted, self._frame)
+            if present is None:
+                self.withdraw(made)
+                if outcome is Outcome.CLASH:
+                    return None
+                raise ExpectationRefused(outcome.value, _unwanted(wanted))
+            there = present.expectation.translation, present.master
+            if _leads(*there) != _leads(wanted.translation, master):
+                self.withdraw(made)
+                return None
+            if outcome is Outcome.CREATED:
+                made.append(wanted)
+            elif present.master is not master:
+                self._masters.lengthen(present.master.original, wanted)
+        return made
+
+    def withdraw(self, expectations: Sequence[Expectation]) -> None:
+        """Take out what `place` has put in (Placer)."""
+        for each in expectations:
+            self.table.withdraw(each)
+
     def _inspect(self, seen: Seen, entry: Entry) -> Decision:
         """As the daemon does it for a packet from the queue."""
         conntrack = entry.conntrack(self._now)
@@ -234,7 +269,9 @@ class Replay:
         self._report(seen, conntrack, flow.name, decision)
         if flow.finished is not None:
             self._masters.finish(conntrack, flow.name, flow.finished)
-        made = self._expect(seen, entry, flow.name, decision)
+        for expectation in decision.placed:
+            self._tell(seen, flow.name, expectation)
+        made = [*decision.placed, *self._expect(seen, entry, flow.name, decision)]
         self.table.confirm(entry)
         if made:
             self._masters.expect(conntrack, made)
@@ -260,25 +297,30 @@ class Replay:
             # confirmed before the next does (gate.py).
             self.table.confirm(entry)
             if expected is None:
-                self._refuse(seen, expectation, helper, outcome)
+                self._refuse(seen, entry, expectation, helper, outcome)
                 continue
             if expected.master is not entry:
                 self._masters.lengthen(expected.master.original, expectation)
             made.append(expectation)
-            self._add(
-                ExpectationEvent(
-                    frame=self._frame,
-                    time=self._time,
-                    helper=helper,
-                    direction=seen.direction,
-                    expectation=expectation,
-                )
-            )
+            self._tell(seen, helper, expectation)
         return made
+
+    def _tell(self, seen: Seen, helper: str, expectation: Expectation) -> None:
+        """The kernel has taken the expectation."""
+        self._add(
+            ExpectationEvent(
+                frame=self._frame,
+                time=self._time,
+                helper=helper,
+                direction=seen.direction,
+                expectation=expectation,
+            )
+        )
 
     def _refuse(
         self,
         seen: Seen,
+        entry: Entry,
         expectation: Expectation,
         helper: str,
         outcome: Outcome,
@@ -290,9 +332,9 @@ class Replay:
                 time=self._time,
                 helper=helper,
                 reason=outcome.value,
-                detail=f"the kernel refuses {expectation}",
+                detail=_unwanted(expectation),
                 wish=_wish_of(expectation),
-                peer=_receiver(seen, expectation.master),
+                peer=_receiver(seen, entry.original, entry.reply),
                 transport=expectation.transport,
             )
         )
@@ -315,7 +357,7 @@ class Replay:
                             reason=reason,
                             detail=detail,
                             wish=wish,
-                            peer=_receiver(seen, conntrack.original),
+                            peer=_receiver(seen, conntrack.original, conntrack.reply),
                             transport=conntrack.original.transport,
                         )
                     )
@@ -435,9 +477,27 @@ def _wish_of(expectation: Expectation) -> Expect:
     )
 
 
-def _receiver(seen: Seen, original: Tuple) -> Address:
-    end = original.destination if seen.direction is ORIGINAL else original.source
-    return end.address
+def _receiver(seen: Seen, original: Tuple, reply: Tuple) -> Address:
+    """The own address of the message's receiver."""
+    sending = reply if seen.direction is ORIGINAL else original
+    return sending.source.address
+
+
+def _unwanted(expectation: Expectation) -> str:
+    return f"the kernel refuses {expectation}"
+
+
+def _leads(
+    translation: Translation | None, master: Entry
+) -> tuple[Translation, Address, Address] | None:
+    """All that says where an expected flow is led, its translation being its master's.
+
+    None: nowhere else.
+    """
+    if translation is None:
+        return None
+    sent = announcing(translation, master.tuples)
+    return translation, sent.source.address, sent.destination.address
 
 
 class _Reading:

@@ -128,6 +128,53 @@ def test_query_of_another_host_counts_as_forwarded(replay: Runner) -> None:
     assert records(done.output)[0]["event"] == "expectation"
 
 
+@pytest.mark.parametrize(
+    ("options", "flow", "expects"),
+    [
+        (
+            ("--dnat", "10.77.1.1=10.77.2.2", "--side", "server"),
+            ("10.77.1.2:654", "10.77.1.1:111"),
+            ("10.77.1.2", "10.77.1.1:43173"),
+        ),
+        (
+            ("--snat", "192.0.2.7=10.77.1.2", "--side", "server"),
+            ("192.0.2.7:654", "10.77.2.2:111"),
+            ("192.0.2.7", "10.77.2.2:43173"),
+        ),
+        (
+            ("--snat", "10.77.1.2=192.0.2.7", "--dnat", "10.77.2.2=192.0.2.8"),
+            ("10.77.1.2:654", "10.77.2.2:111"),
+            ("10.77.1.2", "10.77.2.2:43173"),
+        ),
+        (
+            (
+                *("--snat", "10.0.0.1=10.0.0.2", "--snat", "192.0.2.7=10.77.1.2"),
+                *("--dnat", "10.77.1.1=10.77.2.2", "--side", "server"),
+            ),
+            ("192.0.2.7:654", "10.77.1.1:111"),
+            ("192.0.2.7", "10.77.1.1:43173"),
+        ),
+    ],
+)
+def test_translation_is_told_by_options(
+    replay: Runner,
+    options: tuple[str, ...],
+    flow: tuple[str, str],
+    expects: tuple[str, str],
+) -> None:
+    expectation, related, _ = records(replay("--json", *options, MOUNTD).output)
+    assert (expectation["flow"]["source"], expectation["flow"]["destination"]) == flow
+    found = expectation["expects"]
+    assert (found["source"], found["destination"]) == expects
+    assert related["flow"]["destination"] == expects[1]
+
+
+def test_translation_travels_to_other_processes(replay: Runner) -> None:
+    options = ("--json", "--dnat", "10.77.1.1=10.77.2.2", "--side", "server", MOUNTD)
+    alone, several = replay(*options), replay("--jobs", "2", *options)
+    assert (several.code, several.output) == (0, alone.output)
+
+
 def test_configuration_decides_what_is_tagged(run: Runner, tmp_path: Path) -> None:
     config = tmp_path / "cthelper.toml"
     config.write_text("[helpers.sunrpc]\nports = [112]\n")
@@ -248,6 +295,26 @@ def test_frame_is_explained(
         position = done.output.index(step, position)
 
 
+def test_translated_frame_is_explained(replay: Runner) -> None:
+    options = ("--dnat", "10.77.1.1=10.77.2.2", "--side", "server")
+    done = replay(*options, "--explain", "6", MOUNTD)
+    assert (done.code, done.errors) == (0, "")
+    position = 0
+    for step in [
+        "packet     tcp 10.77.2.2:111 > 10.77.1.2:654",
+        "conntrack  established, reply direction",
+        "translated: tcp 10.77.1.2:654 > 10.77.1.1:111, "
+        "replies tcp 10.77.2.2:111 > 10.77.1.2:654",
+        "announces: program 100005 at tcp 10.77.2.2:43173",
+        "rewrites bytes",
+        "10.77.1.1.168.165",
+        "kernel     expects tcp 10.77.1.2 > 10.77.1.1:43173 for 300 s, "
+        "translated to the announcer's port 43173",
+        "frame 11 met an expectation: tcp 10.77.1.2:656 > 10.77.1.1:43173",
+    ]:
+        position = done.output.index(step, position)
+
+
 def test_frame_that_is_not_there_is_an_error(replay: Runner) -> None:
     done = replay("--explain", "21", SHOWMOUNT)
     assert (done.code, done.output) == (1, "")
@@ -275,6 +342,27 @@ def test_frame_that_is_not_there_is_an_error(replay: Runner) -> None:
         ),
         (("--executor", "a", SHOWMOUNT), "--executor a: must be MODULE:NAME"),
         (
+            ("--side", "client", SHOWMOUNT),
+            "--side says nothing without --snat or --dnat",
+        ),
+        (
+            ("--snat", "fd00::1=fd00::2", "--snat", "fd00::1=fd00::3", SHOWMOUNT),
+            "--snat fd00::1 is fd00::2 or fd00::3, not both",
+        ),
+        (
+            (
+                *("--snat", "10.0.0.1=10.0.0.9", "--snat", "10.0.0.2=10.0.0.9"),
+                *("--side", "server", SHOWMOUNT),
+            ),
+            "10.0.0.1 and 10.0.0.2 cannot be told apart on the server's side, which "
+            "shows both as 10.0.0.9",
+        ),
+        (
+            ("--snat", "10.0.0.1=10.0.0.2", "--dnat", "10.0.0.1=10.0.0.3", SHOWMOUNT),
+            "10.0.0.1 cannot mean a host on either side of the translation in a "
+            "capture of the client's side",
+        ),
+        (
             ("--executor", "nowhere:b", SHOWMOUNT),
             "--executor nowhere:b: No module named 'nowhere'",
         ),
@@ -297,6 +385,11 @@ def test_wrong_usage_is_one_line(
     [
         ("--network", "10.0.0.1/8"),
         ("--host", "somewhere"),
+        ("--snat", "10.0.0.1"),
+        ("--snat", "10.0.0.1=10.0.0.2=10.0.0.3"),
+        ("--dnat", "10.0.0.1=fd00::1"),
+        ("--dnat", "fe80::1%lan=fd00::1"),
+        ("--snat", "10.0.0.1=10.0.0.2", "--side", "middle"),
         ("--jobs", "0"),
         ("--jobs", "many"),
         ("--explain", "0"),
