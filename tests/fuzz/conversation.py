@@ -4,7 +4,7 @@
 Any bytes in any direction lead to effects, Malformed or ExpectationRefused. No other
 exception: to the engine that is a fault, and here a finding. Each message leads to a
 bounded number of effects. And all comes out the same where TCP's segments are cut in
-another way, and where nobody asks for a description.
+another way (of a flow without NAT), and where nobody asks for a description.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -113,11 +113,14 @@ def _moved(endpoint: Endpoint, address: Address, moved: int) -> Endpoint:
     return Endpoint(address, endpoint.port) if moved else endpoint
 
 
-def head(flow: Tuple, number: int = 0) -> bytes:
-    """The head of a script for a flow as it is, with configuration `number`."""
+def head(flow: Tuple, number: int = 0, translated: int = 0) -> bytes:
+    """The head of a script for a flow, with configuration `number`.
+
+    `translated` is 0, or the flags of source NAT and destination NAT.
+    """
     client, server = flow.source, flow.destination
     return (
-        bytes([client.address.version == 6, number])
+        bytes([(client.address.version == 6) | translated, number])
         + client.port.to_bytes(2)
         + server.port.to_bytes(2)
         + client.address.packed.ljust(16, b"\0")
@@ -145,6 +148,9 @@ class Conversations:
         scene = Scene.read(script.head, self.transport, self.configs())
         once = _converse(scene, script.steps, describe=True, cut=False)
         again = _converse(scene, script.steps, describe=False, cut=True)
+        if scene.entry.translated and self.transport is TCP:
+            # What has gone on cannot be rewritten: there the pieces do matter.
+            again = _converse(scene, script.steps, describe=False, cut=False)
         assert once == again, f"at once {once}, in pieces {again}"
 
     def configs(self) -> tuple[HelperConfig, ...]:
@@ -159,11 +165,12 @@ class Conversations:
         And each datagram by itself: what is short is read often in the same time.
         """
         seeds = dict.fromkeys(
-            Script(head(flow, number), steps).write()
+            Script(head(flow, number, translated), steps).write()
             for capture in captures(self.folder)
             for flow, whole in self._flows(capture)
             for steps in (whole, *self._datagrams(whole))
             for number in range(len(self.settings))
+            for translated in (0, 4, 8)
         )
         yield from seeds
         for script in self.spoken():
@@ -272,9 +279,10 @@ def _handle(
     outcome: _Outcome,
 ) -> None:
     decision = engine.handle(packet, scene.entry, direction, forwarded=scene.forwarded)
-    for expectation in decision.expectations:
+    expectations = decision.expectations + decision.placed
+    for expectation in expectations:
         _check(expectation, scene)
-    outcome.expectations.extend(decision.expectations)
+    outcome.expectations.extend(expectations)
     outcome.events.extend(map(_summary, decision.events))
     if decision.packet is not None:
         segment = locate(decision.packet)
