@@ -239,25 +239,26 @@ class Engine:
         else:
             config = self.helpers.get(flow.name)
         outcome = _Outcome()
-        finished = flow.finished
+        inspected = flow.finished is None
+        if inspected and config is None:
+            flow.finish("helper-removed")
+        elif inspected and flow.name in self._quarantined:
+            flow.finish("quarantine")
+        readable = flow.finished is None and flow.sides[direction].parsed
         located = None
-        try:
-            segment = locate(packet)
-            if segment is not None:
-                located = _Packet(packet, segment, entry, direction, forwarded)
-        except Malformed as error:
-            outcome.events.append(Damaged(str(error)))
-            if finished is None:
-                self._count_damage(flow, flow.sides[direction], entry)
-        if finished is None:
-            if config is None:
-                flow.finish("helper-removed")
-            elif flow.name in self._quarantined:
-                flow.finish("quarantine")
-            elif located is not None and flow.sides[direction].parsed:
-                self._inspect(located, flow, config, outcome)
-            if flow.finished is not None:
-                outcome.events.append(Finished(flow.finished))
+        if readable or flow.patches[direction]:
+            try:
+                segment = locate(packet)
+                if segment is not None:
+                    located = _Packet(packet, segment, entry, direction, forwarded)
+            except Malformed as error:
+                if readable:
+                    outcome.events.append(Damaged(str(error)))
+                    self._count_damage(flow, flow.sides[direction], entry)
+        if located is not None and readable and config is not None:
+            self._inspect(located, flow, config, outcome)
+        if inspected and flow.finished is not None:
+            outcome.events.append(Finished(flow.finished))
         replacement = None
         if located is not None:
             replacement = self._rewrite(located, flow, outcome)

@@ -740,6 +740,14 @@ def test_malformed_packet_is_counted_as_a_malformed_message() -> None:
     assert len(host.send(b"OPEN 5000").expectations) == 1
 
 
+def test_malformed_packets_of_a_direction_that_is_not_read_are_no_events() -> None:
+    host = Host(Datagrams)
+    for _ in range(MALFORMED_IN_A_ROW):
+        assert host.handle(udp(b"NOTHING")[:-8]).events
+    assert host.handle(udp(b"NOTHING")[:-8]).events == ()
+    assert host.send(b"NOTHING", REPLY).events == ()
+
+
 def test_fragment_is_accepted_without_events() -> None:
     host = Host(Datagrams)
     packet = bytes(IP(src=CLIENT, dst=SERVER, flags="MF") / ScapyUDP() / b"HELO")
