@@ -319,7 +319,7 @@ class Engine:
                 try:
                     done = self._react(helper, message, entry, config, position, read)
                 finally:
-                    self._settle(packet, read, outcome)
+                    self._settle(packet, flow, read, outcome)
                 if done:
                     flow.finish("done")
                     break
@@ -418,41 +418,28 @@ class Engine:
                 outcome.events.append(Refused(error.reason, error.detail, None))
         return done
 
-    def _settle(self, packet: _Packet, read: _Outcome, outcome: _Outcome) -> None:
-        """Take over what one message led to, if it can be rewritten as it must be."""
+    def _settle(
+        self, packet: _Packet, flow: Flow, read: _Outcome, outcome: _Outcome
+    ) -> None:
+        """Take over what one message led to, if it can be rewritten as it must be.
+
+        Raises HelperFault.
+        """
         outcome.events += read.events
+        refused = None
         if read.patches:
-            data = packet.payload
-            if any(each.length < 0 for each in read.patches):
-                raise HelperFault("rewrite of a span that ends before it begins")
-            if packet.segment.transport is TCP and not packet.entry.translated:
-                raise HelperFault("rewrite of a TCP segment on a flow without NAT")
-            if not all(
-                each.is_inside(packet.sequence, len(data)) for each in read.patches
-            ):
-                if packet.segment.transport is not TCP:
-                    raise HelperFault("rewrite of a span that leaves the datagram")
+            try:
+                refused = _check_patches(packet, flow, outcome.patches, read.patches)
+            except HelperFault:
                 self._withdraw(read)
-                outcome.unrewritable = True
-                outcome.events.append(
-                    Refused(
-                        "rewrite-passed",
-                        "bytes that were to be rewritten have gone on already",
-                        None,
-                    )
-                )
-                return
-            grown = sum(len(each.data) - each.length for each in read.patches)
-            length = packet.segment.stop + grown
-            if grown > 0 and length > _GROWN_LIMIT:
-                self._withdraw(read)
-                outcome.unrewritable = True
-                outcome.events.append(
-                    Refused("rewrite-too-long", f"a packet of {length} bytes", None)
-                )
-                return
-        outcome.granted += read.granted
-        outcome.patches += read.patches
+                raise
+        if refused is None:
+            outcome.granted += read.granted
+            outcome.patches += read.patches
+        else:
+            self._withdraw(read)
+            outcome.unrewritable = True
+            outcome.events.append(refused)
 
     def _withdraw(self, outcome: _Outcome) -> None:
         for granted in outcome.granted:
@@ -503,6 +490,35 @@ class Engine:
         where = _place(error, inspect.getfile(config.helper))
         text = f"{type(error).__name__}: {error}"
         return Fault(text, where, quarantined=name in self._quarantined)
+
+
+def _check_patches(
+    packet: _Packet, flow: Flow, earlier: list[Patch], patches: list[Patch]
+) -> Refused | None:
+    """Why the patches of a message cannot be made to its packet; None: they can.
+
+    `earlier` are those of the packet's earlier messages. Raises HelperFault.
+    """
+    data = packet.payload
+    over_tcp = packet.segment.transport is TCP
+    if any(each.length < 0 for each in patches):
+        raise HelperFault("rewrite of a span that ends before it begins")
+    if over_tcp and not packet.entry.translated:
+        raise HelperFault("rewrite of a TCP segment on a flow without NAT")
+    if not all(each.is_inside(packet.sequence, len(data)) for each in patches):
+        if not over_tcp:
+            raise HelperFault("rewrite of a span that leaves the datagram")
+        return Refused(
+            "rewrite-passed", "bytes to be rewritten have gone on already", None
+        )
+    grown = sum(len(each.data) - each.length for each in patches)
+    length = packet.segment.stop + grown
+    if grown > 0 and length > _GROWN_LIMIT:
+        return Refused("rewrite-too-long", f"a packet of {length} bytes", None)
+    trial = flow.patches[packet.direction].copy() if over_tcp else Patches()
+    trial.add([*earlier, *patches])
+    trial.apply(packet.sequence, data)
+    return None
 
 
 def _distance(start: int, stop: int) -> int:

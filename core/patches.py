@@ -55,6 +55,12 @@ class Patches:
     def __bool__(self) -> bool:
         return bool(self._patches)
 
+    def copy(self) -> "Patches":
+        """The same patches, to add others to."""
+        result = Patches()
+        result.add(self._patches)
+        return result
+
     def add(self, patches: Iterable[Patch]) -> None:
         """Keep these, too."""
         self._patches = [*self._patches, *patches][-_KEPT:]

@@ -313,6 +313,29 @@ def test_packet_that_does_not_grow_may_be_as_long_as_it_is() -> None:
     assert payload_of(decision.packet, b"") == line.replace(b"8888", b"8889")
 
 
+class Twice(Lines):
+    """Rewrites the same bytes twice: a bug."""
+
+    def on_message(self, message: Message) -> Effects:
+        yield from expect(Endpoint(message.source.address, 5000), policy="data")
+        yield Rewrite((0, 2), b"a")
+        yield Rewrite((1, 3), b"b")
+
+
+@pytest.mark.parametrize("transport", [TCP, UDP], ids=str)
+def test_rewrites_that_overlap_are_a_fault_and_leave_nothing_open(
+    transport: Transport,
+) -> None:
+    host = Host(transport, helper=Twice)
+    line = b"OPEN 5000\n"
+    decision = host.segment(0, line) if transport is TCP else host.datagram(line)
+    fault = decision.events[0]
+    assert isinstance(fault, Fault)
+    assert "overlaps another" in fault.error
+    assert (decision.expectations, decision.placed, decision.packet) == ((), (), None)
+    assert host.kernel.present == []
+
+
 # Segments that are sent again.
 
 
