@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from cthelper.core.live.cthelper import HelperTable
 from tests.live.world import World
 
 _TYPES: Final = [
@@ -66,3 +67,10 @@ def conntrackd(world: World, folder: Path) -> Iterator[None]:
         process.terminate()
         process.wait(20)
         world.gateway.run("nft", "delete", "table", "inet", "theirs")
+        # It leaves them behind, and ours has the same name.
+        with world.gateway.entered():
+            helpers = HelperTable()
+        for each in helpers.list():
+            if each.name in ("rpc", "tns"):
+                helpers.delete(each)
+        helpers.close()
