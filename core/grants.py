@@ -11,8 +11,7 @@ from cthelper.core.api import Expect, Grant, Hook, Message, Policy, Source
 from cthelper.core.config import HelperConfig
 from cthelper.core.errors import ExpectationRefused, HelperFault
 from cthelper.core.guard import Guard
-from cthelper.core.nat import Opening, ports
-from cthelper.core.nat import grant as opening_of
+from cthelper.core.nat import Opening, opening_for, ports
 from cthelper.core.tuples import (
     Address,
     Conntrack,
@@ -134,7 +133,7 @@ class Grants:
         if entry.translated and not config.helper.nat:
             raise ExpectationRefused("nat", f"{entry.original} is translated")
         endpoint = wish.endpoint
-        opening = opening_of(entry, message.direction, endpoint, config.outside)
+        opening = opening_for(entry, message.direction, endpoint, config.nat.outside)
         if opening.translation is not None:
             # The announcer itself, though it may have named the address that the other
             # side knows it by.

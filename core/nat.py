@@ -27,6 +27,7 @@ from cthelper.core.tuples import (
     Direction,
     Endpoint,
     Translation,
+    Tuple,
 )
 
 PORT_ATTEMPTS: Final = 32
@@ -46,7 +47,7 @@ class Opening:
     any_port: bool = False
 
 
-def grant(
+def opening_for(
     entry: Conntrack,
     direction: Direction,
     endpoint: Endpoint,
@@ -86,6 +87,27 @@ def grant(
             f"and no outside address of {address} is configured",
         )
     return Opening(receiver, endpoint)
+
+
+def announcing(translation: Translation, original: Tuple, reply: Tuple) -> Tuple:
+    """The tuple in which the announcer sends on the master, which has these two.
+
+    Its addresses are those that the expected flow gets (nf_nat_follow_master).
+    """
+    return reply if translation.direction is ORIGINAL else original
+
+
+def leads(
+    translation: Translation | None, original: Tuple, reply: Tuple
+) -> tuple[Translation, Address, Address] | None:
+    """All that says where an expected flow is led, its master having these tuples.
+
+    None: nowhere else.
+    """
+    if translation is None:
+        return None
+    sent = announcing(translation, original, reply)
+    return translation, sent.source.address, sent.destination.address
 
 
 def ports(wanted: int, lowest: int, *, pair: bool) -> Iterator[int]:

@@ -21,8 +21,8 @@ from cthelper.core.flows import FlowKey, key_of
 from cthelper.core.live.ctnetlink import expectation_attributes
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import Action, QueuedPacket, Verdict
+from cthelper.core.nat import leads
 from cthelper.core.tuples import (
-    ORIGINAL,
     Conntrack,
     Endpoint,
     Expectation,
@@ -129,18 +129,13 @@ class Gate:
         Raises NetlinkError.
         """
         translation = wanted.translation
-        if present.translation != translation or translation is None:
+        if present.translation != translation:
             return False
         if present.master == wanted.master:
             return True
         other = self._expecter.get(present.master, present.zone)
-        ends = [
-            each.reply if translation.direction is ORIGINAL else each.original
-            for each in (entry, other)
-        ]
-        return (
-            len({(each.source.address, each.destination.address) for each in ends}) == 1
-        )
+        ours = leads(translation, entry.original, entry.reply)
+        return ours == leads(translation, other.original, other.reply)
 
     def withdraw(self, expectations: Sequence[Expectation]) -> None:
         """Take out expectations that were put in, and of which nobody was told."""

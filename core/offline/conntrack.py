@@ -11,7 +11,7 @@ by what the capture shows of them, and their tuples are the kernel's.
 
 Not modelled: the choice of ports by NAT, zones, TCP's windows and the shorter timeouts
 of unanswered data (tcp_in_window), ICMP, and a helper named for the expected flow,
-which Linux 6.1 does not attach.
+which Linux 6.1 attaches only where the expectation rode in a verdict.
 """
 
 import enum

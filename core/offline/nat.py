@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cthelper.core.errors import UsageError
+from cthelper.core.nat import announcing
 from cthelper.core.tuples import (
     ORIGINAL,
     Address,
@@ -109,7 +110,7 @@ class Nat:
             opener = Endpoint(self.opener(seen.source.address), seen.source.port)
             original = Tuple(seen.transport, opener, wanted.destination)
             return Tuples(original, turned(seen), here=False)
-        sent = announcing(wanted.translation, master)
+        sent = announcing(wanted.translation, master.original, master.reply)
         reply = Tuple(
             seen.transport,
             Endpoint(sent.source.address, wanted.translation.port),
@@ -128,9 +129,8 @@ class Nat:
             return Endpoint(self._known.get(end.address, end.address), end.port)
         if _opened_here(translation, master):
             return end
-        return Endpoint(
-            announcing(translation, master).source.address, translation.port
-        )
+        sent = announcing(translation, master.original, master.reply)
+        return Endpoint(sent.source.address, translation.port)
 
     def opener(self, source: Address) -> Address:
         """The own address of the host that the capture shows as a packet's source."""
@@ -147,14 +147,6 @@ def turned(flow: Tuple) -> Tuple:
 
 def _opened_here(translation: Translation, master: Tuples) -> bool:
     return master.here is (translation.direction is ORIGINAL)
-
-
-def announcing(translation: Translation, master: Tuples) -> Tuple:
-    """The tuple in which the announcer sends on the master, as its own side shows it.
-
-    Its addresses are those that the expected flow gets.
-    """
-    return master.reply if translation.direction is ORIGINAL else master.original
 
 
 def _inverse(addresses: Mapping[Address, Address]) -> dict[Address, Address]:

@@ -32,6 +32,7 @@ from cthelper.core.engine import (
 from cthelper.core.errors import Busy, NotFound
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
+from cthelper.core.nat import leads
 from cthelper.core.offline.capture import Frame
 from cthelper.core.offline.conntrack import Entry, Outcome, Seen, State, Table
 from cthelper.core.offline.events import (
@@ -45,14 +46,13 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     Summary,
 )
-from cthelper.core.offline.nat import Nat, announcing
+from cthelper.core.offline.nat import Nat
 from cthelper.core.tuples import (
     ORIGINAL,
     Address,
     Conntrack,
     Expectation,
     Network,
-    Translation,
     Tuple,
     collapsed,
 )
@@ -235,8 +235,9 @@ class Replay:
                 if outcome is Outcome.CLASH:
                     return None
                 raise ExpectationRefused(outcome.value, _unwanted(wanted))
-            there = present.expectation.translation, present.master
-            if _leads(*there) != _leads(wanted.translation, master):
+            other, there = present.master, present.expectation.translation
+            alike = leads(there, other.original, other.reply)
+            if alike != leads(wanted.translation, master.original, master.reply):
                 self.withdraw(made)
                 return None
             if outcome is Outcome.CREATED:
@@ -485,19 +486,6 @@ def _receiver(seen: Seen, original: Tuple, reply: Tuple) -> Address:
 
 def _unwanted(expectation: Expectation) -> str:
     return f"the kernel refuses {expectation}"
-
-
-def _leads(
-    translation: Translation | None, master: Entry
-) -> tuple[Translation, Address, Address] | None:
-    """All that says where an expected flow is led, its translation being its master's.
-
-    None: nowhere else.
-    """
-    if translation is None:
-        return None
-    sent = announcing(translation, master.tuples)
-    return translation, sent.source.address, sent.destination.address
 
 
 class _Reading:

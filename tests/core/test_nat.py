@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.nat import PORT_ATTEMPTS, Opening, grant, ports
+from cthelper.core.nat import PORT_ATTEMPTS, Opening, opening_for, ports
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -98,7 +98,7 @@ def test_receiver_opens_the_flow_to_what_it_knows_the_announcer_by(
     target: str,
     any_port: bool,
 ) -> None:
-    opening = grant(entry, direction, endpoint(announced, 5000), {})
+    opening = opening_for(entry, direction, endpoint(announced, 5000), {})
     opens = REPLY if direction is ORIGINAL else ORIGINAL
     translation = Translation(opens, 5000) if entry.translated else None
     assert opening == Opening(
@@ -111,18 +111,17 @@ def test_port_that_the_flow_comes_from_is_what_the_other_side_knows_it_by() -> N
         flow_tuple(UDP, (CLIENT, 650), (SERVER, 69)),
         flow_tuple(UDP, (SERVER, 69), (NAT, 12345)),
     )
-    assert grant(entry, ORIGINAL, endpoint(CLIENT, 650), {}) == Opening(
+    assert opening_for(entry, ORIGINAL, endpoint(CLIENT, 650), {}) == Opening(
         ip_address(SERVER), endpoint(NAT, 12345), Translation(REPLY, 650)
     )
 
 
-def outside(**_: str) -> Mapping[Address, Address]:
-    return {ip_address(OTHER): ip_address(OTHER_OUTSIDE)}
+OUTSIDE: Mapping[Address, Address] = {ip_address(OTHER): ip_address(OTHER_OUTSIDE)}
 
 
 @pytest.mark.parametrize("entry", [PLAIN, MASQUERADED, FORWARDED, BOTH])
 def test_other_host_is_what_its_outside_address_says(entry: Conntrack) -> None:
-    opening = grant(entry, REPLY, endpoint(OTHER, 5000), outside())
+    opening = opening_for(entry, REPLY, endpoint(OTHER, 5000), OUTSIDE)
     # The users' own rules translate it.
     assert opening == Opening(ip_address(CLIENT), endpoint(OTHER_OUTSIDE, 5000))
 
@@ -131,7 +130,7 @@ def test_other_host_is_what_its_outside_address_says(entry: Conntrack) -> None:
 def test_other_host_beside_a_server_that_is_not_translated_is_itself(
     entry: Conntrack,
 ) -> None:
-    opening = grant(entry, REPLY, endpoint(OTHER, 5000), {})
+    opening = opening_for(entry, REPLY, endpoint(OTHER, 5000), {})
     assert opening == Opening(ip_address(CLIENT), endpoint(OTHER, 5000))
 
 
@@ -147,7 +146,7 @@ def test_other_host_whose_outside_address_nobody_tells_is_refused(
     entry: Conntrack, direction: Direction, announcer: str, known: str
 ) -> None:
     with pytest.raises(ExpectationRefused) as caught:
-        grant(entry, direction, endpoint(OTHER, 5000), {})
+        opening_for(entry, direction, endpoint(OTHER, 5000), {})
     assert (caught.value.reason, caught.value.detail) == (
         "nat",
         f"{announcer} is translated to {known}, "
