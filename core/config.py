@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, TypeVar
 
 from cthelper.core.api import Helper, Hook, Network, Option, OptionValue, Policy
 from cthelper.core.errors import ConfigError
@@ -26,6 +26,7 @@ DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 _T = TypeVar("_T")
 # Expectations a minute, far above what a kernel's table holds.
 _RATE_LIMIT: Final = 1_000_000
+_HOOKS: Final = tuple(hook.value for hook in Hook)
 _EVERYWHERE: Final[tuple[Network, ...]] = (
     IPv4Network("0.0.0.0/0"),
     IPv6Network("::/0"),
@@ -54,15 +55,26 @@ class DaemonConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NatConfig:
+    """Table ``[helpers.NAME.nat]``.
+
+    `outside` has, for hosts behind destination NAT, the address that the other side
+    knows each by. With `drop_unrewritable` a packet is dropped that must be rewritten
+    and cannot be.
+    """
+
+    outside: Mapping[Address, Address] = field(default_factory=dict)
+    drop_unrewritable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HelperConfig:
     """What is configured for one helper; table ``[helpers.NAME]``.
 
     `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
     empty ones do not. `hooks` are where it tags them: without PREROUTING flows of
     other hosts open nothing. `policies` are the helper's own with the configured
-    limits. `outside` has, for hosts behind destination NAT, the address that the other
-    side knows each by. With `drop_unrewritable` a packet is dropped that must be
-    rewritten and cannot be.
+    limits.
     """
 
     helper: type[Helper]
@@ -70,10 +82,9 @@ class HelperConfig:
     ports: tuple[int, ...]
     policies: tuple[Policy, ...]
     options: Mapping[str, OptionValue]
-    outside: Mapping[Address, Address] = field(default_factory=dict)
-    drop_unrewritable: bool = False
     hooks: frozenset[Hook] = frozenset(Hook)
     guard: Rules = field(default_factory=Rules)
+    nat: NatConfig = field(default_factory=NatConfig)
     interfaces: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
     destinations: tuple[Network, ...] = ()
@@ -94,13 +105,6 @@ class HelperConfig:
             and _within(original.source.address, self.sources)
             and _within(original.destination.address, self.destinations)
         )
-
-
-class _Nat(TypedDict):
-    """Keys of HelperConfig that stand in ``[helpers.NAME.nat]``."""
-
-    outside: Mapping[Address, Address]
-    drop_unrewritable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,8 +309,8 @@ class _Table:
         return f"{self._name}.{shown}" if self._name else shown
 
 
-def _one_of(choices: tuple[object, ...]) -> Callable[[object], object]:
-    def read(value: object) -> object:
+def _one_of(choices: tuple[_T, ...]) -> Callable[[object], _T]:
+    def read(value: object) -> _T:
         for choice in choices:
             if type(value) is type(choice) and value == choice:
                 return choice
@@ -351,7 +355,8 @@ def _helper(
     ports = table.list_of("ports", _port, helper.ports)
     if not ports:
         raise table.error("ports", [], "must name a port; enabled = false turns it off")
-    hooks = table.list_of("hooks", _hook, tuple(helper.hooks))
+    own = tuple(hook.value for hook in helper.hooks)
+    hooks = table.list_of("hooks", _one_of(_HOOKS), own)
     if not hooks:
         raise table.error("hooks", [], "must name a hook; enabled = false turns it off")
     config = HelperConfig(
@@ -360,9 +365,9 @@ def _helper(
         ports=ports,
         policies=_policies(table.table("policies"), helper.policies),
         options={option.name: table.option(option) for option in helper.options},
-        hooks=frozenset(hooks),
+        hooks=frozenset(map(Hook, hooks)),
         guard=_rules(table.table("guard"), helper, denied),
-        **_nat(table.table("nat"), helper),
+        nat=_nat(table.table("nat"), helper),
         interfaces=table.list_of("interfaces", _interface, ()),
         sources=table.list_of("sources", _network, ()),
         destinations=table.list_of("destinations", _network, helper.destinations),
@@ -395,14 +400,14 @@ def _rules(table: _Table, helper: type[Helper], denied: tuple[int, ...]) -> Rule
     return rules
 
 
-def _nat(table: _Table, helper: type[Helper]) -> _Nat:
-    result = _Nat(outside={}, drop_unrewritable=False)
+def _nat(table: _Table, helper: type[Helper]) -> NatConfig:
+    config = NatConfig()
     if helper.nat:
         pairs = table.list_of("outside", _pair, ())
         failure = table.choice("unrewritable", "accept", ("accept", "drop"))
-        result = _Nat(outside=dict(pairs), drop_unrewritable=failure == "drop")
+        config = NatConfig(outside=dict(pairs), drop_unrewritable=failure == "drop")
     table.close()
-    return result
+    return config
 
 
 def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
@@ -485,13 +490,6 @@ def _pair(value: object) -> tuple[Address, Address]:
     if inside.version != outside.version:
         raise ValueError(f"{allowed}, of one IP version")
     return inside, outside
-
-
-def _hook(value: object) -> Hook:
-    for hook in Hook:
-        if value == hook.value:
-            return hook
-    raise ValueError(f"must be one of {', '.join(each.value for each in Hook)}")
 
 
 def _interface(value: object) -> str:

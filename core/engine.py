@@ -231,12 +231,10 @@ class Engine:
             flow.depth = self._grants.depth(entry)
             flow.group = self._to_group(entry)
             self.flows.add(flow)
-        elif flow.finished is not None:
-            # What was rewritten may be sent again.
-            if not flow.patches[direction]:
-                return Decision(flow)
-            config = self.helpers.get(flow.name)
+        elif flow.finished is not None and not flow.patches.get(direction):
+            return Decision(flow)
         else:
+            # Also where it is finished: what was rewritten may be sent again.
             config = self.helpers.get(flow.name)
         outcome = _Outcome()
         inspected = flow.finished is None
@@ -246,7 +244,7 @@ class Engine:
             flow.finish("quarantine")
         readable = flow.finished is None and flow.sides[direction].parsed
         located = None
-        if readable or flow.patches[direction]:
+        if readable or flow.patches.get(direction):
             try:
                 segment = locate(packet)
                 if segment is not None:
@@ -270,7 +268,7 @@ class Engine:
             outcome.expectations(placed=True),
             drop=outcome.unrewritable
             and config is not None
-            and config.drop_unrewritable,
+            and config.nat.drop_unrewritable,
         )
 
     def release(self) -> None:
@@ -449,11 +447,12 @@ class Engine:
 
     def _rewrite(self, packet: _Packet, flow: Flow, outcome: _Outcome) -> bytes | None:
         """The packet that takes the place of this one, or None."""
-        if packet.segment.transport is TCP:
-            patches = flow.patches[packet.direction]
-        else:
-            patches = Patches()
-        patches.add(outcome.patches)
+        patches = flow.patches.get(packet.direction)
+        if outcome.patches:
+            patches = patches or Patches()
+            patches.add(outcome.patches)
+            if packet.segment.transport is TCP:
+                flow.patches[packet.direction] = patches
         if not patches:
             return None
         data = packet.payload
@@ -515,7 +514,7 @@ def _check_patches(
     length = packet.segment.stop + grown
     if grown > 0 and length > _GROWN_LIMIT:
         return Refused("rewrite-too-long", f"a packet of {length} bytes", None)
-    trial = flow.patches[packet.direction].copy() if over_tcp else Patches()
+    trial = Patches(flow.patches.get(packet.direction, ()))
     trial.add([*earlier, *patches])
     trial.apply(packet.sequence, data)
     return None

@@ -39,8 +39,9 @@ class Flow:
     """A flow that a helper inspects.
 
     `name` is the helper's; its instance, `helper`, is made for the first packet that
-    is read. `patches` are what was rewritten. `depth` and `group` are what its
-    messages say. `finished` says why the flow is no longer inspected.
+    is read. `patches` are what was rewritten on TCP, if anything was. `depth` and
+    `group` are what its messages say. `finished` says why the flow is no longer
+    inspected.
     """
 
     key: FlowKey
@@ -48,9 +49,7 @@ class Flow:
     name: str
     sides: dict[Direction, Side]
     helper: Helper | None = None
-    patches: dict[Direction, Patches] = field(
-        default_factory=lambda: {direction: Patches() for direction in Direction}
-    )
+    patches: dict[Direction, Patches] = field(default_factory=dict)
     depth: int = 0
     group: bool = False
     finished: str | None = None

@@ -10,11 +10,11 @@ expectations or so (nf_conntrack_expect_max).
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import Final
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.tuples import Address, Endpoint, Network
+from cthelper.core.tuples import LIMITED_BROADCAST, Address, Endpoint, Network
 
 DENIED_PORTS: Final = frozenset({22, 23, 25, 53, 80, 135, 139, 443, 445, 3389})
 """Ports never to be opened by default: what they serve is not announced by a helper."""
@@ -26,8 +26,6 @@ _MINUTE: Final = 60.0
 # A source of which nothing was heard for a minute has a full bucket again, so that few
 # are kept; this bounds them where nothing else is limited.
 _SOURCE_LIMIT: Final = 65536
-
-_BROADCAST: Final = IPv4Address("255.255.255.255")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +142,6 @@ def _unusable(address: Address) -> str | None:
         return "loopback-address"
     if address.is_multicast:
         return "multicast-address"
-    if address == _BROADCAST:
+    if address == LIMITED_BROADCAST:
         return "broadcast-address"
     return None

@@ -7,7 +7,7 @@ length (nf_ct_seqadj_set in nf_conntrack_seqadj.c), after the queue: the segment
 are read here, and so the patches, have the sender's own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,17 +49,14 @@ class Patch:
 class Patches:
     """The patches of one direction, the latest ones."""
 
-    def __init__(self) -> None:
-        self._patches: list[Patch] = []
+    def __init__(self, patches: Iterable[Patch] = ()) -> None:
+        self._patches = list(patches)
 
     def __bool__(self) -> bool:
         return bool(self._patches)
 
-    def copy(self) -> "Patches":
-        """The same patches, to add others to."""
-        result = Patches()
-        result.add(self._patches)
-        return result
+    def __iter__(self) -> Iterator[Patch]:
+        return iter(self._patches)
 
     def add(self, patches: Iterable[Patch]) -> None:
         """Keep these, too."""

@@ -46,14 +46,14 @@ REPLY: Final = Direction.REPLY
 
 # A network of two addresses or of one has no broadcast address (RFC 3021).
 _POINT_TO_POINT: Final = 31
-_LIMITED_BROADCAST: Final = IPv4Address("255.255.255.255")
+LIMITED_BROADCAST: Final = IPv4Address("255.255.255.255")
 
 
 def is_group(address: Address, networks: Iterable[Network] = ()) -> bool:
     """Whether `address` is multicast, the limited broadcast, or that of a network."""
     return (
         address.is_multicast
-        or address == _LIMITED_BROADCAST
+        or address == LIMITED_BROADCAST
         or any(
             isinstance(each, IPv4Network)
             and each.prefixlen < _POINT_TO_POINT

@@ -171,12 +171,12 @@ def test_every_key_is_read() -> None:
         per_source=0,
         per_helper=1_000_000,
     )
-    assert {str(one): str(other) for one, other in plain.outside.items()} == {
+    assert {str(one): str(other) for one, other in plain.nat.outside.items()} == {
         "10.0.0.3": "203.0.113.3",
         "fd00::3": "2001:db8::3",
     }
-    assert plain.drop_unrewritable
-    assert (chosen.outside, chosen.drop_unrewritable) == ({}, False)
+    assert plain.nat.drop_unrewritable
+    assert (chosen.nat.outside, chosen.nat.drop_unrewritable) == ({}, False)
     assert chosen.guard == Rules(denied_ports=frozenset({6000, 6001}))
     assert chosen.destinations == ()
     assert chosen.options == {

@@ -28,7 +28,7 @@ from cthelper.core.api import (
     Transport,
     expect,
 )
-from cthelper.core.config import HelperConfig
+from cthelper.core.config import HelperConfig, NatConfig
 from cthelper.core.engine import Decision, Engine, Event, Fault, Refused
 from cthelper.core.guard import Guard
 from cthelper.core.packet import locate
@@ -249,7 +249,7 @@ def test_flow_that_is_not_confirmed_has_its_expectation_go_with_the_packet() -> 
 
 def test_host_behind_nat_is_announced_by_its_outside_address() -> None:
     outside = {ip_address(SERVER): ip_address("203.0.113.7")}
-    host = Host(outside=outside)
+    host = Host(nat=NatConfig(outside=outside))
     # The announcer itself is known by what the flow says.
     (expectation,) = host.segment(0, b"OPEN 5000\n").placed
     assert expectation.destination == endpoint(PUBLIC, 5000)
@@ -268,7 +268,7 @@ def test_message_in_two_segments_is_rewritten_if_the_span_is_in_the_second() -> 
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_span_that_has_gone_on_refuses_what_it_announces(drop: bool) -> None:
-    host = Host(drop_unrewritable=drop)
+    host = Host(nat=NatConfig(drop_unrewritable=drop))
     host.kernel.taken = {9999}
     host.segment(0, b"OPEN 99")
     decision = host.segment(7, b"99\n")
@@ -361,7 +361,7 @@ def test_segment_that_is_sent_again_after_the_end_gets_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_segment_with_a_part_of_what_was_rewritten_is_told(drop: bool) -> None:
-    host = Host(drop_unrewritable=drop)
+    host = Host(nat=NatConfig(drop_unrewritable=drop))
     host.kernel.taken = {9999}
     host.segment(0, b"OPEN 9999\n")
     decision = host.segment(7, b"99\n")
