@@ -9,10 +9,9 @@ import hashlib
 import os
 import subprocess
 import sys
-import tomllib
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -23,18 +22,12 @@ from cthelper.core.offline.report import json_line
 from cthelper.core.registry import builtin_helpers, register
 from cthelper.plugins.ftp import Ftp
 from cthelper.testing import expectations
+from tests.helpers.captures import PCAPS, manifest
 
 ROOT: Final = Path(__file__).parents[1]
-PCAPS: Final = ROOT / "pcaps"
 GOLDEN: Final = ROOT / "tests" / "golden" / "pcaps"
 HELPERS: Final = register([*builtin_helpers().values(), Ftp])
 CAPTURES: Final = sorted(str(each.relative_to(PCAPS)) for each in PCAPS.rglob("*.pcap"))
-
-
-def manifest() -> dict[str, dict[str, Any]]:
-    tables = tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
-    assert all(isinstance(table, dict) for table in tables.values())
-    return tables
 
 
 def test_manifest_and_folder_agree() -> None:

@@ -6,40 +6,36 @@ settings for it, stand in pcaps/MANIFEST.toml with the reason; frames and endpoi
 read off with tshark, which shares no code with us.
 """
 
-import subprocess
-import tomllib
 from collections.abc import Collection
-from ipaddress import ip_address, ip_network
-from pathlib import Path
-from shutil import which
-from typing import Any, Final
+from ipaddress import ip_address
+from typing import Final
 
 import pytest
 
-from cthelper.core.config import parse
-from cthelper.core.offline.capture import Capture
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
-    FaultEvent,
-    FlowEvent,
-    MalformedEvent,
     RefusedEvent,
-    RelatedEvent,
     Summary,
 )
-from cthelper.core.offline.replay import Replay
-from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import Address
-
-PCAPS: Final = Path(__file__).parents[2] / "pcaps"
-PUBLIC: Final = Path(__file__).parents[3] / "shared" / "captures" / "public"
-
-# The router's addresses. The clients of mDNS and of calls to a group ran on it, and so
-# those are local ones; all else was forwarded.
-ROUTER: Final = frozenset(
-    map(ip_address, ["10.77.2.1", "fd77:2::1", "fe80::59:dfff:fe32:bf69"])
+from cthelper.testing import expectations
+from tests.helpers import tshark
+from tests.helpers.captures import (
+    PCAPS,
+    PUBLIC,
+    ROUTER,
+    Found,
+    broken,
+    captures_of,
+    manifest,
+    refusals,
+    related,
+    replayed,
+    told,
+    unwatched,
 )
+
 EVERY_PROCEDURE: Final = """
 [helpers.sunrpc]
 procedures = [
@@ -47,8 +43,6 @@ procedures = [
     "dump", "callit", "bcast", "indirect",
 ]
 """
-
-Found = list[tuple[int, str]]
 
 # Frame and tuple of the first packet of each flow that an expectation let in.
 RELATED: Final[dict[str, Found]] = {
@@ -102,17 +96,7 @@ MDNS: Final = [each for each in NAMES if each.startswith("mdns/")]
 OTHERS: Final = {"mdns/mdns-dig-unicast-direct": 1}
 
 
-def manifest() -> dict[str, dict[str, Any]]:
-    return tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
-
-
 MANIFEST: Final = manifest()
-
-
-def wanted(name: str) -> Found:
-    """Frame and text of each expectation, as the manifest tells them."""
-    expects = MANIFEST[f"{name}.pcap"]["expects"]
-    return [(each["frame"], each["text"]) for each in expects]
 
 
 def settings_of(name: str) -> str:
@@ -126,7 +110,7 @@ WIDENED: Final = [each for each in NAMES if settings_of(each)]
 TO_GROUP: Final = [
     each
     for each in NAMES
-    if wanted(each) and (each in MDNS or "callit" in settings_of(each))
+    if told(each) and (each in MDNS or "callit" in settings_of(each))
 ]
 
 
@@ -138,65 +122,21 @@ def replay(
 ) -> list[Event]:
     """The events of a capture, of which the router is the machine of the daemon.
 
-    Without `settings` with those of the manifest.
+    The clients of mDNS and of calls to a group ran on it, and so those are local ones;
+    all else was forwarded. Without `settings` with those of the manifest.
     """
-    on_link = MANIFEST[f"{name}.pcap"].get("on_link", [])
-    return events(
+    return replayed(
         PCAPS / f"{name}.pcap",
         settings_of(name) if settings is None else settings,
-        hosts,
-        on_link,
-    )
-
-
-def events(
-    path: Path,
-    settings: str,
-    hosts: Collection[Address] = (),
-    on_link: Collection[str] = (),
-) -> list[Event]:
-    runner = Replay(
-        parse(settings, Path("capture.toml"), builtin_helpers()),
-        networks=list(map(ip_network, on_link)),
         hosts=hosts,
-        warn=pytest.fail,
-        watch=True,
+        on_link=MANIFEST[f"{name}.pcap"].get("on_link", []),
     )
-    with Capture(path, warn=pytest.fail) as capture:
-        return list(runner.run(capture))
-
-
-def expectations(found: list[Event]) -> Found:
-    """Frame and text of each expectation."""
-    return [
-        (each.frame, str(each.expectation))
-        for each in found
-        if isinstance(each, ExpectationEvent)
-    ]
-
-
-def related(found: list[Event]) -> Found:
-    """Frame and tuple of the first packet of each flow that was expected."""
-    return [
-        (each.frame, str(each.flow)) for each in found if isinstance(each, RelatedEvent)
-    ]
-
-
-def refusals(found: list[Event]) -> Found:
-    """Frame and reason of each refusal."""
-    return [
-        (each.frame, each.reason) for each in found if isinstance(each, RefusedEvent)
-    ]
-
-
-def broken(found: list[Event]) -> list[Event]:
-    return [each for each in found if isinstance(each, MalformedEvent | FaultEvent)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_announced_endpoints_are_expected_and_their_flows_let_in(name: str) -> None:
     found = replay(name)
-    assert expectations(found) == wanted(name)
+    assert expectations(found) == told(name)
     assert related(found) == RELATED[name]
     made = [each for each in found if isinstance(each, ExpectationEvent)]
     assert all(each.expectation.permanent for each in made)
@@ -213,20 +153,13 @@ def test_lists_and_calls_to_a_group_open_nothing_unless_configured(name: str) ->
 )
 def test_every_procedure_opens_nothing_more(name: str) -> None:
     found = replay(name, settings=EVERY_PROCEDURE)
-    assert expectations(found) == wanted(name)
+    assert expectations(found) == told(name)
     assert related(found) == RELATED[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_other_flow_is_a_control_flow(name: str) -> None:
-    found = replay(name)
-    summary = found[-1]
-    assert isinstance(summary, Summary)
-    watched = [each for each in found if isinstance(each, FlowEvent)]
-    # A control flow has a helper, an expected one has none; others are not watched.
-    control = [each for each in watched if each.helper is not None]
-    assert len(watched) == len(control) + summary.related
-    assert summary.flows - len(watched) == OTHERS.get(name, 0)
+    assert unwatched(replay(name)) == OTHERS.get(name, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -255,7 +188,7 @@ def test_nothing_else_is_refused(name: str) -> None:
 def test_what_another_host_sends_to_a_group_is_refused(name: str) -> None:
     found = replay(name, hosts=[ip_address("192.0.2.1")])
     assert expectations(found) == related(found) == []
-    frames = sorted({frame for frame, _ in wanted(name)})
+    frames = sorted({frame for frame, _ in told(name)})
     assert refusals(found) == [(frame, "forwarded") for frame in frames]
 
 
@@ -283,40 +216,24 @@ def test_denied_programs_are_left_out_of_a_list() -> None:
 
 
 def test_every_capture_has_its_case() -> None:
-    folders = {each.partition("/")[0] for each in NAMES}
-    served = [
-        str(path.relative_to(PCAPS).with_suffix(""))
-        for folder in folders
-        for path in (PCAPS / folder).glob("*.pcap")
-    ]
-    assert sorted(served) == NAMES
+    assert captures_of(NAMES) == NAMES
 
 
 # What tshark reads.
 
 
-def tshark(name: str, frame: int, *fields: str) -> list[list[str]]:
+def read(name: str, frame: int, *fields: str) -> list[list[str]]:
     """All values of each field in one frame of a capture."""
-    command = ["tshark", "-r", str(PCAPS / f"{name}.pcap"), "-T", "fields"]
-    for field in fields:
-        command += ["-e", field]
-    done = subprocess.run(
-        [*command, "-Y", f"frame.number == {frame}"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return [each.split(",") for each in done.stdout.rstrip("\n").split("\t")]
+    capture = PCAPS / f"{name}.pcap"
+    (row,) = tshark.fields(capture, fields, "-Y", f"frame.number == {frame}")
+    return [each.split(",") for each in row]
 
 
-without_tshark = pytest.mark.skipif(which("tshark") is None, reason="no tshark")
-
-
-@without_tshark
+@tshark.needed
 def test_dump_of_version_2_opens_what_tshark_reads() -> None:
     name = "sunrpc/rpc-rpcinfo-p-v2dump-tcp"
     fields = ("portmap.prog", "portmap.proto", "portmap.port")
-    listed = zip(*tshark(name, 16, *fields), strict=True)
+    listed = zip(*read(name, 16, *fields), strict=True)
     transports = {"6": "tcp", "17": "udp"}
     places = dict.fromkeys(
         f"{transports[protocol]} 10.77.1.2 > 10.77.2.2:{port}"
@@ -326,12 +243,12 @@ def test_dump_of_version_2_opens_what_tshark_reads() -> None:
     assert [text for _, text in expectations(replay(name))] == list(places)
 
 
-@without_tshark
+@tshark.needed
 def test_dump_of_version_3_opens_what_tshark_reads() -> None:
     name = "sunrpc/rpc-rpcinfo-s-v3dump"
     fields = ("portmap.rpcb.prog", "portmap.rpcb.netid", "portmap.rpcb.addr")
     places: dict[str, None] = {}
-    for program, netid, address in zip(*tshark(name, 10, *fields), strict=True):
+    for program, netid, address in zip(*read(name, 10, *fields), strict=True):
         if program != "100000" and netid in ("tcp", "udp"):
             high, low = map(int, address.split(".")[-2:])
             port = high * 256 + low
@@ -339,7 +256,7 @@ def test_dump_of_version_3_opens_what_tshark_reads() -> None:
     assert [text for _, text in expectations(replay(name))] == list(places)
 
 
-@without_tshark
+@tshark.needed
 @pytest.mark.parametrize(
     ("name", "field"),
     [
@@ -350,8 +267,8 @@ def test_dump_of_version_3_opens_what_tshark_reads() -> None:
     ],
 )
 def test_reply_opens_the_port_that_tshark_reads(name: str, field: str) -> None:
-    for frame, text in wanted(name):
-        ((value,),) = tshark(name, frame, field)
+    for frame, text in told(name):
+        ((value,),) = read(name, frame, field)
         if field == "portmap.uaddr":
             high, low = map(int, value.split(".")[-2:])
             value = str(high * 256 + low)
@@ -370,6 +287,6 @@ PUBLISHED: Final = sorted(
 @pytest.mark.skipif(not PUBLIC.exists(), reason="no captures beside the project")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_traffic_is_never_malformed(name: str) -> None:
-    found = events(PUBLIC / name, EVERY_PROCEDURE)
+    found = replayed(PUBLIC / name, EVERY_PROCEDURE)
     assert broken(found) == []
-    assert expectations(found) == expectations(events(PUBLIC / name, ""))
+    assert expectations(found) == expectations(replayed(PUBLIC / name))

@@ -5,8 +5,6 @@ The faults that the tests name are those of conntrackd's dhcpv6 helper, which re
 byte of the payload and opens port 546 to everybody for up to 300 seconds.
 """
 
-import shutil
-import subprocess
 from ipaddress import IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +41,7 @@ from cthelper.core.guard import Guard, Rules
 from cthelper.helpers.dhcpv6 import Dhcpv6
 from cthelper.testing import Line, defaults, play
 from tests.core.builders import conntrack, endpoint, flow_tuple, packet6
+from tests.helpers import tshark
 
 HOST: Final = "fe80::1"
 GROUP: Final = "ff02::1:2"
@@ -752,7 +751,7 @@ def test_relayed_message_that_scapy_writes_is_read(
     assert fields["carries"].endswith(f"({kind})")
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+@tshark.needed
 def test_tshark_reads_the_same(tmp_path: Path) -> None:
     payloads = [
         *(client(kind, xid=kind * 1000) for kind in CLIENT_TYPES),
@@ -766,14 +765,7 @@ def test_tshark_reads_the_same(tmp_path: Path) -> None:
     header = IPv6(src=HOST, dst=GROUP) / ScapyUDP(sport=CLIENT_PORT, dport=SERVER_PORT)
     wrpcap(str(capture), [ether / header / each for each in payloads])
     names = ("msgtype", "xid", "hopcount", "linkaddr", "peeraddr")
-    fields = [part for each in names for part in ("-e", f"dhcpv6.{each}")]
-    done = subprocess.run(
-        ["tshark", "-n", "-r", str(capture), "-T", "fields", *fields],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    read = [each.split("\t") for each in done.stdout.splitlines()]
+    read = tshark.fields(capture, [f"dhcpv6.{each}" for each in names])
     assert len(read) == len(payloads)
     for payload, (kind, xid, hops, link, peer) in zip(payloads, read, strict=True):
         ours = Dhcpv6().describe(line().sent(payload))

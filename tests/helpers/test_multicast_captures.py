@@ -7,46 +7,38 @@ router, on which the clients ran. Frames and endpoints were read off with tshark
 shares no code with us.
 """
 
-import tomllib
 from collections.abc import Collection
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 from cthelper import testing
-from cthelper.core.config import parse
-from cthelper.core.offline.capture import Capture
-from cthelper.core.offline.events import (
-    Event,
-    ExpectationEvent,
-    FaultEvent,
-    FlowEvent,
-    MalformedEvent,
-    RefusedEvent,
-    RelatedEvent,
-    Summary,
-)
-from cthelper.core.offline.replay import Replay
-from cthelper.core.registry import builtin_helpers
+from cthelper.core.offline.events import Event, Summary
 from cthelper.core.tuples import Address
 from cthelper.helpers.dhcpv6 import Dhcpv6
 from cthelper.helpers.slp import Slp
-
-ROOT: Final = Path(__file__).parents[2]
-PCAPS: Final = ROOT / "pcaps"
-PUBLIC: Final = ROOT.parent / "shared" / "captures" / "public"
-
-ROUTER: Final = frozenset(
-    map(ip_address, ["10.77.2.1", "fd77:2::1", "fe80::59:dfff:fe32:bf69"])
+from cthelper.testing import expectations
+from tests.helpers.captures import (
+    PCAPS,
+    PUBLIC,
+    ROUTER,
+    Found,
+    broken,
+    captures_of,
+    manifest,
+    refusals,
+    related,
+    replayed,
+    told,
+    unwatched,
 )
+
 # The machine of the daemon, where it is not the router.
 HOSTS: Final = {
     "dhcpv6/dhcpv6-relay-clientside-rc": {ip_address("fe80::d4a6:4cff:fec1:b478")},
 }
-
-Found = list[tuple[int, str]]
 
 # Frame and tuple of the first packet of each flow that an expectation let in.
 ANSWERS: Final[dict[str, Found]] = {
@@ -77,47 +69,13 @@ OTHERS: Final = {
 }
 
 
-def manifest() -> dict[str, dict[str, Any]]:
-    return tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
-
-
 def replay(name: str, *, hosts: Collection[Address] | None = None) -> list[Event]:
     """The events of a capture, by default on the machine that asked."""
-    entry = manifest()[f"{name}.pcap"]
-    runner = Replay(
-        parse("", Path("capture.toml"), builtin_helpers()),
-        networks=[ip_network(each) for each in entry["on_link"]],
+    return replayed(
+        PCAPS / f"{name}.pcap",
         hosts=HOSTS.get(name, ROUTER) if hosts is None else hosts,
-        warn=pytest.fail,
-        watch=True,
+        on_link=manifest()[f"{name}.pcap"]["on_link"],
     )
-    with Capture(PCAPS / f"{name}.pcap", warn=pytest.fail) as capture:
-        return list(runner.run(capture))
-
-
-def expectations(events: list[Event]) -> Found:
-    """Frame and text of each expectation."""
-    return [
-        (each.frame, str(each.expectation))
-        for each in events
-        if isinstance(each, ExpectationEvent)
-    ]
-
-
-def related(events: list[Event]) -> Found:
-    """Frame and tuple of the first packet of each flow that was expected."""
-    return [
-        (each.frame, str(each.flow))
-        for each in events
-        if isinstance(each, RelatedEvent)
-    ]
-
-
-def refusals(events: list[Event]) -> Found:
-    """Frame and reason of each refusal."""
-    return [
-        (each.frame, each.reason) for each in events if isinstance(each, RefusedEvent)
-    ]
 
 
 # Frame and reason of each refusal.
@@ -132,9 +90,7 @@ def test_what_the_rules_ask_for_is_expected_or_refused(name: str) -> None:
     refused = REFUSED.get(name, [])
     assert refusals(events) == refused
     assert expectations(events) == [
-        (each["frame"], each["text"])
-        for each in manifest()[f"{name}.pcap"]["expects"]
-        if each["frame"] not in dict(refused)
+        each for each in told(name) if each[0] not in dict(refused)
     ]
 
 
@@ -145,22 +101,12 @@ def test_unicast_answers_are_let_in(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_other_flow_is_a_control_flow(name: str) -> None:
-    events = replay(name)
-    summary = events[-1]
-    assert isinstance(summary, Summary)
-    watched = [each for each in events if isinstance(each, FlowEvent)]
-    # A control flow has a helper, an expected one has none; others are not watched.
-    control = [each for each in watched if each.helper is not None]
-    assert len(watched) == len(control) + summary.related
-    assert summary.flows - len(watched) == OTHERS.get(name, 0)
+    assert unwatched(replay(name)) == OTHERS.get(name, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_real_traffic_is_never_malformed(name: str) -> None:
-    events = replay(name)
-    assert not [
-        each for each in events if isinstance(each, MalformedEvent | FaultEvent)
-    ]
+    assert broken(replay(name)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,9 +114,7 @@ def test_requests_of_another_host_are_refused(name: str) -> None:
     # Among them the client's own, as the relay in front of it sees them.
     events = replay(name, hosts=[ip_address("192.0.2.1")])
     assert expectations(events) == related(events) == []
-    assert refusals(events) == [
-        (each["frame"], "forwarded") for each in manifest()[f"{name}.pcap"]["expects"]
-    ]
+    assert refusals(events) == [(frame, "forwarded") for frame, _ in told(name)]
 
 
 # Published ones
@@ -202,10 +146,4 @@ def test_repeated_solicit_opens_the_port_each_time() -> None:
 
 
 def test_every_capture_has_its_case() -> None:
-    folders = {each.partition("/")[0] for each in NAMES}
-    served = [
-        str(path.relative_to(PCAPS).with_suffix(""))
-        for folder in folders
-        for path in (PCAPS / folder).glob("*.pcap")
-    ]
-    assert sorted(served) == NAMES
+    assert captures_of(NAMES) == NAMES

@@ -5,8 +5,6 @@ The faults that the tests name are those of conntrackd's slp helper, which reads
 of the payload: every packet opens the sender's port to port 427 of everybody.
 """
 
-import shutil
-import subprocess
 from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +46,7 @@ from cthelper.core.tuples import Conntrack
 from cthelper.helpers.slp import Slp
 from cthelper.testing import Line, defaults, failures, play, related, replay
 from tests.core.builders import conntrack, endpoint, flow_tuple, udp
+from tests.helpers import tshark
 
 HOST: Final = "192.0.2.1"
 HOST6: Final = "2001:db8::1"
@@ -863,7 +862,7 @@ TSHARK: Final = (
 )
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+@tshark.needed
 def test_tshark_reads_the_same(tmp_path: Path) -> None:
     messages = [
         *(v2(function, xid=function) for function in REQUESTS),
@@ -875,17 +874,8 @@ def test_tshark_reads_the_same(tmp_path: Path) -> None:
     ether = Ether(src="02:00:00:00:00:01", dst="01:00:5e:7f:ff:fd")
     header = IP(src=HOST, dst=GROUP) / ScapyUDP(sport=ASKER, dport=PORT)
     wrpcap(str(capture), [ether / header / each for each in messages])
-    fields = [part for each in TSHARK for part in ("-e", f"srvloc.{each}")]
-    done = subprocess.run(
-        ["tshark", "-n", "-r", str(capture), "-T", "fields", *fields],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    read = [
-        dict(zip(TSHARK, each.split("\t"), strict=True))
-        for each in done.stdout.splitlines()
-    ]
+    rows = tshark.fields(capture, [f"srvloc.{each}" for each in TSHARK])
+    read = [dict(zip(TSHARK, each, strict=True)) for each in rows]
     assert len(read) == len(messages)
     for payload, theirs in zip(messages, read, strict=True):
         ours = Slp().describe(line().sent(payload))

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cthelper.core.api import TCP, UDP, Cursor, ExpectationRefused, Transport
-from cthelper.core.guard import Guard, Rules
-from cthelper.core.tuples import ORIGINAL, Address, Endpoint, Translation, host_network
+from cthelper.core.api import TCP, UDP, Cursor, Transport
+from cthelper.core.tuples import ORIGINAL, Endpoint, Translation, host_network
 from cthelper.helpers.rpcbind import (
     PORTMAPPER,
     Call,
@@ -41,6 +40,7 @@ from tests.helpers.translated import (
     SERVER,
     Translated,
     entry_of,
+    is_a_hosts,
 )
 
 WILDCARD: Final = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - stands in messages
@@ -214,15 +214,6 @@ def test_announcement_in_two_fragments_is_refused() -> None:
     answer = record(address(7, uaddr(SERVER[4])), 34)
     assert flow.answered(answer) == answer
     assert flow.refused == ["fragmented"]
-
-
-def is_a_hosts(address: Address) -> bool:
-    """Whether the guard takes it for the address of a host."""
-    try:
-        Guard().check(Endpoint(address, 5000), address, Rules())
-    except ExpectationRefused:
-        return False
-    return True
 
 
 @given(st.data(), st.integers(4000, 60000), st.sampled_from([TCP, UDP]))

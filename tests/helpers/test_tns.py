@@ -5,8 +5,6 @@ The faults that the tests name are those of conntrackd's tns helper. Scapy does 
 the protocol; tshark reads the same packets where it is installed.
 """
 
-import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +54,7 @@ from tests.core.builders import (
     flow_tuple,
     tcp,
 )
+from tests.helpers import tshark
 
 PORT: Final = 41521
 NODE: Final = "198.51.100.12"
@@ -1103,7 +1102,7 @@ def test_packet_of_a_client_is_described() -> None:
     assert Tns().describe(flow.answered(REFUSE)) == {"type": "not TNS"}
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+@tshark.needed
 def test_tshark_reads_the_same(tmp_path: Path) -> None:
     answers = [
         *(RESEND, MARKER, CONTROL, REFUSE, ACCEPT),
@@ -1123,14 +1122,7 @@ def test_tshark_reads_the_same(tmp_path: Path) -> None:
         ],
     )
     names = ("type", "length", "redirect_data_length", "redirect_data")
-    fields = [part for each in names for part in ("-e", f"tns.{each}")]
-    done = subprocess.run(
-        ["tshark", "-n", "-r", str(capture), "-T", "fields", *fields],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    read = [each.split("\t") for each in done.stdout.splitlines()]
+    read = tshark.fields(capture, [f"tns.{each}" for each in names])
     assert len(read) == len(answers)
     for answer, (kind, length, size, text) in zip(answers, read, strict=True):
         helper, flow = Tns(), line()

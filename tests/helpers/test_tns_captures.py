@@ -5,10 +5,8 @@ What each capture must give stands in pcaps/MANIFEST.toml, with the rule that as
 it; frames and endpoints were read off with tshark, which shares no code with us.
 """
 
-import tomllib
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from scapy.layers.inet import IP
@@ -27,18 +25,13 @@ from cthelper.core.api import (
     Message,
     Tuple,
 )
-from cthelper.core.config import parse
-from cthelper.core.offline.capture import Capture
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
     FlowEvent,
     MessageEvent,
-    RelatedEvent,
     Summary,
 )
-from cthelper.core.offline.replay import Replay
-from cthelper.core.registry import builtin_helpers
 from cthelper.helpers.tns import Tns
 from cthelper.testing import (
     Line,
@@ -48,79 +41,51 @@ from cthelper.testing import (
     expectations,
     failures,
 )
+from tests.helpers.captures import PCAPS, PUBLIC, captures_of, related, replayed, told
 
-ROOT: Final = Path(__file__).parents[2]
-PCAPS: Final = ROOT / "pcaps"
-PUBLIC: Final = ROOT.parent / "shared" / "captures" / "public" / "ndpi-oracle12.pcapng"
+PUBLISHED: Final = PUBLIC / "ndpi-oracle12.pcapng"
 
 CHAINED: Final = "[helpers.tns]\nchained = true\n"
 
 # Frame and tuple of the first packet of each flow that an expectation let in.
 REDIRECTED: Final[dict[str, list[tuple[int, str]]]] = {
-    "tns-nodeoracledb-redirect-data-accept319": [
+    "tns/tns-nodeoracledb-redirect-data-accept319": [
         (13, "tcp 10.77.1.2:44570 > 10.77.2.2:41521")
     ],
-    "tns-nodeoracledb-redirect-inline-refuse": [
+    "tns/tns-nodeoracledb-redirect-inline-refuse": [
         (9, "tcp 10.77.1.2:47298 > 10.77.2.2:41521")
     ],
-    "tns-nodeoracledb-redirect6-data-accept319": [
+    "tns/tns-nodeoracledb-redirect6-data-accept319": [
         (13, "tcp [fd77:1::2]:33782 > [fd77:2::2]:41521")
     ],
-    "tns-pyoracledb-redirect-data-accept314": [
+    "tns/tns-pyoracledb-redirect-data-accept314": [
         (12, "tcp 10.77.1.2:46510 > 10.77.2.2:41521")
     ],
-    "tns-pyoracledb-redirect-data-accept318": [
+    "tns/tns-pyoracledb-redirect-data-accept318": [
         (12, "tcp 10.77.1.2:33510 > 10.77.2.2:41521")
     ],
-    "tns-pyoracledb-redirect-data-refuse": [
+    "tns/tns-pyoracledb-redirect-data-refuse": [
         (12, "tcp 10.77.1.2:44548 > 10.77.2.2:41521")
     ],
     # python-oracledb follows neither of these forms; other clients do.
-    "tns-pyoracledb-redirect-inline": [],
-    "tns-pyoracledb-redirect-zerolen": [],
+    "tns/tns-pyoracledb-redirect-inline": [],
+    "tns/tns-pyoracledb-redirect-zerolen": [],
 }
 NAMES: Final = sorted(REDIRECTED)
 
 # The decision in the flow that was redirected to: its frame and type.
 DECIDED: Final = {
-    "tns-nodeoracledb-redirect-data-accept319": (18, "ACCEPT (2)"),
-    "tns-nodeoracledb-redirect-inline-refuse": (14, "REFUSE (4)"),
-    "tns-nodeoracledb-redirect6-data-accept319": (18, "ACCEPT (2)"),
-    "tns-pyoracledb-redirect-data-accept314": (22, "ACCEPT (2)"),
-    "tns-pyoracledb-redirect-data-accept318": (22, "ACCEPT (2)"),
-    "tns-pyoracledb-redirect-data-refuse": (22, "REFUSE (4)"),
+    "tns/tns-nodeoracledb-redirect-data-accept319": (18, "ACCEPT (2)"),
+    "tns/tns-nodeoracledb-redirect-inline-refuse": (14, "REFUSE (4)"),
+    "tns/tns-nodeoracledb-redirect6-data-accept319": (18, "ACCEPT (2)"),
+    "tns/tns-pyoracledb-redirect-data-accept314": (22, "ACCEPT (2)"),
+    "tns/tns-pyoracledb-redirect-data-accept318": (22, "ACCEPT (2)"),
+    "tns/tns-pyoracledb-redirect-data-refuse": (22, "REFUSE (4)"),
 }
 
 
-def replay(capture: Path, settings: str = "") -> list[Event]:
-    runner = Replay(
-        parse(settings, Path("capture.toml"), builtin_helpers()),
-        warn=pytest.fail,
-        watch=True,
-    )
-    with Capture(capture, warn=pytest.fail) as frames:
-        return list(runner.run(frames))
-
-
 def real(name: str, settings: str = "") -> list[Event]:
-    return replay(PCAPS / "tns" / f"{name}.pcap", settings)
-
-
-def told(name: str) -> list[tuple[int, str]]:
-    """What the manifest says that a replay must expect."""
-    tables: dict[str, Any] = tomllib.loads((PCAPS / "MANIFEST.toml").read_text("utf-8"))
-    entries = tables[f"tns/{name}.pcap"]["expects"]
-    assert all(each.keys() == {"frame", "text", "why"} for each in entries)
-    return [(each["frame"], each["text"]) for each in entries]
-
-
-def related(events: list[Event]) -> list[tuple[int, str]]:
-    """Frame and tuple of the first packet of each flow that was expected."""
-    return [
-        (each.frame, str(each.flow))
-        for each in events
-        if isinstance(each, RelatedEvent)
-    ]
+    return replayed(PCAPS / f"{name}.pcap", settings)
 
 
 def messages(events: list[Event], flow: str | None = None) -> list[MessageEvent]:
@@ -181,7 +146,7 @@ def test_redirect_is_described(name: str) -> None:
 
 def stream(name: str, port: int) -> list[Message]:
     """What the first flow to this port carried, a message for each segment."""
-    packets = rdpcap(str(PCAPS / "tns" / f"{name}.pcap"))
+    packets = rdpcap(str(PCAPS / f"{name}.pcap"))
     segments = [
         (each[IPv6 if IPv6 in each else IP], each[ScapyTCP])
         for each in packets
@@ -206,9 +171,9 @@ def test_any_segmentation_of_the_streams_gives_the_same_effects(name: str) -> No
         assert any_segmentation(Tns, stream(name, 41521)) == [DONE]
 
 
-@pytest.mark.skipif(not PUBLIC.exists(), reason="the public captures are not here")
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the public captures are not here")
 def test_published_session_without_a_redirect_is_read_until_accept() -> None:
-    events = replay(PUBLIC)
+    events = replayed(PUBLISHED)
     assert expectations(events) == failures(events) == []
     read = [(each.frame, each.fields["type"]) for each in messages(events)]
     assert read == [
@@ -222,4 +187,4 @@ def test_published_session_without_a_redirect_is_read_until_accept() -> None:
 
 
 def test_every_capture_has_its_case() -> None:
-    assert sorted(path.stem for path in (PCAPS / "tns").glob("*.pcap")) == NAMES
+    assert captures_of(NAMES) == NAMES

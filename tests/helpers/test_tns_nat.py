@@ -9,8 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cthelper.core.api import TCP, Address, Endpoint, ExpectationRefused
-from cthelper.core.guard import Guard, Rules
+from cthelper.core.api import TCP, Endpoint
 from cthelper.core.tuples import ORIGINAL, Translation
 from cthelper.helpers.tns import Tns
 from cthelper.helpers.tns_descriptor import parse_addresses
@@ -26,7 +25,14 @@ from tests.helpers.test_tns import (
     packet,
     redirect,
 )
-from tests.helpers.translated import NATS, PUBLIC, SERVER, Translated, entry_of
+from tests.helpers.translated import (
+    NATS,
+    PUBLIC,
+    SERVER,
+    Translated,
+    entry_of,
+    is_a_hosts,
+)
 
 NODE: Final = "10.0.0.3"
 NODE_OUTSIDE: Final = "203.0.113.83"
@@ -210,15 +216,6 @@ def test_packets_before_and_after_are_left_alone() -> None:
     received = flow.answered(resend + redirect(address(SERVER[4])) + REFUSE)
     assert received.startswith(resend)
     assert received.endswith(REFUSE)
-
-
-def is_a_hosts(host: Address) -> bool:
-    """Whether the guard takes it for the address of a host."""
-    try:
-        Guard().check(Endpoint(host, 5000), host, Rules())
-    except ExpectationRefused:
-        return False
-    return True
 
 
 @given(st.data(), st.integers(4000, 60000), st.booleans())

@@ -9,14 +9,16 @@ from cthelper.core.api import Helper, Transport
 from cthelper.core.config import parse
 from cthelper.core.engine import Decision, Engine, Finished, Refused
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.guard import Guard
+from cthelper.core.guard import Guard, Rules
 from cthelper.core.packet import locate
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
     TCP,
+    Address,
     Conntrack,
     Direction,
+    Endpoint,
     Expectation,
     Network,
 )
@@ -51,6 +53,15 @@ def entry_of(
         flow_tuple(transport, (server, port), (known, 650)),
         helper=helper.name,
     )
+
+
+def is_a_hosts(address: Address) -> bool:
+    """Whether the guard takes it for the address of a host."""
+    try:
+        Guard().check(Endpoint(address, 5000), address, Rules())
+    except ExpectationRefused:
+        return False
+    return True
 
 
 class Kernel:
