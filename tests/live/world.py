@@ -610,12 +610,6 @@ class World:
             timeout=timeout,
         )
 
-    def rstat(self, timeout: float = 10.0) -> subprocess.CompletedProcess[str]:
-        """Have the client call rstatd, which is on UDP over IPv4 only."""
-        return self.client.run(
-            *("rpcinfo", "-u", SERVER, str(RSTATD), "3"), timeout=timeout
-        )
-
     def showmount(
         self, family: Family, timeout: float = 10.0
     ) -> subprocess.CompletedProcess[str]:
