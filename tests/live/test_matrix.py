@@ -6,7 +6,6 @@ address) and both, over IPv4 and IPv6. One kind is part of every run; ``script/l
 --matrix`` runs all (NAT_MATRIX=all) and prints the table.
 """
 
-import hashlib
 import os
 import re
 import socket
@@ -24,7 +23,7 @@ import pytest
 from cthelper.plugins import ftp
 from tests.live.conntrackd import conntrackd
 from tests.live.daemon import Daemon
-from tests.live.tns_client import NODE, PYTHON, RealClient, dial
+from tests.live.tns_client import NODE, PYTHON, RealClient, dial, exchange
 from tests.live.tns_listener import (
     CONTROL_PORT,
     Accept,
@@ -37,7 +36,6 @@ from tests.live.tns_listener import (
     encode,
     encode_connect,
     encode_data,
-    receive,
     receive_packet,
 )
 from tests.live.world import (
@@ -53,7 +51,6 @@ from tests.live.world import (
     SERVER6,
     WAN,
     Family,
-    Namespace,
     World,
 )
 
@@ -353,14 +350,11 @@ class Redirecting(threading.Thread):
         self.data.close()
 
 
-@pytest.mark.parametrize(
-    ("public", "separate"),
-    [(PUBLIC_LONG, False), (PUBLIC_SHORT, False), (PUBLIC_SHORT, True)],
-    ids=["longer", "shorter", "shorter, in segments of their own"],
-)
-def test_connection_goes_on_after_a_redirect_of_another_length(
-    world: World, daemon: Daemon, public: str, separate: bool
-) -> None:
+@contextmanager
+def redirected(
+    world: World, daemon: Daemon, public: str, *, separate: bool
+) -> Iterator[tuple[socket.socket, int, bytes]]:
+    """A connection to `public`, and the redirect that came: its length and text."""
     world.firewall()
     world.gateway.run("nft", "-f", "-", input=RULES["both"], check=True)
     world.gateway.tell(f"ip address add {public}/32 dev {LAN}")
@@ -370,51 +364,43 @@ def test_connection_goes_on_after_a_redirect_of_another_length(
         daemon.start()
         with dial(world.client, public, CONTROL_PORT) as stream:
             stream.sendall(encode_connect(b"(DESCRIPTION=(CONNECT_DATA=))"))
-            head = receive_packet(stream)
-            (length,) = struct.unpack("!H", head.body)
-            text = receive_packet(stream).body[2:]
-            assert len(text) == length
-            assert f"(HOST={public})".encode() in text
-            with dial(world.client, public, DATA_PORT):
-                pass
-            # More than 1 MB both ways, in DATA packets.
-            body = os.urandom(_CHUNK)
-            chunk = struct.pack("!HHBBH", _CHUNK + 8, 0, Kind.DATA, 0, 0) + body
-            sent = chunk * 160
-            sender = threading.Thread(target=stream.sendall, args=(sent,))
-            sender.start()
-            back = receive(stream, len(sent))
-            sender.join()
-        assert hashlib.sha256(back).digest() == hashlib.sha256(sent).digest()
-        assert daemon.events("refused") == []
+            (length,) = struct.unpack("!H", receive_packet(stream).body)
+            yield stream, length, receive_packet(stream).body[2:]
     finally:
         server.close()
         world.gateway.tell(f"ip address del {public}/32 dev {LAN}")
 
 
+@pytest.mark.parametrize(
+    ("public", "separate"),
+    [(PUBLIC_LONG, False), (PUBLIC_SHORT, False), (PUBLIC_SHORT, True)],
+    ids=["longer", "shorter", "shorter, in segments of their own"],
+)
+def test_connection_goes_on_after_a_redirect_of_another_length(
+    world: World, daemon: Daemon, public: str, separate: bool
+) -> None:
+    with redirected(world, daemon, public, separate=separate) as came:
+        stream, length, text = came
+        assert len(text) == length
+        assert f"(HOST={public})".encode() in text
+        with dial(world.client, public, DATA_PORT):
+            pass
+        # More than 1 MB both ways, in DATA packets.
+        head = struct.pack("!HHBBH", _CHUNK + 8, 0, Kind.DATA, 0, 0)
+        exchange(stream, (head + os.urandom(_CHUNK)) * 160)
+        assert daemon.events("refused") == []
+
+
 def test_longer_text_whose_length_has_gone_on_is_refused(
     world: World, daemon: Daemon
 ) -> None:
-    world.firewall()
-    world.gateway.run("nft", "-f", "-", input=RULES["both"], check=True)
-    world.gateway.tell(f"ip address add {PUBLIC_LONG}/32 dev {LAN}")
-    server = Redirecting(world, separate=True)
-    try:
-        server.start()
-        daemon.start()
-        with dial(world.client, PUBLIC_LONG, CONTROL_PORT) as stream:
-            stream.sendall(encode_connect(b"(DESCRIPTION=(CONNECT_DATA=))"))
-            receive_packet(stream)
-            text = receive_packet(stream).body[2:]
-            # It is accepted as it is, and nothing is open.
-            assert f"(HOST={SERVER})".encode() in text
+    with redirected(world, daemon, PUBLIC_LONG, separate=True) as (_, _, text):
+        # It is accepted as it is, and nothing is open.
+        assert f"(HOST={SERVER})".encode() in text
         assert [each["reason"] for each in daemon.events("refused")] == [
             "rewrite-passed"
         ]
         assert world.conntrack("-L", "expect") == ""
-    finally:
-        server.close()
-        world.gateway.tell(f"ip address del {PUBLIC_LONG}/32 dev {LAN}")
 
 
 # Two clients behind one address
@@ -434,18 +420,6 @@ def second_address(world: World) -> Iterator[None]:
         world.client.tell(f"ip address del {SECOND}/24 dev {ETH}")
 
 
-def from_address(
-    namespace: Namespace, source: str, target: tuple[str, int]
-) -> socket.socket:
-    """A connection from one of a namespace's addresses."""
-    with namespace.entered():
-        stream = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    stream.settimeout(20)
-    stream.bind((source, 0))
-    stream.connect(target)
-    return stream
-
-
 def test_two_clients_behind_one_address_are_redirected_to_one_port(
     world: World, daemon: Daemon
 ) -> None:
@@ -463,7 +437,7 @@ def test_two_clients_behind_one_address_are_redirected_to_one_port(
         for source in (CLIENT, SECOND):
             ends = []
             for port in (CONTROL_PORT, DATA_PORT):
-                stream = from_address(world.client, source, (GATEWAY_LAN, port))
+                stream = dial(world.client, GATEWAY_LAN, port, source=source)
                 stack.enter_context(stream)
                 stream.sendall(encode_connect(text))
                 ends.append(Kind(receive_packet(stream).kind))
@@ -493,7 +467,7 @@ def test_port_that_another_client_has_announced_is_written_as_another(
         daemon.start(f'[plugins]\nfolder = "{folder}"\n')
         ports = []
         for source in (CLIENT, SECOND) if taken else (SECOND,):
-            client = from_address(world.client, source, (SERVER, FTP_PORT))
+            client = dial(world.client, SERVER, FTP_PORT, source=source)
             stack.enter_context(client)
             server = stack.enter_context(control.accept()[0])
             server.settimeout(20)
@@ -505,7 +479,7 @@ def test_port_that_another_client_has_announced_is_written_as_another(
         with world.client.entered():
             data = stack.enter_context(socket.create_server((SECOND, ANNOUNCED)))
         assert ports == ([ANNOUNCED, ANNOUNCED + 1] if taken else [ANNOUNCED])
-        with from_address(world.server, SERVER, (GATEWAY_WAN, ports[-1])) as opened:
+        with dial(world.server, GATEWAY_WAN, ports[-1]) as opened:
             data.settimeout(20)
             accepted = stack.enter_context(data.accept()[0])
             opened.sendall(b"the second")

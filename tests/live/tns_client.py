@@ -151,13 +151,20 @@ class Session:
         return host[1], int(port[1])
 
 
-def dial(namespace: Namespace, address: str, port: int) -> socket.socket:
-    """A connection out of a namespace. Raises TimeoutError where nobody answers."""
+def dial(
+    namespace: Namespace, address: str, port: int, *, source: str = ""
+) -> socket.socket:
+    """A connection out of a namespace, from an address of its own if `source` says so.
+
+    Raises TimeoutError where nobody answers.
+    """
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     with namespace.entered():
         stream = socket.socket(kind, socket.SOCK_STREAM)
     try:
         stream.settimeout(_SECONDS)
+        if source:
+            stream.bind((source, 0))
         stream.connect((address, port))
     except BaseException:
         stream.close()
