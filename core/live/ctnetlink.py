@@ -6,15 +6,16 @@ declarations stay inside.
 """
 
 import enum
+import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cthelper.core.errors import AlreadyExists, NotFound
 from cthelper.core.flows import FlowKey
-from cthelper.core.live import messages
+from cthelper.core.live import messages, requests
 from cthelper.core.live.attributes import conntrack_key
 from cthelper.core.live.messages import (
     CTNETLINK,
@@ -49,7 +50,6 @@ _GROUP_EXPECTATION_NEW: Final = 4
 _GROUP_EXPECTATION_DESTROY: Final = 6
 
 _PERMANENT: Final = 1  # NF_CT_EXPECT_PERMANENT
-_FOLLOW_MASTER: Final = "nat-follow-master"  # net/netfilter/nf_nat_core.c
 _HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 _EVENT_BUFFER: Final = 4 * 1024 * 1024
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
@@ -60,6 +60,16 @@ class Change(enum.Enum):
 
     NEW = "new"
     DESTROY = "destroy"
+
+
+class _Asked(NamedTuple):
+    """What a request asks for; most succeed, and then nobody wants it in words."""
+
+    verb: str
+    subject: object
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.subject}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +102,11 @@ class Ctnetlink:
 
     def get(self, original: Tuple, zone: int = 0) -> Conntrack:
         """The entry with this original tuple. Raises NotFound, for one."""
-        message = _entry_request(original, zone)
-        frames = self._socket.request(
-            message, CTNETLINK | messages.GET, 0, f"get conntrack entry {original}"
-        )
+        what = _Asked("get conntrack entry", original)
+        key = requests.entry_key(original, zone)
+        frames = self._request(original, key, CTNETLINK | messages.GET, 0, what)
         if not frames:
-            raise NotFound.of(2, f"get conntrack entry {original}")
+            raise NotFound.of(errno.ENOENT, str(what))
         return _read_entry(frames[0])
 
     def entries(self) -> list[Conntrack]:
@@ -119,28 +128,22 @@ class Ctnetlink:
         The helper "" detaches the flow from its helper, which deletes its expectations;
         Busy where the flow is an expected one. Raises NotFound, for one.
         """
-        message = _entry_request(original, zone)
+        attributes = requests.entry_key(original, zone)
         if timeout is not None:
-            message["attrs"].append(["CTA_TIMEOUT", timeout])
+            attributes += requests.entry_timeout(timeout)
         if mark is not None:
-            message["attrs"] += [["CTA_MARK", mark[0]], ["CTA_MARK_MASK", mark[1]]]
+            attributes += requests.entry_mark(*mark)
         if helper is not None:
-            message["attrs"].append(
-                ["CTA_HELP", {"attrs": [["CTA_HELP_NAME", helper]]}]
-            )
+            attributes += requests.entry_helper(helper)
+        what = _Asked("update conntrack entry", original)
         # Without NLM_F_CREATE the kernel changes what is there and makes nothing.
-        self._socket.request(
-            message, CTNETLINK | messages.NEW, 0, f"update conntrack entry {original}"
-        )
+        self._request(original, attributes, CTNETLINK | messages.NEW, 0, what)
 
     def delete(self, original: Tuple, zone: int = 0) -> None:
         """Delete an entry, and with it its expectations. Raises NotFound, for one."""
-        self._socket.request(
-            _entry_request(original, zone),
-            CTNETLINK | messages.DELETE,
-            0,
-            f"delete conntrack entry {original}",
-        )
+        key = requests.entry_key(original, zone)
+        what = _Asked("delete conntrack entry", original)
+        self._request(original, key, CTNETLINK | messages.DELETE, 0, what)
 
     def expect(self, expectation: Expectation) -> Expectation:
         """Put in an expectation, or refresh the one that covers it already.
@@ -150,7 +153,7 @@ class Ctnetlink:
         Raises NotFound where the master is not confirmed, NotSupported where it has no
         helper, Busy where it overlaps another one, TableFull.
         """
-        what = f"expect {expectation}"
+        what = _Asked("expect", expectation)
         try:
             self._expect(expectation, CREATE | EXCLUSIVE, what)
         except AlreadyExists:
@@ -159,19 +162,20 @@ class Ctnetlink:
             return present
         return expectation
 
-    def _expect(self, expectation: Expectation, flags: int, what: str) -> None:
-        message = _expectation_request(expectation)
-        message["attrs"].insert(0, ["CTA_EXPECT_MASTER", _tuple(expectation.master)])
-        self._socket.request(message, CTNETLINK_EXP | messages.NEW, flags, what)
+    def _expect(self, expectation: Expectation, flags: int, what: object) -> None:
+        master = expectation.master
+        attributes = requests.master(master) + requests.expectation(expectation)
+        self._request(master, attributes, CTNETLINK_EXP | messages.NEW, flags, what)
 
     def _present(self, expectation: Expectation) -> Expectation:
         """The expectation in the table that covers this one."""
         try:
-            frames = self._socket.request(
-                _expectation_request(expectation),
+            frames = self._request(
+                expectation.master,
+                requests.expectation(expectation),
                 CTNETLINK_EXP | messages.GET,
                 0,
-                f"get expectation {expectation}",
+                _Asked("get expectation", expectation),
             )
         except NotFound:  # it has ended meanwhile
             return expectation
@@ -185,11 +189,12 @@ class Ctnetlink:
 
     def delete_expectation(self, expectation: Expectation) -> None:
         """Delete an expectation. Raises NotFound, for one."""
-        self._socket.request(
-            _expectation_request(expectation),
+        self._request(
+            expectation.master,
+            requests.expectation(expectation),
             CTNETLINK_EXP | messages.DELETE,
             0,
-            f"delete expectation {expectation}",
+            _Asked("delete expectation", expectation),
         )
 
     def flush_expectations(self, helper: str | None = None) -> None:
@@ -200,6 +205,12 @@ class Ctnetlink:
         self._socket.request(
             message, CTNETLINK_EXP | messages.DELETE, 0, "flush expectations"
         )
+
+    def _request(
+        self, flow: Tuple, attributes: bytes, type_: int, flags: int, what: object
+    ) -> list[Frame]:
+        family = _family(flow.source.address)
+        return self._socket.send(family, attributes, type_, flags, what)
 
     def _dump(self, kind: type[Any], subsystem: int, what: str) -> Iterator[Frame]:
         """The entries of a table, of IPv4 and then of IPv6."""
@@ -239,11 +250,18 @@ class Events:
         """Close the socket."""
         self._socket.close()
 
-    def read(self) -> Iterator[EntryGone | ExpectationEvent]:
-        """The events since the last call; never waits. Raises NetlinkError."""
+    def read(
+        self, *, expectations: bool = True
+    ) -> Iterator[EntryGone | ExpectationEvent]:
+        """The events since the last call; never waits. Raises NetlinkError.
+
+        Without `expectations` theirs are passed over, which saves decoding them.
+        """
         for frame in self._socket.events():
             number = frame.type & 0xFF
             if frame.type & 0xFF00 == CTNETLINK_EXP:
+                if not expectations:
+                    continue
                 change = Change.DESTROY if number == messages.DELETE else Change.NEW
                 expectation = _try_expectation(frame)
                 if expectation is not None:
@@ -251,124 +269,6 @@ class Events:
             elif number == messages.DELETE:
                 # Every flow of the namespace ends with one of these.
                 yield EntryGone(conntrack_key(frame.data, _HEADERS))
-
-
-def expectation_attributes(expectation: Expectation) -> bytes:
-    """The attributes of an expectation as a verdict carries them (NFQA_EXP).
-
-    The master is the flow of the packet, and so is not named.
-    """
-    message = _expectation_request(expectation)
-    message.encode()
-    return bytes(message.data[_HEADERS:])
-
-
-def _entry_request(original: Tuple, zone: int) -> Any:
-    message = conntrack_message()
-    message["nfgen_family"] = _family(original.source.address)
-    message["attrs"] = [["CTA_TUPLE_ORIG", _tuple(original)]]
-    if zone:
-        message["attrs"].append(["CTA_ZONE", zone])
-    return message
-
-
-def _expectation_request(expectation: Expectation) -> Any:
-    address = expectation.destination.address
-    anywhere = ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
-    source = expectation.source or anywhere
-    port = expectation.source_port
-    transport = expectation.transport
-    wanted = _tuple_attributes(
-        source.network_address, address, transport, port or 0, expectation.destination
-    )
-    full = 0xFFFF
-    mask = _tuple_attributes(
-        source.netmask,
-        ip_address(b"\xff" * (address.max_prefixlen // 8)),
-        transport,
-        0 if port is None else full,
-        Endpoint(address, full),
-    )
-    message = expectation_message()
-    message["nfgen_family"] = _family(address)
-    attributes: list[list[Any]] = [
-        ["CTA_EXPECT_TUPLE", wanted],
-        ["CTA_EXPECT_MASK", mask],
-        # The kernel takes the policy's timeout whatever stands here, but wants it.
-        ["CTA_EXPECT_TIMEOUT", expectation.timeout],
-    ]
-    if expectation.helper is not None:
-        attributes += [
-            ["CTA_EXPECT_HELP_NAME", expectation.helper],
-            ["CTA_EXPECT_CLASS", expectation.class_],
-        ]
-    if expectation.zone:
-        attributes.append(["CTA_EXPECT_ZONE", expectation.zone])
-    attributes.append(["CTA_EXPECT_FLAGS", _PERMANENT if expectation.permanent else 0])
-    if expectation.translation is not None:
-        # One without the other leads to port 0, or to no translation.
-        attributes += [
-            ["CTA_EXPECT_NAT", _translation(expectation)],
-            ["CTA_EXPECT_FN", _FOLLOW_MASTER],
-        ]
-    message["attrs"] = attributes
-    return message
-
-
-def _translation(expectation: Expectation) -> dict[str, Any]:
-    """Direction and port of CTA_EXPECT_NAT; the rest of its tuple is not read."""
-    translation = expectation.translation
-    assert translation is not None  # noqa: S101 - the caller has looked
-    nowhere = ip_address(bytes(expectation.destination.address.max_prefixlen // 8))
-    tuple_ = _tuple_attributes(
-        nowhere,
-        nowhere,
-        expectation.transport,
-        translation.port,
-        Endpoint(nowhere, 0),
-    )
-    direction = 0 if translation.direction is ORIGINAL else 1
-    return {
-        "attrs": [
-            ["CTA_EXPECT_NAT_DIR", direction],
-            ["CTA_EXPECT_NAT_TUPLE", tuple_],
-        ]
-    }
-
-
-def _tuple(value: Tuple) -> dict[str, Any]:
-    return _tuple_attributes(
-        value.source.address,
-        value.destination.address,
-        value.transport,
-        value.source.port,
-        value.destination,
-    )
-
-
-def _tuple_attributes(
-    source: Address,
-    destination_address: Address,
-    transport: Transport,
-    source_port: int,
-    destination: Endpoint,
-) -> dict[str, Any]:
-    version = source.version
-    addresses = [
-        [f"CTA_IP_V{version}_SRC", str(source)],
-        [f"CTA_IP_V{version}_DST", str(destination_address)],
-    ]
-    ports: list[list[Any]] = [
-        ["CTA_PROTO_NUM", int(transport)],
-        ["CTA_PROTO_SRC_PORT", source_port],
-        ["CTA_PROTO_DST_PORT", destination.port],
-    ]
-    return {
-        "attrs": [
-            ["CTA_TUPLE_IP", {"attrs": addresses}],
-            ["CTA_TUPLE_PROTO", {"attrs": ports}],
-        ]
-    }
 
 
 def _family(address: Address) -> int:

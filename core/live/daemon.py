@@ -287,7 +287,7 @@ class Daemon:
                     self._log.event("finished", "debug", reason=reason, **common)
 
     def _read_events(self) -> None:
-        for event in self._events.read():
+        for event in self._events.read(expectations=self._gate.waits):
             if isinstance(event, EntryGone):
                 self._engine.flows.remove(event.key)
                 self._masters.forget(event.key)

@@ -18,9 +18,9 @@ from typing import Final, Protocol
 from cthelper.core.engine import Decision
 from cthelper.core.errors import Busy, ExpectationRefused, NetlinkError, NotFound
 from cthelper.core.flows import FlowKey, key_of
-from cthelper.core.live.ctnetlink import expectation_attributes
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import Action, QueuedPacket, Verdict
+from cthelper.core.live.requests import expectation as expectation_attributes
 from cthelper.core.nat import leads
 from cthelper.core.tuples import (
     Conntrack,
@@ -187,6 +187,11 @@ class Gate:
             packet.payload, helper, tuple(rest), decision.packet
         )
         return Verdict(packet.id, Action.REPEAT, expectation=attributes)
+
+    @property
+    def waits(self) -> bool:
+        """Whether an expectation that rode in a verdict waits for its event."""
+        return bool(self._awaited)
 
     def confirm(self, expectation: Expectation) -> None:
         """The kernel says that it has made this expectation."""

@@ -36,6 +36,8 @@ CREATE: Final = 0x400
 
 SO_RCVBUFFORCE: Final = 33
 _HEADER: Final = struct.Struct("=IHHII")
+_NETFILTER: Final = struct.Struct("=IHHIIBBH")  # nlmsghdr and nfgenmsg
+_ACKNOWLEDGEMENT: Final = struct.Struct("=IHHIIi")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ERRNO: Final = struct.Struct("=i")
 _RECEIVE: Final = 1 << 17
@@ -119,15 +121,38 @@ class NetlinkSocket:
         """Close the socket."""
         self._socket.close()
 
-    def request(self, message: Any, type_: int, flags: int, what: str) -> list[Frame]:
+    def request(
+        self, message: Any, type_: int, flags: int, what: object
+    ) -> list[Frame]:
         """Send a request and wait for its acknowledgement; what came before it.
 
-        `what` names the request in the error. Raises NetlinkError.
+        `what` names the request in the error, as a string. Raises NetlinkError.
         """
         self._send(message, type_, flags | _REQUEST | _ACK)
         return self._answers(what)
 
-    def dump(self, message: Any, type_: int, what: str) -> list[Frame]:
+    def send(
+        self, family: int, attributes: bytes, type_: int, flags: int, what: object
+    ) -> list[Frame]:
+        """Like `request`, for attributes of nfnetlink that are encoded already.
+
+        `family` is AF_INET or AF_INET6.
+        """
+        self._sequence += 1
+        header = _NETFILTER.pack(
+            _NETFILTER.size + len(attributes),
+            type_,
+            flags | _REQUEST | _ACK,
+            self._sequence,
+            0,
+            family,
+            0,
+            0,
+        )
+        self._socket.send(header + attributes)
+        return self._answers(what)
+
+    def dump(self, message: Any, type_: int, what: object) -> list[Frame]:
         """All the entries of a table. Raises NetlinkError."""
         self._send(message, type_, _REQUEST | _DUMP)
         return self._answers(what)
@@ -159,15 +184,17 @@ class NetlinkSocket:
         message.encode()
         self._socket.send(message.data)
 
-    def _answers(self, what: str) -> list[Frame]:
+    def _answers(self, what: object) -> list[Frame]:
         frames: list[Frame] = []
         while True:
             try:
                 data = self._socket.recv(_RECEIVE)
             except TimeoutError:
-                raise NetlinkError.of(errno.ETIMEDOUT, what) from None
+                raise NetlinkError.of(errno.ETIMEDOUT, str(what)) from None
             except OSError as error:
-                raise NetlinkError.of(error.errno or 0, what) from None
+                raise NetlinkError.of(error.errno or 0, str(what)) from None
+            if not frames and _acknowledges(data, self._sequence):
+                return frames
             for frame in split(data):
                 if frame.sequence != self._sequence:
                     continue
@@ -176,8 +203,16 @@ class NetlinkSocket:
                     continue
                 (code,) = _ERRNO.unpack_from(frame.data, _HEADER.size)
                 if code:
-                    raise NetlinkError.of(-code, what + _explanation(frame))
+                    raise NetlinkError.of(-code, f"{what}{_explanation(frame)}")
                 return frames
+
+
+def _acknowledges(data: bytes, sequence: int) -> bool:
+    """Whether it is an acknowledgement alone, of the request with this number."""
+    if len(data) < _ACKNOWLEDGEMENT.size:
+        return False
+    length, type_, _, number, _, code = _ACKNOWLEDGEMENT.unpack_from(data)
+    return (length, type_, number, code) == (len(data), _NLMSG_ERROR, sequence, 0)
 
 
 def _explanation(frame: Frame) -> str:

@@ -11,7 +11,6 @@ from typing import Final
 import pytest
 
 from cthelper.core.errors import QueueError
-from cthelper.core.live.ctnetlink import expectation_attributes
 from cthelper.core.live.library_queue import LibraryQueue
 from cthelper.core.live.netlink import SO_RCVBUFFORCE
 from cthelper.core.live.queue import (
@@ -22,6 +21,7 @@ from cthelper.core.live.queue import (
     bound_queues,
     verdict,
 )
+from cthelper.core.live.requests import expectation as expectation_attributes
 from cthelper.core.packet import locate, replace_payload
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status
 from tests.live.netlink_lab import (

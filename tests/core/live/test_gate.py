@@ -18,7 +18,6 @@ from cthelper.core.api import UDP, Effects, Helper, Message, Policy
 from cthelper.core.engine import NOTHING, Decision
 from cthelper.core.errors import ExpectationRefused, NetlinkError
 from cthelper.core.flows import Flow
-from cthelper.core.live.ctnetlink import expectation_attributes
 from cthelper.core.live.gate import Expecter, Gate
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import (
@@ -29,6 +28,7 @@ from cthelper.core.live.queue import (
     Statistics,
     Verdict,
 )
+from cthelper.core.live.requests import expectation as expectation_attributes
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
