@@ -2,8 +2,9 @@
 """Care for master flows: kept while they have expectations, detached when finished.
 
 An expectation dies with its master, and every packet sets the master's timeout anew: a
-UDP flow's to 30 or 120 s, a closing TCP flow's to 10 to 120 s. All packets of a tagged
-flow pass the queue, so the timeout is put right after each of them. (IPS_FIXED_TIMEOUT
+UDP flow's to 30 or 120 s, a closing TCP flow's to 10 to 120 s. The verdict of the
+packet that announced something lengthens it. All later packets pass the queue too, and
+for these it is enough that the next sweep puts the timeout right. (IPS_FIXED_TIMEOUT
 would need no second look, but it cannot be taken back from a flow that goes on.)
 
 A rule ``ct helper "x"`` reads the helper that the master has when the expected flow's
@@ -23,6 +24,8 @@ from cthelper.core.tuples import Conntrack, Expectation, Tuple
 # Seconds that a master outlives its expectations, and in which the first packet of an
 # expected flow passes the filter rules.
 _MARGIN: Final = 1
+# A timeout below this, in seconds, does not wait for the next sweep.
+_SOON: Final = 5
 # Flows that are forgotten when they end; this bounds them where the news is lost.
 _LEFT: Final = 65536
 
@@ -68,15 +71,25 @@ class Masters:
         self._log = log
         self._clock = clock
         self._until: dict[FlowKey, float] = {}
+        # The entries of masters that had packets since the last sweep.
+        self._passed: dict[FlowKey, Conntrack] = {}
         self._leaving: dict[FlowKey, _Leaving] = {}
         # What became of these is told; packets of theirs may still come.
         self._left: dict[FlowKey, Tuple] = {}
 
-    def expect(self, entry: Conntrack, expectations: Iterable[Expectation]) -> None:
-        """The flow of `entry` is the master of these from now on."""
+    def expect(
+        self, entry: Conntrack, expectations: Iterable[Expectation]
+    ) -> int | None:
+        """The flow of `entry` is the master of these from now on.
+
+        The timeout in seconds that it needs, where it is confirmed and its is shorter.
+        """
         key = key_of(entry)
+        now = self._clock()
         longest = max(each.timeout for each in expectations)
-        self._until[key] = max(self._until.get(key, 0.0), self._clock() + longest)
+        until = self._until[key] = max(self._until.get(key, 0.0), now + longest)
+        wanted = math.ceil(until - now) + _MARGIN
+        return wanted if entry.confirmed and entry.timeout < wanted else None
 
     def lengthen(self, original: Tuple, expectation: Expectation) -> None:
         """The flow with this original tuple is the master of another's expectation.
@@ -92,7 +105,7 @@ class Masters:
             self._failed("keep-failed", error)
             return
         self.expect(entry, [expectation])
-        self.passed(entry)
+        self._keep(key_of(entry), entry)
 
     def finish(self, entry: Conntrack, helper: str, reason: str) -> None:
         """The flow of `entry` is no longer inspected; detach it when it can be."""
@@ -104,29 +117,41 @@ class Masters:
     def forget(self, key: FlowKey) -> None:
         """The entry is gone."""
         self._until.pop(key, None)
+        self._passed.pop(key, None)
         self._leaving.pop(key, None)
         self._left.pop(key, None)
 
     def passed(self, entry: Conntrack) -> None:
         """A packet of the flow was released; `entry` is as it came with the packet."""
         key = key_of(entry)
-        until = self._until.get(key)
-        if until is not None:
-            self._keep(key, entry, math.ceil(until - self._clock()))
+        if key in self._until:
+            # The timeout of an entry that was not confirmed yet is not to be relied on.
+            if entry.confirmed and entry.timeout >= _SOON:
+                self._passed[key] = entry
+            else:
+                self._keep(key, entry)
         if key in self._leaving:
             self._detach(key)
 
     def sweep(self) -> None:
-        """Detach the finished flows whose expectations have ended."""
+        """Keep the masters that had packets; detach the finished flows that can be.
+
+        Call it every second.
+        """
+        while self._passed:
+            self._keep(*self._passed.popitem())
         for key in list(self._leaving):
             self._detach(key)
 
-    def _keep(self, key: FlowKey, entry: Conntrack, seconds: int) -> None:
-        if seconds <= -_MARGIN:
+    def _keep(self, key: FlowKey, entry: Conntrack) -> None:
+        """See to it that the entry outlives its expectations."""
+        until = self._until.get(key)
+        if until is None:
+            return
+        wanted = math.ceil(until - self._clock()) + _MARGIN
+        if wanted <= 0:
             del self._until[key]
             return
-        wanted = seconds + _MARGIN
-        # The timeout of an entry that was not confirmed yet is not to be relied on.
         if entry.confirmed and entry.timeout >= wanted:
             return
         try:

@@ -254,11 +254,11 @@ class Daemon:
             self._report(entry, flow, decision.events)
         if flow.finished is not None:
             self._masters.finish(entry, flow.name, flow.finished)
-        verdict = self._gate.verdict(packet, entry, decision)
         made = decision.expectations + decision.placed
-        if made:
-            self._masters.expect(entry, made)
-        return verdict
+        timeout = self._masters.expect(entry, made) if made else None
+        if timeout is not None:
+            passed.pop()  # its verdict sees to it
+        return self._gate.verdict(packet, entry, decision, timeout)
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:
         common = {"helper": flow.name, "flow": str(entry.original)}

@@ -18,9 +18,9 @@ from typing import Final, Protocol
 from cthelper.core.engine import Decision
 from cthelper.core.errors import Busy, ExpectationRefused, NetlinkError, NotFound
 from cthelper.core.flows import FlowKey, key_of
+from cthelper.core.live import requests
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import Action, QueuedPacket, Verdict
-from cthelper.core.live.requests import expectation as expectation_attributes
 from cthelper.core.nat import leads
 from cthelper.core.tuples import (
     Conntrack,
@@ -163,22 +163,30 @@ class Gate:
         return Verdict(packet.id, payload=waiting.packet)
 
     def verdict(
-        self, packet: QueuedPacket, entry: Conntrack, decision: Decision
+        self,
+        packet: QueuedPacket,
+        entry: Conntrack,
+        decision: Decision,
+        timeout: int | None = None,
     ) -> Verdict:
-        """The verdict for a packet, once all that can be expected now is."""
+        """The verdict for a packet, once all that can be expected now is.
+
+        It sets the entry's timeout to so many seconds where that is given.
+        """
         if decision.drop:
             return Verdict(packet.id, Action.DROP)
         expectations = decision.expectations
+        change = b"" if timeout is None else requests.entry_timeout(timeout)
         if not expectations or decision.flow is None:
-            return Verdict(packet.id, payload=decision.packet)
+            return Verdict(packet.id, payload=decision.packet, conntrack=change)
         helper = decision.flow.name
         if entry.confirmed:
             for expectation in expectations:
                 self._put(expectation, helper)
-            return Verdict(packet.id, payload=decision.packet)
+            return Verdict(packet.id, payload=decision.packet, conntrack=change)
         first, *rest = expectations
         self._await(first, helper)
-        attributes = expectation_attributes(first)
+        attributes = requests.expectation(first)
         if not rest:
             return Verdict(packet.id, payload=decision.packet, expectation=attributes)
         if len(self._repeating) >= _REPEATING_LIMIT:

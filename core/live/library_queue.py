@@ -132,8 +132,7 @@ class LibraryQueue:
         """Release packets; when it returns they have gone on."""
         for each in verdicts:
             packet = self._waiting.pop(each.id)
-            plain = each.payload is None and each.expectation is None
-            if plain and each.action is Action.ACCEPT:
+            if each.plain and each.action is Action.ACCEPT:
                 packet.accept()
             else:
                 self._send(verdict(self.number, each))

@@ -83,13 +83,21 @@ class Verdict:
     """The answer to a queued packet.
 
     `payload` takes the place of the IP packet. `expectation` holds the attributes of
-    an expectation for the packet's flow.
+    an expectation for the packet's flow, and `conntrack` what is to be changed of its
+    entry (CTA_*): the kernel takes its timeout where it is confirmed, its mark, status,
+    labels and helper (ctnetlink_glue_parse_ct in nf_conntrack_netlink.c).
     """
 
     id: int
     action: Action = Action.ACCEPT
     payload: bytes | None = None
     expectation: bytes | None = None
+    conntrack: bytes = b""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it says what becomes of the packet, and nothing else."""
+        return self.payload is None and self.expectation is None and not self.conntrack
 
 
 @dataclass(slots=True)
@@ -149,10 +157,10 @@ def verdict(number: int, answer: Verdict) -> bytes:
     )
     if answer.payload is not None:
         attributes += _attribute(_PAYLOAD, answer.payload)
-    if answer.payload is not None or answer.expectation is not None:
+    if not answer.plain:
         # Without a conntrack attribute, be it empty, the kernel ignores an expectation
         # and sets up no sequence adjustment (nfqnl_recv_verdict).
-        attributes += _attribute(_CT | _NESTED, b"")
+        attributes += _attribute(_CT | _NESTED, answer.conntrack)
     if answer.expectation is not None:
         attributes += _attribute(_EXP | _NESTED, answer.expectation)
     return _message(VERDICT, number, attributes)

@@ -62,6 +62,11 @@ class World:
         self.updater.updates.clear()
         return updates
 
+    def passes(self, entry: Conntrack) -> None:
+        """A packet of the flow passes, and a second with its sweep."""
+        self.masters.passed(entry)
+        self.masters.sweep()
+
     def counters(self) -> dict[str, int]:
         return dict(self.log.counters)
 
@@ -123,7 +128,7 @@ def test_timeout_is_raised_to_a_second_over_the_expectation_and_never_lowered(
     world: World, timeout: int, updates: list[str]
 ) -> None:
     world.masters.expect(master(), [wanted(300)])
-    world.masters.passed(master(timeout))
+    world.passes(master(timeout))
     assert world.updates() == updates
 
 
@@ -135,7 +140,7 @@ def test_flow_without_expectations_is_left_alone(world: World) -> None:
 
 def test_longest_expectation_counts(world: World) -> None:
     world.masters.expect(master(), [wanted(10), wanted(300), wanted(60)])
-    world.masters.passed(master())
+    world.passes(master())
     assert world.updates() == keeps(301)
 
 
@@ -143,7 +148,7 @@ def test_shorter_expectation_that_comes_later_shortens_nothing(world: World) -> 
     world.masters.expect(master(), [wanted(300)])
     world.now += 100
     world.masters.expect(master(), [wanted(60)])
-    world.masters.passed(master())
+    world.passes(master())
     assert world.updates() == keeps(201)
 
 
@@ -151,7 +156,7 @@ def test_later_expectation_extends_the_time(world: World) -> None:
     world.masters.expect(master(), [wanted(300)])
     world.now += 250
     world.masters.expect(master(), [wanted(300)])
-    world.masters.passed(master())
+    world.passes(master())
     assert world.updates() == keeps(301)
 
 
@@ -161,15 +166,45 @@ def test_every_packet_of_the_flow_is_followed_by_a_look_at_its_timeout(
     # Each one sets the timeout of the entry back to the 30 s of UDP.
     world.masters.expect(master(), [wanted(300)])
     for left in (301, 291, 281):
-        world.masters.passed(master(30))
+        world.passes(master(30))
         assert world.updates() == keeps(left)
         world.now += 10
+
+
+def test_packets_of_a_second_cost_one_update(world: World) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    for _ in range(3):
+        world.masters.passed(master(30))
+    assert world.updates() == []
+    world.masters.sweep()
+    world.masters.sweep()
+    assert world.updates() == keeps(301)
+
+
+@pytest.mark.parametrize(("timeout", "updates"), [(4, keeps(301)), (5, [])])
+def test_timeout_of_a_few_seconds_does_not_wait_for_the_sweep(
+    world: World, timeout: int, updates: list[str]
+) -> None:
+    world.masters.expect(master(), [wanted(300)])
+    world.masters.passed(master(timeout))
+    assert world.updates() == updates
+
+
+@pytest.mark.parametrize(
+    ("timeout", "confirmed", "needed"),
+    [(30, True, 301), (300, True, 301), (301, True, None), (30, False, None)],
+)
+def test_new_expectation_says_what_timeout_its_master_needs(
+    world: World, timeout: int, confirmed: bool, needed: int | None
+) -> None:
+    entry = master(timeout, confirmed=confirmed)
+    assert world.masters.expect(entry, [wanted(300)]) == needed
 
 
 def test_part_of_a_second_counts_as_a_whole(world: World) -> None:
     world.masters.expect(master(), [wanted(300)])
     world.now += 0.5
-    world.masters.passed(master(300))
+    world.passes(master(300))
     assert world.updates() == keeps(301)
 
 
@@ -198,7 +233,7 @@ def test_timeout_is_not_touched_when_the_expectations_have_ended(
 def test_zone_goes_with_the_update(world: World) -> None:
     entry = master(zone=7)
     world.masters.expect(entry, [wanted(300)])
-    world.masters.passed(entry)
+    world.passes(entry)
     world.masters.finish(entry, "sunrpc", "done")
     world.now += 301
     world.masters.sweep()
@@ -212,10 +247,10 @@ def test_entry_that_is_gone_is_forgotten(world: World) -> None:
     world.masters.expect(master(), [wanted(300)])
     world.masters.finish(master(), "sunrpc", "done")
     world.updater.error = errno.ENOENT
-    world.masters.passed(master())
+    world.passes(master())
     assert world.updates() == keeps(301)
     world.now += 1000
-    world.masters.passed(master())
+    world.passes(master())
     world.masters.sweep()
     assert world.updates() == []
     assert world.counters() == {}
@@ -226,8 +261,8 @@ def test_timeout_that_the_kernel_refuses_is_counted_and_tried_again(
 ) -> None:
     world.masters.expect(master(), [wanted(300)])
     world.updater.error = errno.EPERM
-    world.masters.passed(master())
-    world.masters.passed(master())
+    world.passes(master())
+    world.passes(master())
     assert world.updates() == keeps(301) * 2
     assert world.counters() == {"keep-failed.kernel-eperm": 2}
 
@@ -306,7 +341,7 @@ def test_flow_is_detached_a_second_after_its_last_expectation(
 def test_packet_of_a_finished_flow_keeps_its_expectations_alive(world: World) -> None:
     world.masters.expect(master(), [wanted(300)])
     world.masters.finish(master(), "sunrpc", "done")
-    world.masters.passed(master())
+    world.passes(master())
     assert world.updates() == keeps(301)
 
 
@@ -380,7 +415,7 @@ def test_master_of_anothers_expectation_is_lengthened_at_once_and_kept() -> None
     world.masters.lengthen(entry.original, wanted(60))
     assert world.updates() == [f"{entry.original} zone 0: timeout 61"]
     world.now += 20
-    world.masters.passed(entry)
+    world.passes(entry)
     assert world.updates() == [f"{entry.original} zone 0: timeout 41"]
 
 

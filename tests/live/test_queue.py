@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from cthelper.core.errors import QueueError
+from cthelper.core.live import requests
 from cthelper.core.live.library_queue import LibraryQueue
 from cthelper.core.live.netlink import SO_RCVBUFFORCE
 from cthelper.core.live.queue import (
@@ -21,7 +22,6 @@ from cthelper.core.live.queue import (
     bound_queues,
     verdict,
 )
-from cthelper.core.live.requests import expectation as expectation_attributes
 from cthelper.core.packet import locate, replace_payload
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status
 from tests.live.netlink_lab import (
@@ -358,7 +358,7 @@ def test_expectation_in_the_verdict_of_an_unconfirmed_packet_is_met(
                 Verdict(
                     packet.id,
                     payload=payload and with_payload(packet, payload),
-                    expectation=expectation_attributes(wanted),
+                    expectation=requests.expectation(wanted),
                 )
             ]
         )
@@ -378,6 +378,20 @@ def test_expectation_in_the_verdict_of_an_unconfirmed_packet_is_met(
             assert lab.ctnetlink.get(original).master is None
 
 
+def test_verdict_sets_the_timeout_of_a_confirmed_entry(
+    lab: Lab, queue: LibraryQueue
+) -> None:
+    with Flow(lab.world) as flow:
+        establish(queue, flow)
+        flow.client.send(b"call")
+        packet = take(queue)
+        assert entry_of(packet).timeout < 301
+        queue.answer([Verdict(packet.id, conntrack=requests.entry_timeout(301))])
+        assert flow.server.recv(100) == b"call"
+        assert 299 <= lab.ctnetlink.get(flow.original).timeout <= 301
+    assert queue.statistics.refused == 0
+
+
 def test_repeated_packet_comes_back_confirmed_and_with_another_id(
     lab: Lab, queue: LibraryQueue
 ) -> None:
@@ -385,7 +399,7 @@ def test_repeated_packet_comes_back_confirmed_and_with_another_id(
         first, second = flow.expectation(), flow.expectation()
         flow.client.send(b"call")
         packet = take(queue)
-        attributes = expectation_attributes(first)
+        attributes = requests.expectation(first)
         queue.answer([Verdict(packet.id, Action.REPEAT, expectation=attributes)])
 
         again = take(queue)

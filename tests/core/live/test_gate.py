@@ -18,6 +18,7 @@ from cthelper.core.api import UDP, Effects, Helper, Message, Policy
 from cthelper.core.engine import NOTHING, Decision
 from cthelper.core.errors import ExpectationRefused, NetlinkError
 from cthelper.core.flows import Flow
+from cthelper.core.live import requests
 from cthelper.core.live.gate import Expecter, Gate
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import (
@@ -28,7 +29,6 @@ from cthelper.core.live.queue import (
     Statistics,
     Verdict,
 )
-from cthelper.core.live.requests import expectation as expectation_attributes
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -137,7 +137,7 @@ class World:
         self.gate = Gate(expecter, self.log, lambda: self.now, lengthen=self.lengthen)
         self.queue: Queue = FakeQueue(
             self.record,
-            {expectation_attributes(wanted(port)): port for port in range(1, 9)},
+            {requests.expectation(wanted(port)): port for port in range(1, 9)},
         )
 
     def lengthen(self, master: Tuple, expectation: Expectation) -> None:
@@ -355,7 +355,7 @@ def test_packet_of_a_flow_that_nobody_inspects_goes_on_at_once(world: World) -> 
 
 def test_verdict_carries_the_expectation_as_the_kernel_reads_it(world: World) -> None:
     verdict = world.packet(7, 1)
-    assert verdict == Verdict(7, expectation=expectation_attributes(wanted(1)))
+    assert verdict == Verdict(7, expectation=requests.expectation(wanted(1)))
 
 
 @pytest.mark.parametrize(
