@@ -135,7 +135,8 @@ ANY: Final = Source.ANY
 """Anybody."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, which would treble what it costs to make one for each packet.
+@dataclass(slots=True, kw_only=True)
 class Message:
     """One whole message of the protocol, in the direction that it travelled.
 
@@ -256,6 +257,8 @@ class Helper(ABC):
     `message_limit` bounds a message on TCP, in bytes. Without `nat` flows that are
     translated open nothing; with it the helper writes what it was granted.
     """
+
+    __slots__ = ()
 
     name: ClassVar[str]
     transports: ClassVar[frozenset[Transport]]

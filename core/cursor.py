@@ -24,14 +24,14 @@ class Cursor:
 
     def take(self, length: int) -> bytes:
         """The next `length` bytes, 0 or more."""
-        if not 0 <= length <= self.remaining:
-            raise Truncated(
-                f"{length} bytes wanted at offset {self.position}, "
-                f"{self.remaining} are left"
-            )
         start = self.position
-        self.position = start + length
-        return self._data[start : self.position]
+        stop = start + length
+        if not start <= stop <= len(self._data):
+            raise Truncated(
+                f"{length} bytes wanted at offset {start}, {self.remaining} are left"
+            )
+        self.position = stop
+        return self._data[start:stop]
 
     def skip(self, length: int) -> None:
         """Pass over `length` bytes, 0 or more."""
@@ -47,4 +47,8 @@ class Cursor:
 
     def u32(self) -> int:
         """The next 4 bytes as an unsigned integer."""
-        return int.from_bytes(self.take(4))
+        start = self.position
+        if start + 4 > len(self._data):
+            self.take(4)  # says what is missing
+        self.position = start + 4
+        return int.from_bytes(self._data[start : start + 4])

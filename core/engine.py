@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Final, Protocol, assert_never
+from typing import Final, NamedTuple, Protocol, assert_never
 
 from cthelper.core.api import (
     Done,
     Effect,
+    Effects,
     Expect,
     Grant,
     Helper,
@@ -38,6 +39,7 @@ from cthelper.core.guard import Guard
 from cthelper.core.packet import Segment, locate, replace_payload
 from cthelper.core.patches import Patch, Patches
 from cthelper.core.tuples import (
+    ORIGINAL,
     TCP,
     Address,
     Conntrack,
@@ -98,8 +100,7 @@ class Finished:
 Event = Refused | Damaged | Fault | Finished
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do with one packet.
 
     The `expectations` go in before the packet goes on, in this order; those of `placed`
@@ -143,6 +144,10 @@ class _Outcome:
     events: list[Event] = field(default_factory=list)
     unrewritable: bool = False
 
+    @property
+    def empty(self) -> bool:
+        return not (self.granted or self.events or self.unrewritable)
+
     def expectations(self, *, placed: bool) -> tuple[Expectation, ...]:
         return tuple(
             expectation
@@ -152,7 +157,7 @@ class _Outcome:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Packet:
     """A packet of a flow, and where its payload is."""
 
@@ -217,10 +222,12 @@ class Engine:
         direction: Direction,
         *,
         forwarded: bool = False,
+        segment: Segment | None = None,
     ) -> Decision:
         """Inspect one IP packet of the flow that `entry` describes.
 
-        `forwarded` is whether the packet came in through an interface.
+        `forwarded` is whether the packet came in through an interface. `segment` is
+        what `locate` finds in the packet, where that is known already.
         """
         flow = self.flows.find(entry)
         if flow is None:
@@ -231,35 +238,39 @@ class Engine:
             flow.depth = self._grants.depth(entry)
             flow.group = self._to_group(entry)
             self.flows.add(flow)
-        elif flow.finished is not None and not flow.patches.get(direction):
-            return Decision(flow)
         else:
-            # Also where it is finished: what was rewritten may be sent again.
             config = self.helpers.get(flow.name)
-        outcome = _Outcome()
+        side = flow.side(direction)
         inspected = flow.finished is None
+        # Of a finished flow, what was rewritten may be sent again.
+        if not inspected and side.patches is None:
+            return Decision(flow)
+        outcome = _Outcome()
         if inspected and config is None:
             flow.finish("helper-removed")
         elif inspected and flow.name in self._quarantined:
             flow.finish("quarantine")
-        readable = flow.finished is None and flow.sides[direction].parsed
+        readable = flow.finished is None and side.parsed
         located = None
-        if readable or flow.patches.get(direction):
+        if readable or side.patches is not None:
             try:
-                segment = locate(packet)
+                if segment is None:
+                    segment = locate(packet)
                 if segment is not None:
                     located = _Packet(packet, segment, entry, direction, forwarded)
             except Malformed as error:
                 if readable:
                     outcome.events.append(Damaged(str(error)))
-                    self._count_damage(flow, flow.sides[direction], entry)
+                    self._count_damage(flow, side, entry)
         if located is not None and readable and config is not None:
             self._inspect(located, flow, config, outcome)
         if inspected and flow.finished is not None:
             outcome.events.append(Finished(flow.finished))
         replacement = None
-        if located is not None:
-            replacement = self._rewrite(located, flow, outcome)
+        if located is not None and (outcome.patches or side.patches is not None):
+            replacement = self._rewrite(located, side, outcome)
+        if replacement is None and outcome.empty:
+            return Decision(flow)
         return Decision(
             flow,
             outcome.expectations(placed=False),
@@ -292,8 +303,8 @@ class Engine:
     ) -> None:
         """Have the helper read what is new in a packet."""
         entry, direction = packet.entry, packet.direction
-        side = flow.sides[direction]
-        tuple_ = entry.original if direction is Direction.ORIGINAL else entry.reply
+        side = flow.side(direction)
+        tuple_ = entry.original if direction is ORIGINAL else entry.reply
         try:
             helper = flow.helper or config.helper()
             flow.helper = helper
@@ -309,15 +320,27 @@ class Engine:
                     now=self._clock(),
                     options=config.options,
                     forwarded=packet.forwarded,
-                    group=flow.group and direction is Direction.ORIGINAL,
+                    group=flow.group and direction is ORIGINAL,
                     depth=flow.depth,
                     preceding=max(0, _distance(packet.sequence, position)),
                 )
+                if self._watch is not None:
+                    self._watch.message(helper, message)
+                try:
+                    reaction = helper.on_message(message)
+                    effect = next(reaction)
+                except StopIteration:
+                    continue
+                except ExpectationRefused as error:
+                    outcome.events.append(Refused(error.reason, error.detail, None))
+                    continue
                 read = _Outcome()
                 try:
-                    done = self._react(helper, message, entry, config, position, read)
+                    done = self._react(
+                        *(reaction, effect, message, entry, config, position, read)
+                    )
                 finally:
-                    self._settle(packet, flow, read, outcome)
+                    self._settle(packet, side, read, outcome)
                 if done:
                     flow.finish("done")
                     break
@@ -338,14 +361,16 @@ class Engine:
 
         That is the sequence number of the first byte; 0 of a datagram.
         """
-        if packet.segment.transport is not TCP:
+        segment, stream = packet.segment, side.stream
+        if stream is None:
             yield 0, packet.payload
             return
-        segment = packet.segment
-        pending = side.pending
-        pending += side.stream.feed(segment.sequence, packet.payload, syn=segment.syn)
+        fresh = stream.feed(segment.sequence, packet.payload, syn=segment.syn)
+        if not fresh:
+            return
+        pending = side.pending = bytearray(side.pending) + fresh
         while pending:
-            position = side.stream.next - len(pending)
+            position = stream.next - len(pending)
             with memoryview(pending) as view:
                 length = helper.frame(view.toreadonly())
             limit = helper.message_limit
@@ -363,21 +388,18 @@ class Engine:
 
     def _react(
         self,
-        helper: Helper,
+        reaction: Effects,
+        effect: Effect,
         message: Message,
         entry: Conntrack,
         config: HelperConfig,
         position: int,
         outcome: _Outcome,
     ) -> bool:
-        """Run the helper over one message; whether it is done with the flow."""
+        """Do what the helper yields, from `effect` on; whether it is done."""
         refusal: ExpectationRefused | None = None
         done = False
-        if self._watch is not None:
-            self._watch.message(helper, message)
         try:
-            reaction = helper.on_message(message)
-            effect = next(reaction)
             while True:
                 if self._watch is not None:
                     self._watch.effect(effect)
@@ -417,7 +439,7 @@ class Engine:
         return done
 
     def _settle(
-        self, packet: _Packet, flow: Flow, read: _Outcome, outcome: _Outcome
+        self, packet: _Packet, side: Side, read: _Outcome, outcome: _Outcome
     ) -> None:
         """Take over what one message led to, if it can be rewritten as it must be.
 
@@ -427,7 +449,7 @@ class Engine:
         refused = None
         if read.patches:
             try:
-                refused = _check_patches(packet, flow, outcome.patches, read.patches)
+                refused = _check_patches(packet, side, outcome.patches, read.patches)
             except HelperFault:
                 self._withdraw(read)
                 raise
@@ -445,16 +467,13 @@ class Engine:
         outcome.granted.clear()
         outcome.patches.clear()
 
-    def _rewrite(self, packet: _Packet, flow: Flow, outcome: _Outcome) -> bytes | None:
+    def _rewrite(self, packet: _Packet, side: Side, outcome: _Outcome) -> bytes | None:
         """The packet that takes the place of this one, or None."""
-        patches = flow.patches.get(packet.direction)
+        patches = side.patches or Patches()
         if outcome.patches:
-            patches = patches or Patches()
             patches.add(outcome.patches)
             if packet.segment.transport is TCP:
-                flow.patches[packet.direction] = patches
-        if not patches:
-            return None
+                side.patches = patches
         data = packet.payload
         result = patches.apply(packet.sequence, data)
         if result is None:
@@ -474,8 +493,8 @@ class Engine:
         if entry.original.transport is TCP or side.malformed >= MALFORMED_IN_A_ROW:
             side.parsed = False
             # Not cleared: the exception's frames may hold views of the bytes.
-            side.pending = bytearray()
-        if not any(each.parsed for each in flow.sides.values()):
+            side.pending = b""
+        if not (flow.sent.parsed or flow.answered.parsed):
             flow.finish("malformed")
 
     def _fault(self, flow: Flow, config: HelperConfig, error: Exception) -> Fault:
@@ -492,7 +511,7 @@ class Engine:
 
 
 def _check_patches(
-    packet: _Packet, flow: Flow, earlier: list[Patch], patches: list[Patch]
+    packet: _Packet, side: Side, earlier: list[Patch], patches: list[Patch]
 ) -> Refused | None:
     """Why the patches of a message cannot be made to its packet; None: they can.
 
@@ -514,7 +533,7 @@ def _check_patches(
     length = packet.segment.stop + grown
     if grown > 0 and length > _GROWN_LIMIT:
         return Refused("rewrite-too-long", f"a packet of {length} bytes", None)
-    trial = Patches(flow.patches.get(packet.direction, ()))
+    trial = Patches(side.patches or ())
     trial.add([*earlier, *patches])
     trial.apply(packet.sequence, data)
     return None

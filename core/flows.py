@@ -3,12 +3,12 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cthelper.core.api import Helper
 from cthelper.core.patches import Patches
 from cthelper.core.stream import Stream
-from cthelper.core.tuples import Conntrack, Direction, Tuple
+from cthelper.core.tuples import ORIGINAL, TCP, Conntrack, Direction, Tuple
 
 FlowKey = tuple[int, int]
 """Conntrack id and zone."""
@@ -23,33 +23,34 @@ def key_of(entry: Conntrack) -> FlowKey:
 class Side:
     """What the host keeps for one direction of a flow.
 
-    `stream` and `pending` (bytes of a message that is not complete) are TCP's;
-    `malformed` counts the malformed datagrams in a row of UDP. `parsed` turns false
-    for good when the direction is no longer worth reading.
+    `stream`, `pending` (bytes of a message that is not complete) and `patches` (what
+    was rewritten, if anything was) are TCP's; `malformed` counts the malformed
+    datagrams in a row of UDP. `parsed` turns false for good when the direction is no
+    longer worth reading.
     """
 
-    stream: Stream
-    pending: bytearray = field(default_factory=bytearray)
+    stream: Stream | None = None
+    pending: bytearray | bytes = b""
+    patches: Patches | None = None
     malformed: int = 0
     parsed: bool = True
 
 
 @dataclass(slots=True)
 class Flow:
-    """A flow that a helper inspects.
+    """A flow that a helper inspects. There may be a hundred thousand of them.
 
     `name` is the helper's; its instance, `helper`, is made for the first packet that
-    is read. `patches` are what was rewritten on TCP, if anything was. `depth` and
-    `group` are what its messages say. `finished` says why the flow is no longer
-    inspected.
+    is read. `depth` and `group` are what its messages say. `finished` says why the flow
+    is no longer inspected.
     """
 
     key: FlowKey
     original: Tuple
     name: str
-    sides: dict[Direction, Side]
+    sent: Side
+    answered: Side
     helper: Helper | None = None
-    patches: dict[Direction, Patches] = field(default_factory=dict)
     depth: int = 0
     group: bool = False
     finished: str | None = None
@@ -57,15 +58,36 @@ class Flow:
     @classmethod
     def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":
         """A flow of which nothing has been read yet."""
+        original = entry.original
+        if original.transport is not TCP:
+            return cls(key_of(entry), original, helper.name, Side(), Side())
         limit = helper.message_limit
-        sides = {direction: Side(Stream(limit)) for direction in Direction}
-        return cls(key_of(entry), entry.original, helper.name, sides)
+        sides = Side(Stream(limit)), Side(Stream(limit))
+        return cls(key_of(entry), original, helper.name, *sides)
+
+    def side(self, direction: Direction) -> Side:
+        """What is kept for a direction."""
+        return self.sent if direction is ORIGINAL else self.answered
+
+    @property
+    def quiet(self) -> bool:
+        """Whether its packets need no look any more.
+
+        What was rewritten may be sent again, and then must be rewritten again.
+        """
+        return (
+            self.finished is not None
+            and self.sent.patches is None
+            and self.answered.patches is None
+        )
 
     def finish(self, reason: str) -> None:
         """Stop inspecting the flow, and let go of its bytes and of the helper."""
         self.finished = self.finished or reason
-        self.sides.clear()
         self.helper = None
+        for side in (self.sent, self.answered):
+            side.stream = None
+            side.pending = b""
 
 
 class FlowTable:
@@ -96,7 +118,9 @@ class FlowTable:
         flow = self._flows.get(key)
         if flow is None:
             return None
-        if flow.original != entry.original:
+        original = entry.original
+        # Comparing is dear, and an entry that was decoded before is the same object.
+        if flow.original is not original and flow.original != original:
             del self._flows[key]
             return None
         self._flows.move_to_end(key)

@@ -94,24 +94,26 @@ class Grants:
         self.guard.charge(message.now, name, source, config.guard, count)
         if wish.helper == name:
             self._chain(entry, message.depth)
-        first = Expectation(
-            master=entry.original,
-            transport=wish.transport or message.transport,
-            source=None,
-            source_port=wish.source_port,
-            destination=opening.destination,
-            policy=policy.name,
-            timeout=policy.timeout,
-            class_=class_,
-            permanent=wish.permanent,
-            helper=wish.helper,
-            zone=entry.zone,
-            translation=opening.translation,
-        )
         wanted = [
             each
             for network in networks
-            for each in _pair(replace(first, source=network), pair=wish.pair)
+            for each in _pair(
+                Expectation(
+                    master=entry.original,
+                    transport=wish.transport or message.transport,
+                    source=network,
+                    source_port=wish.source_port,
+                    destination=opening.destination,
+                    policy=policy.name,
+                    timeout=policy.timeout,
+                    class_=class_,
+                    permanent=wish.permanent,
+                    helper=wish.helper,
+                    zone=entry.zone,
+                    translation=opening.translation,
+                ),
+                pair=wish.pair,
+            )
         ]
         if opening.translation is None or not entry.confirmed or self._placer is None:
             return Granted(Grant(opening.destination), tuple(wanted))

@@ -10,6 +10,7 @@ expectations or so (nf_conntrack_expect_max).
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -132,6 +133,8 @@ class Guard:
             self._buckets.popitem(last=False)
 
 
+# The same few servers announce again and again, and each question costs a look-up.
+@lru_cache(maxsize=4096)
 def _unusable(address: Address) -> str | None:
     # First, because newer Pythons answer the other questions for the mapped address.
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

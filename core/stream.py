@@ -21,6 +21,8 @@ class Stream:
     only their bytes wait.
     """
 
+    __slots__ = ("_ahead", "_first", "_limit", "_next", "_seen")
+
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._first = 0

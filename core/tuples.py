@@ -4,6 +4,7 @@
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -63,6 +64,7 @@ def is_group(address: Address, networks: Iterable[Network] = ()) -> bool:
     )
 
 
+@lru_cache(maxsize=4096)
 def host_network(address: Address) -> Network:
     """The network that holds `address` alone."""
     if isinstance(address, IPv4Address):

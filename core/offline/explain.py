@@ -171,8 +171,8 @@ class _Story:
             yield "engine", f"the flow is no longer inspected: {flow.finished}"
             return
         messages = [each for each in events if isinstance(each, MessageEvent)]
-        side = flow.sides.get(seen.direction)
-        if not messages and side is not None:
+        side = flow.side(seen.direction)
+        if not messages and flow.finished is None:
             if not side.parsed:
                 yield "engine", "this direction is no longer read: it was malformed"
             elif side.pending:

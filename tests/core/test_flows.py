@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flow table."""
 
-from cthelper.core.api import TCP, Effects, Helper, Message, Policy
+from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
 from cthelper.core.flows import Flow, FlowTable, key_of
+from cthelper.core.patches import Patches
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack
 from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple
 
@@ -82,9 +83,25 @@ def test_removed_flow_is_forgotten_without_being_counted() -> None:
 def test_first_reason_for_finishing_stays() -> None:
     flow = Flow.begin(conntrack(), Silent)
     flow.helper = Silent()
-    assert set(flow.sides) == {ORIGINAL, REPLY}
+    flow.side(REPLY).pending = bytearray(b"begun")
+    assert flow.side(ORIGINAL).stream is not None
     flow.finish("gap")
     flow.finish("done")
     assert flow.finished == "gap"
-    assert flow.sides == {}
+    assert flow.side(ORIGINAL).stream is None
+    assert not flow.side(REPLY).pending
     assert flow.helper is None
+
+
+def test_flow_is_quiet_when_it_is_finished_and_nothing_was_rewritten() -> None:
+    flow = Flow.begin(conntrack(), Silent)
+    assert not flow.quiet
+    flow.finish("done")
+    assert [flow.quiet] == [True]
+    flow.side(REPLY).patches = Patches()
+    assert [flow.quiet] == [False]
+
+
+def test_flow_of_datagrams_keeps_no_streams() -> None:
+    flow = Flow.begin(conntrack(flow_tuple(UDP)), Silent)
+    assert flow.side(ORIGINAL).stream is flow.side(REPLY).stream is None
