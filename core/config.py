@@ -9,9 +9,9 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -26,6 +26,10 @@ DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 _T = TypeVar("_T")
 # Expectations a minute, far above what a kernel's table holds.
 _RATE_LIMIT: Final = 1_000_000
+_WORKERS_LIMIT: Final = 16
+# Between a helper's name and a worker's number; no helper's name has one.
+_WORKER: Final = "."
+_NAME_LIMIT: Final = 15  # NF_CT_HELPER_NAME_LEN without the zero byte
 _HOOKS: Final = tuple(hook.value for hook in Hook)
 _EVERYWHERE: Final[tuple[Network, ...]] = (
     IPv4Network("0.0.0.0/0"),
@@ -45,9 +49,12 @@ class DaemonConfig:
     `queue` is the NFQUEUE number, 0 to 65535. `receive_buffer` bounds what may wait in
     a queue, in bytes of packets and their bookkeeping; packets beyond it pass without
     being inspected. `flow_limit` bounds the flows that are followed at a time.
+    `workers` is how many processes share the flows, 1 to 16; `queue` is that of the
+    first, and each has a `receive_buffer` and a `flow_limit` of its own.
     """
 
     queue: int = 2077
+    workers: int = 1
     receive_buffer: int = 8 * 1024 * 1024
     flow_limit: int = 65536
     log_level: str = "info"
@@ -74,7 +81,8 @@ class HelperConfig:
     `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
     empty ones do not. `hooks` are where it tags them: without PREROUTING flows of
     other hosts open nothing. `policies` are the helper's own with the configured
-    limits.
+    limits. `worker` is the number of the worker that serves it, from 0, where there are
+    several.
     """
 
     helper: type[Helper]
@@ -88,6 +96,16 @@ class HelperConfig:
     interfaces: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
     destinations: tuple[Network, ...] = ()
+    worker: int | None = None
+
+    @property
+    def kernel_name(self) -> str:
+        """The name that the helper is registered under."""
+        return self.kernel_name_of(self.helper.name)
+
+    def kernel_name_of(self, name: str) -> str:
+        """The name under which the same worker registers the helper `name`."""
+        return name if self.worker is None else f"{name}{_WORKER}{self.worker}"
 
     @property
     def tags_expected(self) -> bool:
@@ -121,7 +139,41 @@ class Config:
     @property
     def queues(self) -> frozenset[int]:
         """The numbers of all queues that the enabled helpers use."""
-        return frozenset(each.queue for each in self.helpers.values())
+        return frozenset(each.queue for each in self.served)
+
+    @property
+    def served(self) -> tuple[HelperConfig, ...]:
+        """The enabled helpers as the kernel knows them: each once for every worker."""
+        parts = self.by_worker
+        return tuple(part.helpers[name] for name in self.helpers for part in parts)
+
+    @property
+    def by_kernel_name(self) -> dict[str, HelperConfig]:
+        """The enabled helpers by the names that they are registered under."""
+        return {each.kernel_name: each for each in self.served}
+
+    @property
+    def by_worker(self) -> tuple["Config", ...]:
+        """The configuration of each worker; of a single process, this one."""
+        if self.daemon.workers == 1:
+            return (self,)
+        return tuple(map(self._for_worker, range(self.daemon.workers)))
+
+    def _for_worker(self, number: int) -> "Config":
+        """What the worker serves: its own queues, under names of its own."""
+        return replace(
+            self,
+            daemon=replace(self.daemon, workers=1),
+            helpers={
+                name: replace(each, worker=number, queue=each.queue + number)
+                for name, each in self.helpers.items()
+            },
+        )
+
+
+def plain_name(kernel_name: str) -> str:
+    """The helper's own name, out of one that it is registered under."""
+    return kernel_name.partition(_WORKER)[0]
 
 
 def load(path: Path | None, helpers: Mapping[str, type[Helper]]) -> Config:
@@ -193,7 +245,38 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
                 f"{shared} is tagged by {one.helper.name} already: let their ports, "
                 "networks or interfaces differ, or set enabled = false for one",
             )
-    return Config(daemon=daemon, expectations_in_all=in_all, helpers=enabled)
+    config = Config(daemon=daemon, expectations_in_all=in_all, helpers=enabled)
+    if daemon.workers > 1:
+        _check_workers(path, config)
+    return config
+
+
+def _check_workers(path: Path, config: Config) -> None:
+    """Raise ConfigError where the workers' names or queues are not possible."""
+    workers = config.daemon.workers
+    for each in config.served:
+        name = each.kernel_name
+        if len(name) > _NAME_LIMIT:
+            raise ConfigError(
+                *(path, "daemon.workers", workers),
+                f"worker {each.worker} would register {each.helper.name} as {name!r}, "
+                f"and the kernel's names have at most {_NAME_LIMIT} characters",
+            )
+    helpers = sorted(config.helpers.values(), key=lambda each: each.queue)
+    for each in helpers:
+        if each.queue + workers - 1 > 0xFFFF:
+            raise ConfigError(
+                *(path, f"helpers.{each.helper.name}.queue", each.queue),
+                f"must be at most {0x10000 - workers}: each of the {workers} workers "
+                "takes the next number",
+            )
+    for one, other in pairwise(helpers):
+        if 0 < other.queue - one.queue < workers:
+            raise ConfigError(
+                *(path, f"helpers.{other.helper.name}.queue", other.queue),
+                f"must be that of {one.helper.name}, {one.queue}, or {workers} away "
+                "from it: each worker takes the next number",
+            )
 
 
 def _document(text: str, path: Path) -> dict[str, object]:
@@ -331,6 +414,7 @@ def _daemon(table: _Table) -> DaemonConfig:
     plain = DaemonConfig()
     daemon = DaemonConfig(
         queue=table.integer("queue", plain.queue, 0, 0xFFFF),
+        workers=table.integer("workers", plain.workers, 1, _WORKERS_LIMIT),
         receive_buffer=table.integer(
             "receive_buffer", plain.receive_buffer, 64 * 1024, 1 << 30
         ),

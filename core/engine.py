@@ -239,7 +239,7 @@ class Engine:
             flow.group = self._to_group(entry)
             self.flows.add(flow)
         else:
-            config = self.helpers.get(flow.name)
+            config = self.helpers.get(flow.kernel_name)
         side = flow.side(direction)
         inspected = flow.finished is None
         # Of a finished flow, what was rewritten may be sent again.

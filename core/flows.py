@@ -40,9 +40,9 @@ class Side:
 class Flow:
     """A flow that a helper inspects. There may be a hundred thousand of them.
 
-    `name` is the helper's; its instance, `helper`, is made for the first packet that
-    is read. `depth` and `group` are what its messages say. `finished` says why the flow
-    is no longer inspected.
+    `name` is the helper's, `kernel_name` the one that it is registered under; its
+    instance, `helper`, is made for the first packet that is read. `depth` and `group`
+    are what its messages say. `finished` says why the flow is no longer inspected.
     """
 
     key: FlowKey
@@ -50,6 +50,7 @@ class Flow:
     name: str
     sent: Side
     answered: Side
+    kernel_name: str
     helper: Helper | None = None
     depth: int = 0
     group: bool = False
@@ -58,12 +59,18 @@ class Flow:
     @classmethod
     def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":
         """A flow of which nothing has been read yet."""
-        original = entry.original
-        if original.transport is not TCP:
-            return cls(key_of(entry), original, helper.name, Side(), Side())
-        limit = helper.message_limit
-        sides = Side(Stream(limit)), Side(Stream(limit))
-        return cls(key_of(entry), original, helper.name, *sides)
+        sent, answered = Side(), Side()
+        if entry.original.transport is TCP:
+            limit = helper.message_limit
+            sent.stream, answered.stream = Stream(limit), Stream(limit)
+        return cls(
+            key_of(entry),
+            entry.original,
+            helper.name,
+            sent,
+            answered,
+            kernel_name=entry.helper or helper.name,
+        )
 
     def side(self, direction: Direction) -> Side:
         """What is kept for a direction."""

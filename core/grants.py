@@ -108,7 +108,9 @@ class Grants:
                     timeout=policy.timeout,
                     class_=class_,
                     permanent=wish.permanent,
-                    helper=wish.helper,
+                    helper=None
+                    if wish.helper is None
+                    else config.kernel_name_of(wish.helper),
                     zone=entry.zone,
                     translation=opening.translation,
                 ),

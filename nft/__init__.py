@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from string import Template
 from typing import Final
@@ -24,11 +25,13 @@ TABLE: Final = "inet cthelper"
 _FAMILY: Final = {4: "ip", 6: "ip6"}
 _INTERFACE: Final = {Hook.PREROUTING: "iifname", Hook.OUTPUT: "oifname"}
 _SECONDS: Final = 30
+# Any number; without one every loading would spread the flows anew.
+_SEED: Final = "0x63746821"
 
 
 def render(config: Config) -> str:
     """The ruleset for the enabled helpers."""
-    return _ruleset(config.helpers.values())
+    return _ruleset(config)
 
 
 def check(config: Config) -> None:
@@ -52,14 +55,16 @@ def version() -> str:
     return _nft("--version").strip()
 
 
-def _ruleset(helpers: Collection[HelperConfig], loaded: Collection[str] = ()) -> str:
+def _ruleset(config: Config, loaded: Collection[str] = ()) -> str:
     """The table; helper objects that are `loaded` already are left out."""
     template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
     return template.substitute(
-        objects="".join(_objects(each, loaded) for each in helpers),
-        expected=_expected(helpers),
-        prerouting=_rules(helpers, Hook.PREROUTING),
-        output=_rules(helpers, Hook.OUTPUT),
+        accepting=_accepting(config),
+        objects="".join(_objects(each, loaded) for each in config.served),
+        spreading=_spreading(config),
+        expected=_expected(config.served),
+        prerouting=_rules(config, Hook.PREROUTING),
+        output=_rules(config, Hook.OUTPUT),
     )
 
 
@@ -70,8 +75,8 @@ def _replacement(config: Config) -> str:
     any queue of the namespace (nf_queue_nf_hook_drop), so the chains stay; and so, as
     a precaution, do the helper objects, used or not, until the table is removed.
     """
-    skeleton = _ruleset(())
-    rules = _ruleset(config.helpers.values(), _loaded())
+    skeleton = _ruleset(replace(config, helpers={}))
+    rules = _ruleset(config, _loaded())
     return f"{skeleton}flush table {TABLE}\n{rules}"
 
 
@@ -85,9 +90,29 @@ def _loaded() -> set[str]:
     return {each["name"] for each in objects if each}
 
 
+def _accepting(config: Config) -> str:
+    """The rules of a user's firewall that accept what all workers' helpers expect."""
+    if config.daemon.workers == 1:
+        return ""
+    lines = [
+        "",
+        " Each helper is there once for every worker. These rules of yours accept what",
+        " one of them expects, whatever worker serves it:",
+        *(
+            f"   ct state related ct helper {_set(_quoted_names(config, name))} accept"
+            for name in config.helpers
+        ),
+    ]
+    return "".join(f"#{line}\n" for line in lines)
+
+
+def _quoted_names(config: Config, name: str) -> list[str]:
+    return [f'"{part.helpers[name].kernel_name}"' for part in config.by_worker]
+
+
 def _objects(config: HelperConfig, loaded: Collection[str]) -> str:
-    name = config.helper.name
-    several = len(config.helper.transports) > 1
+    name = config.kernel_name
+    several = len(config.helper.transports) > 1 and not config.worker
     note = "\t# An object serves one transport, and IPv4 and IPv6 alike.\n"
     return "".join(
         [
@@ -104,7 +129,50 @@ def _objects(config: HelperConfig, loaded: Collection[str]) -> str:
 
 
 def _object(config: HelperConfig, transport: Transport) -> str:
-    return f"{config.helper.name}-{transport}"
+    return f"{config.kernel_name}-{transport}"
+
+
+def _spreading(config: Config) -> str:
+    """A chain for each helper and transport that attaches the helper of one worker."""
+    if config.daemon.workers == 1:
+        return ""
+    parts = config.by_worker
+    chains = [
+        f"\tchain {_object(helper, transport)} {{\n"
+        f"{_spread([part.helpers[name] for part in parts], transport)}\t}}\n"
+        for name, helper in config.helpers.items()
+        for transport in sorted(helper.helper.transports)
+    ]
+    note = (
+        "\t# Both addresses of a flow choose its worker, in either order: the sum of\n"
+        f"\t# their hashes, modulo {len(parts)}.\n"
+    )
+    return f"\n{note}" + "\n".join(chains)
+
+
+def _spread(workers: Sequence[HelperConfig], transport: Transport) -> str:
+    """Rules that attach the helper of worker hash(source) + hash(destination) mod N.
+
+    nft cannot add two hashes, so that each first one has its rule.
+    """
+    count = len(workers)
+    objects = [f'"{_object(each, transport)}"' for each in workers]
+    rules = []
+    for family in _FAMILY.values():
+        source, destination = (
+            f"jhash {family} {side} mod {count} seed {_SEED}"
+            for side in ("saddr", "daddr")
+        )
+        for first in range(count):
+            elements = [
+                f"{second} : {objects[(first + second) % count]}"
+                for second in range(count)
+            ]
+            rules.append(
+                f"\t\t{source} {first} ct helper set {destination} "
+                f"map {{ {', '.join(elements)} }}\n"
+            )
+    return "".join(rules)
 
 
 def _expected(helpers: Collection[HelperConfig]) -> str:
@@ -114,7 +182,7 @@ def _expected(helpers: Collection[HelperConfig]) -> str:
     """
     rules = [
         f"meta l4proto {transport} ct state related "
-        f'ct helper "{config.helper.name}" ct helper set "{_object(config, transport)}"'
+        f'ct helper "{config.kernel_name}" ct helper set "{_object(config, transport)}"'
         for config in helpers
         if config.tags_expected
         for transport in sorted(config.helper.transports)
@@ -125,16 +193,21 @@ def _expected(helpers: Collection[HelperConfig]) -> str:
     return "".join(f"\t\t{line}\n" for line in (note, *rules))
 
 
-def _rules(helpers: Collection[HelperConfig], hook: Hook) -> str:
+def _rules(config: Config, hook: Hook) -> str:
+    several = config.daemon.workers > 1
     return "".join(
         f"\t\t{rule}\n"
-        for config in helpers
-        if hook in config.hooks
-        for rule in [f"# {config.helper.name}", *_helper_rules(config, hook)]
+        for helper in config.helpers.values()
+        if hook in helper.hooks
+        for rule in [
+            f"# {helper.helper.name}",
+            *_helper_rules(helper, hook, several=several),
+        ]
     )
 
 
-def _helper_rules(config: HelperConfig, hook: Hook) -> list[str]:
+def _helper_rules(config: HelperConfig, hook: Hook, *, several: bool) -> list[str]:
+    """Rules that attach the helper, or with `several` workers have its chain do so."""
     rules = []
     for addresses in _address_matches(config.sources, config.destinations):
         for transport in sorted(config.helper.transports):
@@ -142,7 +215,8 @@ def _helper_rules(config: HelperConfig, hook: Hook) -> list[str]:
             if config.interfaces:
                 names = [f'"{name}"' for name in config.interfaces]
                 parts.insert(0, f"{_INTERFACE[hook]} {_set(names)}")
-            parts.append(f'ct helper set "{_object(config, transport)}"')
+            name = _object(config, transport)
+            parts.append(f"jump {name}" if several else f'ct helper set "{name}"')
             rules.append(" ".join(parts))
     return rules
 

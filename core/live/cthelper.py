@@ -63,7 +63,7 @@ def registrations(
     """The registrations that these helpers need: a family and a transport each."""
     return [
         Registration(
-            name=config.helper.name,
+            name=config.kernel_name,
             family=family,
             transport=transport,
             queue=config.queue,

@@ -81,7 +81,7 @@ class Daemon:
             self._ctnetlink, self._log, clock, lengthen=self._masters.lengthen
         )
         self._engine = Engine(
-            config.helpers,
+            config.by_kernel_name,
             guard=Guard(config.expectations_in_all),
             on_link=self._links.on_link,
             clock=clock,
@@ -142,7 +142,7 @@ class Daemon:
     def _start(self) -> None:
         """Bind, register, load: in this order no packet is queued to nobody."""
         leavings = self._leavings()
-        wanted = registrations(self._config.helpers.values(), enabled=True)
+        wanted = registrations(self._config.served, enabled=True)
         try:
             # Between binding a queue and setting its copy mode the kernel drops what
             # comes to it (nfqnl_enqueue_packet in nfnetlink_queue.c), while packets
@@ -326,23 +326,26 @@ class Daemon:
 
     def _change(self, config: Config) -> None:
         old, new = self._config.daemon, config.daemon
-        for key in ("receive_buffer", "flow_limit"):
+        for key in ("workers", "receive_buffer", "flow_limit"):
             if getattr(old, key) != getattr(new, key):
                 raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
         before = dict(self._known)
-        wanted = registrations(config.helpers.values(), enabled=True)
+        wanted = registrations(config.served, enabled=True)
         keys = {each.key for each in wanted}
         bound = sorted(config.queues - self._queues.keys())
         try:
             for number in bound:
                 self._bind(number)
             # The engine knows a helper before the kernel sends its packets.
-            self._engine.helpers = {**self._config.helpers, **config.helpers}
+            self._engine.helpers = {
+                **self._config.by_kernel_name,
+                **config.by_kernel_name,
+            }
             self._put(wanted)
             self._meanwhile(lambda: nft.install(config))
             self._disable(each for key, each in before.items() if key not in keys)
         except CthelperError:
-            self._engine.helpers = self._config.helpers
+            self._engine.helpers = self._config.by_kernel_name
             self._try(lambda: self._put(before.values()))
             self._disable(
                 each for key, each in self._known.items() if key not in before
@@ -352,7 +355,7 @@ class Daemon:
                     self._unbind(number)
             raise
         self._config = config
-        self._engine.helpers = config.helpers
+        self._engine.helpers = config.by_kernel_name
         self._engine.guard = Guard(config.expectations_in_all)
         self._engine.release()
         self._log.configure(new.log_level, new.log_format)

@@ -193,7 +193,7 @@ def python_package() -> Finding:
 
 def names(config: Config, host: Host) -> Iterator[Finding]:
     """Whether the kernel's own helpers leave the configured names free."""
-    for name in config.helpers:
+    for name in config.by_kernel_name:
         module = kernel_module(name)
         if (host.root / "sys/module" / module).exists():
             yield Finding(

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from cthelper import nft
-from cthelper.core.config import Config
+from cthelper.core.config import Config, plain_name
 from cthelper.core.errors import Busy
 from cthelper.core.live.cthelper import HelperTable, Registration, registrations
 from cthelper.core.live.ctnetlink import Ctnetlink
@@ -30,7 +30,7 @@ def check(config: Config) -> None:
         present = {each.key for each in helpers.list()}
         added = [
             each
-            for each in registrations(config.helpers.values(), enabled=False)
+            for each in registrations(config.served, enabled=False)
             if each.key not in present
         ]
         try:
@@ -50,7 +50,7 @@ def install(config: Config, *, retag_flows: bool) -> int | None:
     """
     served = bound_queues()
     with closing(HelperTable()) as helpers:
-        for each in registrations(config.helpers.values(), enabled=True):
+        for each in registrations(config.served, enabled=True):
             helpers.put(replace(each, enabled=each.queue in served))
     nft.install(config)
     if not retag_flows:
@@ -73,7 +73,7 @@ def remove(config: Config) -> None:
             [
                 each
                 for each in helpers.list()
-                if each.name in names and each.queue not in served
+                if plain_name(each.name) in names and each.queue not in served
             ],
         )
 

@@ -15,6 +15,7 @@ from cthelper.core.config import (
     DaemonConfig,
     load,
     parse,
+    plain_name,
     plugin_folder,
 )
 from cthelper.core.errors import ConfigError
@@ -110,6 +111,7 @@ def test_every_key_is_read() -> None:
         """
         [daemon]
         queue = 65535
+        workers = 1
         receive_buffer = 65536
         flow_limit = 1
         log_level = "debug"
@@ -191,6 +193,62 @@ def test_every_key_is_read() -> None:
     assert result.queues == {0, 65535}
 
 
+def test_single_process_registers_helpers_under_their_own_names() -> None:
+    result = read("")
+    assert result.by_worker == (result,)
+    assert result.served == tuple(result.helpers.values())
+    assert result.by_kernel_name == result.helpers
+
+
+def test_each_worker_has_its_queues_and_its_names() -> None:
+    result = read("daemon = {queue = 7, workers = 3}\nhelpers.chosen.queue = 65533")
+    # Users know the helpers by their own names.
+    assert [each.kernel_name for each in result.helpers.values()] == ["plain", "chosen"]
+    assert [part.queues for part in result.by_worker] == [
+        {7, 65533},
+        {8, 65534},
+        {9, 65535},
+    ]
+    assert result.queues == {7, 8, 9, 65533, 65534, 65535}
+    for number, part in enumerate(result.by_worker):
+        assert set(part.helpers) == {"plain", "chosen"}
+        assert set(part.by_kernel_name) == {f"plain.{number}", f"chosen.{number}"}
+        assert part.by_worker == (part,)
+        assert part.helpers["plain"].helper is Plain
+        assert part.helpers["plain"].kernel_name_of("other") == f"other.{number}"
+    names = [each.kernel_name for each in result.served]
+    assert names == [f"{name}.{n}" for name in ("plain", "chosen") for n in range(3)]
+    assert {plain_name(name) for name in names} == {"plain", "chosen"}
+
+
+@pytest.mark.parametrize("queues", [(7, 7), (7, 9), (9, 7)])
+def test_queues_of_helpers_are_equal_or_apart(queues: tuple[int, int]) -> None:
+    plain, chosen = queues
+    result = read(
+        f"daemon.workers = 2\nhelpers.plain.queue = {plain}\n"
+        f"helpers.chosen.queue = {chosen}"
+    )
+    assert len(result.queues) == 2 * len({plain, chosen})
+
+
+def test_name_that_is_too_long_with_the_workers_number_is_named() -> None:
+    class Long(Plain):
+        name = "thirteen-char"
+
+    long = {Long.name: Long}
+    assert parse("daemon.workers = 10", PATH, long).served[9].kernel_name == (
+        "thirteen-char.9"
+    )
+    with pytest.raises(ConfigError) as caught:
+        parse("daemon.workers = 11", PATH, long)
+    assert str(caught.value) == (
+        "cthelper.toml: daemon.workers = 11: worker 10 would register thirteen-char as "
+        "'thirteen-char.10', and the kernel's names have at most 15 characters"
+    )
+    text = "daemon.workers = 11\nhelpers.thirteen-char.enabled = false"
+    assert parse(text, PATH, long).helpers == {}
+
+
 def test_disabled_helper_is_left_out() -> None:
     result = read("daemon.queue = 5\nhelpers.plain = {enabled = false, queue = 9}")
     assert set(result.helpers) == {"chosen"}
@@ -219,7 +277,7 @@ PLAIN_KEYS = (
     "enabled, ports, hooks, queue, policies, guard, nat, "
     "interfaces, sources, destinations"
 )
-DAEMON_KEYS = "queue, receive_buffer, flow_limit, log_level, log_format"
+DAEMON_KEYS = "queue, workers, receive_buffer, flow_limit, log_level, log_format"
 
 WRONG = [
     # Keys that nobody knows, at each level.
@@ -458,6 +516,24 @@ WRONG = [
         "helpers.chosen.mode = 'tall': must be one of narrow, wide",
     ),
     ("helpers.chosen.version = 4", "helpers.chosen.version = 4: must be one of 2, 3"),
+    # Workers.
+    *(
+        (
+            f"daemon.workers = {count}",
+            f"daemon.workers = {count}: must be a number from 1 to 16",
+        )
+        for count in (0, 17)
+    ),
+    (
+        "daemon = {queue = 65533, workers = 4}",
+        "helpers.plain.queue = 65533: must be at most 65532: "
+        "each of the 4 workers takes the next number",
+    ),
+    (
+        "daemon = {queue = 7, workers = 4}\nhelpers.plain.queue = 10",
+        "helpers.plain.queue = 10: must be that of chosen, 7, or 4 away from it: "
+        "each worker takes the next number",
+    ),
     # Plugins.
     ("plugins.folder = 1", "plugins.folder = 1: must be a string"),
     (

@@ -34,6 +34,7 @@ def test_every_key_is_there() -> None:
     assert set(written) == {"daemon", "guard", "plugins", "helpers"}
     assert set(written["daemon"]) == {
         "queue",
+        "workers",
         "receive_buffer",
         "flow_limit",
         "log_level",

@@ -7,6 +7,7 @@ Whether a kernel takes it, the live tests show.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -32,7 +33,7 @@ from cthelper.core.config import Config, parse
 from cthelper.core.errors import RulesetError
 from cthelper.core.registry import builtin_helpers
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "default.nft"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 class Plain(Helper):
@@ -80,9 +81,14 @@ def narrowed(settings: str) -> list[str]:
     return [each.removesuffix(end) for each in found]
 
 
-def test_default_configuration_gives_the_golden_ruleset() -> None:
-    ruleset = nft.render(parse("", Path("test.toml"), builtin_helpers()))
-    assert ruleset == GOLDEN.read_text("utf-8")
+@pytest.mark.parametrize(
+    ("settings", "golden"),
+    [("", "default.nft"), ("daemon.workers = 2", "workers.nft")],
+    ids=["default", "two workers"],
+)
+def test_configuration_gives_the_golden_ruleset(settings: str, golden: str) -> None:
+    ruleset = nft.render(parse(settings, Path("test.toml"), builtin_helpers()))
+    assert ruleset == (GOLDEN / golden).read_text("utf-8")
 
 
 def test_no_helper_gives_a_table_that_attaches_none() -> None:
@@ -253,6 +259,71 @@ def test_expected_flows_are_tagged_where_the_helper_goes_on_with_them() -> None:
     assert rules(text, "output") == wanted
     assert rules(text)[:2] == wanted
     assert text.index(wanted[1]) < text.index("ct state != new return")
+
+
+def test_expected_flows_keep_to_the_worker_of_their_master() -> None:
+    text = render("daemon.workers = 2\nhelpers.chained.chained = true", Chained)
+    wanted = [
+        f"meta l4proto {transport} ct state related ct helper "
+        f'"chained.{worker}" ct helper set "chained.{worker}-{transport}"'
+        for worker in range(2)
+        for transport in ("tcp", "udp")
+    ]
+    assert rules(text, "output") == wanted
+    assert rules(text) == wanted
+
+
+SPREAD = re.compile(
+    r"jhash (ip6?) saddr mod (\d+) seed (\w+) (\d+) "
+    r"ct helper set jhash \1 daddr mod \2 seed \3 map { (.*) }"
+)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 16])
+def test_workers_have_equal_shares_whichever_end_began(workers: int) -> None:
+    text = render(f"daemon.workers = {workers}", Both)
+    seeds = set()
+    for transport in ("tcp", "udp"):
+        chosen: dict[tuple[str, int, int], str] = {}
+        for rule in rules(text, f"both-{transport}"):
+            found = SPREAD.fullmatch(rule)
+            assert found, rule
+            family, modulus, seed, first, elements = found.groups()
+            assert int(modulus) == workers
+            seeds.add(seed)
+            for element in elements.split(", "):
+                second, _, name = element.partition(" : ")
+                chosen[family, int(first), int(second)] = name.strip('"')
+        for family in ("ip", "ip6"):
+            shares = Counter(
+                name for (version, *_), name in chosen.items() if version == family
+            )
+            assert shares == {
+                f"both.{worker}-{transport}": workers for worker in range(workers)
+            }
+        assert len(chosen) == 2 * workers**2
+        assert all(
+            chosen[family, second, first] == name
+            for (family, first, second), name in chosen.items()
+        )
+    # Without a seed of ours each rule would have one of its own.
+    assert len(seeds) == 1
+    assert set(objects_of(text)) == {
+        f"both.{worker}-{transport}"
+        for worker in range(workers)
+        for transport in ("tcp", "udp")
+    }
+
+
+def test_rules_of_workers_are_narrowed_as_those_of_one_process() -> None:
+    narrow = '[helpers.plain]\nsources = ["10.0.0.0/8"]\ninterfaces = ["eth0"]\n'
+    (alone,) = rules(render(narrow))
+    text = render(f"daemon.workers = 2\n{narrow}")
+    (jump,) = re.findall(r"^\t\t(iif.*)$", text, re.MULTILINE)
+    assert alone == 'iifname "eth0" ip saddr 10.0.0.0/8 udp dport 7000 ' + (
+        'ct helper set "plain-udp"'
+    )
+    assert jump == 'iifname "eth0" ip saddr 10.0.0.0/8 udp dport 7000 jump plain-udp'
 
 
 def test_only_new_flows_meet_the_rules() -> None:
