@@ -28,10 +28,12 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from cthelper.core.live.daemon import Daemon
+    from cthelper.core.live.supervisor import Supervisor
 
     config = configuration(options)
+    runner = Daemon if config.daemon.workers == 1 else Supervisor
     try:
-        Daemon(
+        runner(
             config, lambda: configuration(options), keep_ruleset=options.keep_ruleset
         ).run()
     except NetlinkError as error:

@@ -274,6 +274,7 @@ class Server:
 
     def abort(self) -> None:
         """Go on with the configuration of before; the kernel has it again."""
+        self._prepared = self.config
         self._engine.helpers = self.config.by_kernel_name
         for number in self._fresh:
             if number in self._queues:

@@ -4,7 +4,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
@@ -21,6 +21,7 @@ class Log:
 
     The rate is per event and reason, so that a flood of one never hides another. The
     first line that is written again says how many were left out (``suppressed``).
+    `common` are fields that all lines have.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class Log:
         *,
         clock: Callable[[], float],
         output: TextIO = sys.stderr,
+        common: Mapping[str, Value] = {},
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._clock = clock
         self._output = output
+        self._common = dict(common)
         self._buckets: dict[tuple[str, str], _Bucket] = {}
         self.configure(level, form)
 
@@ -56,6 +59,7 @@ class Log:
             "level": level,
             "event": event,
             **fields,
+            **self._common,
         }
         if bucket.suppressed:
             record["suppressed"] = bucket.suppressed

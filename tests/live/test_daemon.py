@@ -28,6 +28,7 @@ from tests.live.traffic import (
     getport,
     knock,
     null_call,
+    wait_for,
 )
 from tests.live.world import CLIENT, MOUNTD, SERVER, World
 
@@ -88,15 +89,6 @@ def entry_of(world: World, flow: socket.socket) -> Conntrack:
     )
     with ctnetlink(world) as kernel:
         return kernel.get(Tuple(transport, ours, theirs))
-
-
-def wait_for(pinger: Pinger, more: int) -> None:
-    """Wait until so many more calls were answered."""
-    wanted = pinger.answered + more
-    deadline = time.monotonic() + 120
-    while pinger.answered < wanted:
-        assert time.monotonic() < deadline, "calls are not answered"
-        time.sleep(0.02)
 
 
 # Stopping

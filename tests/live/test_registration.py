@@ -4,6 +4,7 @@
 import itertools
 import socket
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 
 from cthelper import nft
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy, Transport
-from cthelper.core.config import Config, HelperConfig
+from cthelper.core.config import Config, DaemonConfig, HelperConfig
 from cthelper.core.errors import (
     Busy,
     Invalid,
@@ -314,6 +315,28 @@ def test_install_and_remove_can_be_repeated(gateway: World, table: HelperTable) 
         setup.remove(CONFIG)
         assert named(table, LabHelper.name) == []
     assert nft.TABLE not in tables()
+
+
+@pytest.mark.usefixtures("ruleset")
+def test_helpers_of_all_workers_are_registered_and_removed(table: HelperTable) -> None:
+    several = replace(CONFIG, daemon=DaemonConfig(workers=3))
+
+    def kept() -> dict[str, set[int]]:
+        found = defaultdict(set)
+        for each in table.list():
+            found[each.name].add(each.queue)
+        return dict(found)
+
+    setup.check(several)
+    assert kept() == {}
+    setup.install(several, retag_flows=False)
+    workers = {f"{LabHelper.name}.{number}": {QUEUE + number} for number in range(3)}
+    assert kept() == workers
+    # The ruleset of one process takes their place; they stay until the table goes.
+    setup.install(CONFIG, retag_flows=False)
+    assert kept() == {**workers, LabHelper.name: {QUEUE}}
+    setup.remove(CONFIG)
+    assert kept() == {}
 
 
 @pytest.mark.usefixtures("ruleset")

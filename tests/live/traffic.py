@@ -71,19 +71,24 @@ class Background(ABC):
 class Echo(Background):
     """A UDP server that answers GETPORT with `announce`, and all else with itself."""
 
-    def __init__(self, namespace: Namespace, announce: int = 7999) -> None:
+    def __init__(
+        self, namespace: Namespace, announce: int = 7999, port: int = PORT
+    ) -> None:
         super().__init__(namespace, timeout=0.2)
         self._announce = announce
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self._socket.bind((SERVER, PORT))
+        self._socket.bind((SERVER, port))
+
+    def answer(self, data: bytes) -> bytes:
+        """What it answers to a datagram."""
+        if data[20:24] == b"\0\0\0\3":
+            return getport_reply(int.from_bytes(data[:4]), self._announce)
+        return data
 
     def _step(self) -> None:
         with suppress(TimeoutError):
             data, asker = self._socket.recvfrom(65535)
-            if data[20:24] == b"\0\0\0\3":
-                xid = int.from_bytes(data[:4])
-                data = getport_reply(xid, self._announce)
-            self._socket.sendto(data, asker)
+            self._socket.sendto(self.answer(data), asker)
 
 
 class Pinger(Background):
@@ -91,11 +96,15 @@ class Pinger(Background):
 
     `lost` counts the calls without an answer within `patience` seconds: two emulated
     machines on a busy one delay packets, 8 s were seen, but only a lost one takes 40.
-    `slowest` is the longest answer, in seconds.
+    `slowest` is the longest answer, in seconds. It calls from the address `source`,
+    where that is given.
     """
 
-    def __init__(self, namespace: Namespace, patience: float = 40.0) -> None:
+    def __init__(
+        self, namespace: Namespace, patience: float = 40.0, source: str = ""
+    ) -> None:
         super().__init__(namespace, timeout=patience)
+        self._socket.bind((source, 0))
         self._socket.connect((SERVER, PORT))
         self._xid = 0
         self.answered = 0
@@ -132,14 +141,23 @@ def knock(world: World, transport: Transport, port: int, address: str = SERVER) 
                 knocker.send(null_call(1))
 
 
-def asker(world: World) -> socket.socket:
+def asker(world: World, source: str = CLIENT) -> socket.socket:
     """A new UDP socket of the client, connected to the echo server."""
     with world.client.entered():
         flow = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    flow.bind((CLIENT, 0))
+    flow.bind((source, 0))
     flow.connect((SERVER, PORT))
     flow.settimeout(10.0)
     return flow
+
+
+def wait_for(pinger: Pinger, more: int) -> None:
+    """Wait until so many more calls were answered."""
+    wanted = pinger.answered + more
+    deadline = time.monotonic() + 120
+    while pinger.answered < wanted:
+        assert time.monotonic() < deadline, "calls are not answered"
+        time.sleep(0.02)
 
 
 def call(flow: socket.socket) -> None:
@@ -148,11 +166,11 @@ def call(flow: socket.socket) -> None:
     assert flow.recv(100)
 
 
-def getport(world: World) -> tuple[socket.socket, int]:
+def getport(world: World, source: str = CLIENT) -> tuple[socket.socket, int]:
     """Ask the echo server for a port, over UDP from a new port of the client.
 
     The socket, whose flow is the master of the expectation, and the announced port.
     """
-    flow = asker(world)
+    flow = asker(world, source)
     flow.send(getport_call(1))
     return flow, int.from_bytes(flow.recv(100)[-4:])

@@ -282,6 +282,25 @@ def test_queue_that_is_bound_is_a_failure(
     ]
 
 
+def test_names_and_queues_of_all_workers_are_looked_at(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write("queues", " 2079  31621     0 2 65531     0     0        0  1\n")
+    monkeypatch.setattr(queue, "PROC", folder.root / "queues")
+    workers = config("daemon.workers = 3\nhelpers.mdns.enabled = false\n")
+    # The kernel's own helper has the plain name, which workers leave free.
+    folder.write("sys/module/nf_conntrack_sunrpc/refcnt", "0")
+    assert list(doctor.names(workers, folder.host)) == [
+        Finding(OK, f"helper name sunrpc.{worker}") for worker in range(3)
+    ]
+    found = [each.what for each in doctor.queues(workers)]
+    assert found == [
+        "queue 2077 is free",
+        "queue 2078 is free",
+        "queue 2079 is in use (netlink port 31621)",
+    ]
+
+
 def test_conntrackd_that_runs_is_a_warning(folder: Folder) -> None:
     folder.write("proc/7/comm", "conntrack\n")
     assert doctor.other_daemon(folder.host) == Finding(OK, "conntrackd is not running")

@@ -52,6 +52,17 @@ def line_of(**fields: Value) -> str:
     return line.removeprefix("level=info event=seen").lstrip()
 
 
+def test_common_fields_end_every_line() -> None:
+    output = io.StringIO()
+    log = Log("info", "text", clock=Clock(), output=output, common={"worker": 1})
+    log.event("seen", helper="sunrpc")
+    log.event("seen")
+    seen = [
+        line.partition(" level=info ")[2] for line in output.getvalue().splitlines()
+    ]
+    assert seen == ["event=seen helper=sunrpc worker=1", "event=seen worker=1"]
+
+
 def test_text_line_begins_with_time_level_and_event() -> None:
     written = Written()
     written.log.event("refused", "warning", reason="nat", port=7)
