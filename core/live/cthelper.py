@@ -132,16 +132,15 @@ class HelperTable:
         Its flows go on without a helper and its expectations are gone. Raises Busy
         where an object of an nft ruleset refers to it.
         """
-        # The kernel answers "deleted" where its table is empty (nfnl_cthelper_del).
-        if all(each.key != registration.key for each in self.list()):
-            return False
+        what = f"unregister helper {registration}"
+        message = _message(registration)
         try:
-            self._socket.request(
-                _message(registration),
-                CTHELPER | messages.DELETE,
-                0,
-                f"unregister helper {registration}",
-            )
+            # The kernel answers "deleted" where its table is empty (nfnl_cthelper_del);
+            # asked for a helper that is not there it gives none (nfnl_cthelper_get).
+            if not self._socket.request(message, CTHELPER | messages.GET, 0, what):
+                return False
+            message = _message(registration)
+            self._socket.request(message, CTHELPER | messages.DELETE, 0, what)
         except NotFound:
             return False
         return True
