@@ -9,6 +9,7 @@ waits, and ends.
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from cthelper.core.config import Config
 from cthelper.core.errors import CthelperError, RestartNeeded
@@ -54,11 +55,12 @@ class Worker:
             server = self._server = Server(self._config, self._log)
             server.open()
         except CthelperError as error:
-            self._channel.send({"error": str(error)})
+            with suppress(Gone):
+                self._channel.send({"error": str(error)})
             return
-        self._channel.send({})
         server.watch(self._channel, self._listen)
         try:
+            self._channel.send({})
             while not (self._left or self._alone):
                 server.turn()
                 while self._orders:

@@ -475,6 +475,17 @@ def test_reload_is_taken_by_all_workers_or_by_none(
             getport(world, source)[0].close()
             made = daemon.await_event("expectation", count)
             assert (made["worker"], made["timeout"]) == (count - 1, 77)
+        # One that is dead meanwhile begins with the new configuration.
+        os.kill(pid_of(daemon, 1), signal.SIGKILL)
+        daemon.await_event("worker-died")
+        daemon.configure(other_queue + limits.replace("77", "78"))
+        daemon.send_signal(signal.SIGHUP)
+        daemon.await_event("reloaded", 2)
+        daemon.await_event("worker-started", 3)
+        for count, source in enumerate((first, second), 3):
+            getport(world, source)[0].close()
+            made = daemon.await_event("expectation", count)
+            assert (made["worker"], made["timeout"]) == (count - 3, 78)
     daemon.configure(CONFIG.replace("workers = 2", "workers = 3"))
     daemon.send_signal(signal.SIGHUP)
     error = daemon.await_event("reload-refused", 2)["error"]
