@@ -33,7 +33,7 @@ _LEFT: Final = 65536
 class Reporter(Protocol):
     """Is told what became of a flow."""
 
-    def event(self, event: str, level: str = "info", /, **fields: str) -> None:
+    def event(self, event: str, level: str = "info", /, **fields: object) -> None:
         """Something has happened; `fields` say to which flow and why."""
 
 
@@ -186,9 +186,9 @@ class Masters:
             outcome,
             reason=leaving.reason,
             helper=leaving.helper,
-            flow=str(leaving.original),
+            flow=leaving.original,
         )
 
     def _failed(self, event: str, error: NetlinkError) -> None:
         # The error's text names the flow: as a reason it would make a counter of each.
-        self._log.event(event, "warning", reason=error.reason, detail=str(error))
+        self._log.event(event, "warning", reason=error.reason, detail=error)

@@ -205,7 +205,7 @@ class Server:
         return self._gate.verdict(packet, entry, decision, timeout)
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:
-        common = {"helper": flow.name, "flow": str(entry.original)}
+        common: dict[str, object] = {"helper": flow.name, "flow": entry.original}
         for event in events:
             match event:
                 case Refused(reason, detail, wish):
@@ -213,7 +213,7 @@ class Server:
                         "refused",
                         reason=reason,
                         **common,
-                        endpoint=None if wish is None else str(wish.endpoint),
+                        endpoint=None if wish is None else wish.endpoint,
                         detail=detail,
                     )
                 case Damaged(reason):

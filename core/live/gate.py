@@ -240,8 +240,8 @@ class Gate:
             "expectation",
             helper=helper,
             policy=expectation.policy,
-            flow=str(expectation.master),
-            expects=str(expectation),
+            flow=expectation.master,
+            expects=expectation,
             permanent=expectation.permanent,
             timeout=expectation.timeout,
         )
@@ -254,8 +254,8 @@ class Gate:
             "warning",
             reason=reason,
             helper=helper,
-            flow=str(expectation.master),
-            expects=str(expectation),
+            flow=expectation.master,
+            expects=expectation,
             detail=detail,
         )
 

@@ -45,8 +45,12 @@ class Log:
         self._lowest = _LEVELS.index(level)
         self._json = form == "json"
 
-    def event(self, event: str, level: str = "info", /, **fields: Value) -> None:
-        """Count an event, by its ``reason`` where it has one, and write its line."""
+    def event(self, event: str, level: str = "info", /, **fields: object) -> None:
+        """Count an event, by its ``reason`` where it has one, and write its line.
+
+        What is no string, number, boolean or None is written as its string, which is
+        made only then: most lines are of a flood and left out.
+        """
         reason = fields.get("reason")
         self.counters[event if reason is None else f"{event}.{reason}"] += 1
         if _LEVELS.index(level) < self._lowest:
@@ -58,7 +62,10 @@ class Log:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "level": level,
             "event": event,
-            **fields,
+            **{
+                key: value if isinstance(value, Value) else str(value)
+                for key, value in fields.items()
+            },
             **self._common,
         }
         if bucket.suppressed:

@@ -215,10 +215,10 @@ class Replay:
             return None
         return self._inspect(seen, entry)
 
-    def event(self, event: str, level: str = "info", /, **fields: str) -> None:
+    def event(self, event: str, level: str = "info", /, **fields: object) -> None:
         """What became of a master, which has no place among the events (Reporter)."""
         if event == "detached" and self.onlooker is not None:
-            self.detached[fields["flow"]] = fields["reason"]
+            self.detached[str(fields["flow"])] = str(fields["reason"])
 
     def place(
         self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
