@@ -261,7 +261,7 @@ class Engine:
             except Malformed as error:
                 if readable:
                     outcome.events.append(Damaged(str(error)))
-                    self._count_damage(flow, side, entry)
+                    self._count_damage(flow, direction)
         if located is not None and readable and config is not None:
             self._inspect(located, flow, config, outcome)
         if inspected and flow.finished is not None:
@@ -344,10 +344,11 @@ class Engine:
                 if done:
                     flow.finish("done")
                     break
-            side.malformed = 0
+            if side.malformed:
+                side.malformed = 0
         except Malformed as error:
             outcome.events.append(Damaged(str(error)))
-            self._count_damage(flow, side, entry)
+            self._count_damage(flow, direction)
         except StreamLost as error:
             flow.finish(error.reason)
         except Exception as error:  # the one place where a helper's bug arrives
@@ -488,9 +489,10 @@ class Engine:
             return None
         return replace_payload(packet.data, packet.segment, result)
 
-    def _count_damage(self, flow: Flow, side: Side, entry: Conntrack) -> None:
+    def _count_damage(self, flow: Flow, direction: Direction) -> None:
+        side = flow.damaged(direction)
         side.malformed += 1
-        if entry.original.transport is TCP or side.malformed >= MALFORMED_IN_A_ROW:
+        if flow.original.transport is TCP or side.malformed >= MALFORMED_IN_A_ROW:
             side.parsed = False
             # Not cleared: the exception's frames may hold views of the bytes.
             side.pending = b""

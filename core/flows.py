@@ -4,6 +4,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from cthelper.core.api import Helper
 from cthelper.core.patches import Patches
@@ -36,6 +37,10 @@ class Side:
     parsed: bool = True
 
 
+# On UDP there is nothing to keep unless a datagram is malformed: all flows share this.
+_NO_DAMAGE: Final = Side()
+
+
 @dataclass(slots=True)
 class Flow:
     """A flow that a helper inspects. There may be a hundred thousand of them.
@@ -59,10 +64,10 @@ class Flow:
     @classmethod
     def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":
         """A flow of which nothing has been read yet."""
-        sent, answered = Side(), Side()
+        sent = answered = _NO_DAMAGE
         if entry.original.transport is TCP:
             limit = helper.message_limit
-            sent.stream, answered.stream = Stream(limit), Stream(limit)
+            sent, answered = Side(Stream(limit)), Side(Stream(limit))
         return cls(
             key_of(entry),
             entry.original,
@@ -73,8 +78,19 @@ class Flow:
         )
 
     def side(self, direction: Direction) -> Side:
-        """What is kept for a direction."""
+        """What is kept for a direction, to be read."""
         return self.sent if direction is ORIGINAL else self.answered
+
+    def damaged(self, direction: Direction) -> Side:
+        """The same, to be changed on UDP."""
+        side = self.side(direction)
+        if side is _NO_DAMAGE:
+            side = Side()
+            if direction is ORIGINAL:
+                self.sent = side
+            else:
+                self.answered = side
+        return side
 
     @property
     def quiet(self) -> bool:
@@ -93,8 +109,9 @@ class Flow:
         self.finished = self.finished or reason
         self.helper = None
         for side in (self.sent, self.answered):
-            side.stream = None
-            side.pending = b""
+            if side is not _NO_DAMAGE:
+                side.stream = None
+                side.pending = b""
 
 
 class FlowTable:

@@ -7,6 +7,7 @@ be done about them is decided in `cthelper.helpers.sunrpc`.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
@@ -93,12 +94,13 @@ class Call:
     program: int
     version: int
     number: int
+    name: str = field(init=False, compare=False)
+    """The procedure's name, such as ``GETADDR``; its number where it has none."""
 
-    @property
-    def name(self) -> str:
-        """The procedure's name, such as ``GETADDR``; its number where it has none."""
+    def __post_init__(self) -> None:
         names = _PROCEDURES.get(self.version, ()) if self.program == PORTMAPPER else ()
-        return names[self.number] if self.number < len(names) else str(self.number)
+        name = names[self.number] if self.number < len(names) else str(self.number)
+        object.__setattr__(self, "name", name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,10 +199,16 @@ def read_call(cursor: Cursor) -> Call:
     version = cursor.u32()
     if version != _RPC_VERSION:
         raise Malformed(f"RPC version {version}")
-    call = Call(cursor.u32(), cursor.u32(), cursor.u32())
+    call = _called(cursor.u32(), cursor.u32(), cursor.u32())
     _skip_auth(cursor)
     _skip_auth(cursor)
     return call
+
+
+# Clients are many and ask for the same few things: their flows share what stands for
+# it, until it is answered.
+_called = lru_cache(maxsize=512)(Call)
+_port_mapping = lru_cache(maxsize=512)(PortMapping)
 
 
 def read_success(cursor: Cursor) -> bool:
@@ -297,7 +305,7 @@ def uaddr(endpoint: Endpoint) -> str:
 
 
 def _read_port_mapping(cursor: Cursor) -> PortMapping:
-    return PortMapping(
+    return _port_mapping(
         program=cursor.u32(),
         version=cursor.u32(),
         protocol=cursor.u32(),

@@ -190,6 +190,8 @@ class SunRpc(Helper):
     # Services that root starts bind reserved ports (bindresvport takes 512 to 1023).
     lowest_port = 512
 
+    __slots__ = ("_pending",)
+
     def __init__(self) -> None:
         self._pending: dict[int, _Pending] = {}
 

@@ -88,19 +88,28 @@ def _tuple(data: bytes) -> Tuple | None:
     protocol = int.from_bytes(ports.get(1, b""))
     if protocol not in tuple(Transport):
         return None
-    source: Address
-    destination: Address
     if 1 in addresses:
-        source = IPv4Address(_sized(addresses[1], 4))
-        destination = IPv4Address(_sized(addresses.get(2, b""), 4))
+        source = _sized(addresses[1], 4)
+        destination = _sized(addresses.get(2, b""), 4)
     else:
-        source = IPv6Address(_sized(addresses.get(3, b""), 16))
-        destination = IPv6Address(_sized(addresses.get(4, b""), 16))
+        source = _sized(addresses.get(3, b""), 16)
+        destination = _sized(addresses.get(4, b""), 16)
     return Tuple(
         Transport(protocol),
-        Endpoint(source, int.from_bytes(_sized(ports.get(2, b""), 2))),
-        Endpoint(destination, int.from_bytes(_sized(ports.get(3, b""), 2))),
+        _endpoint(source, _sized(ports.get(2, b""), 2)),
+        _endpoint(destination, _sized(ports.get(3, b""), 2)),
     )
+
+
+# Flows are many, their servers few: they share what stands for them.
+@lru_cache(maxsize=8192)
+def _endpoint(address: bytes, port: bytes) -> Endpoint:
+    return Endpoint(_address(address), int.from_bytes(port))
+
+
+@lru_cache(maxsize=8192)
+def _address(packed: bytes) -> Address:
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
 @lru_cache(maxsize=64)
