@@ -12,7 +12,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Generic, TypeVar, cast, final
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, cast, final
 
 from cthelper.core.cursor import Cursor
 from cthelper.core.errors import (
@@ -56,12 +56,15 @@ __all__ = [
     "Helper",
     "Hook",
     "Malformed",
+    "Match",
+    "Matches",
     "Message",
     "Network",
     "Option",
     "OptionValue",
     "Oversized",
     "Policy",
+    "Prefilter",
     "Rewrite",
     "Source",
     "Transport",
@@ -165,6 +168,41 @@ class Message:
     group: bool = False
     depth: int = 0
     preceding: int = 0
+
+
+class Match(NamedTuple):
+    """Bits of a datagram's payload: nft's ``@ih,offset,length value``.
+
+    `offset` and `length` are in bits, as there; `length` is 1 to 32, `value` what the
+    bits say as a number, the first one being the most significant. A datagram that ends
+    before does not match.
+    """
+
+    offset: int
+    length: int
+    value: int
+
+
+Matches = tuple[tuple[Match, ...], ...]
+"""Alternatives, of each of which all matches must hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilter:
+    """The datagrams that a helper reads, by bytes at fixed places.
+
+    `request` is about the original direction, `reply` about the other: alternatives,
+    one of which must match, or None: all datagrams. With `answers` those of the reply
+    direction answer the others, so that none is read before a request was. What is left
+    out is accepted and the helper never sees it: in chain mode the kernel does not
+    queue it (of `answers` it knows nothing), else the daemon lets it pass at once. Only
+    the first 64 bytes can be matched. TCP is never filtered: a stream must be followed
+    whole.
+    """
+
+    request: Matches | None = None
+    reply: Matches | None = None
+    answers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +317,14 @@ class Helper(ABC):
         unread once it is finished: the kernel does not detach a flow that has a master.
         """
         return False
+
+    @classmethod
+    def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
+        """Which datagrams the helper reads, where a few bytes of them tell.
+
+        For protocols most of whose traffic announces nothing. By default all of them.
+        """
+        return Prefilter()
 
     def frame(self, data: memoryview) -> int | None:
         """Length of the first message in `data`, which is not empty; None: need more.

@@ -15,7 +15,15 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from cthelper.core.api import Helper, Hook, Network, Option, OptionValue, Policy
+from cthelper.core.api import (
+    Helper,
+    Hook,
+    Network,
+    Option,
+    OptionValue,
+    Policy,
+    Prefilter,
+)
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS, IN_ALL, Rules
 from cthelper.core.tuples import Address, Tuple
@@ -106,6 +114,11 @@ class HelperConfig:
     def kernel_name_of(self, name: str) -> str:
         """The name under which the same worker registers the helper `name`."""
         return name if self.worker is None else f"{name}{_WORKER}{self.worker}"
+
+    @property
+    def prefilter(self) -> Prefilter:
+        """The datagrams that the helper reads."""
+        return self.helper.prefilter(self.options)
 
     @property
     def tags_expected(self) -> bool:

@@ -17,7 +17,7 @@ rule. Messages that only servers send, and types that are not known, open nothin
 pass. Forwarded messages open nothing: their answers do not pass here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
@@ -30,10 +30,13 @@ from cthelper.core.api import (
     ExpectationRefused,
     Helper,
     Hook,
+    Match,
     Message,
     Network,
     Option,
+    OptionValue,
     Policy,
+    Prefilter,
     expect,
 )
 
@@ -107,6 +110,13 @@ class Dhcpv6(Helper):
     nat = False
     destinations = _GROUPS
     lowest_port = _CLIENT_PORT
+
+    @classmethod
+    def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
+        """Messages of the types that are answered."""
+        return Prefilter(
+            request=tuple((Match(0, 8, kind),) for kind in _SENT_FROM), reply=()
+        )
 
     def on_message(self, message: Message) -> Effects:
         """Expect the answers to a message that clients or relays send to a group."""

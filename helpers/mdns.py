@@ -14,6 +14,7 @@ prerouting, which is for reflectors: the answers to others do not pass here. NAT
 supported: these queries do not leave the link.
 """
 
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -25,8 +26,11 @@ from cthelper.core.api import (
     Effects,
     Helper,
     Hook,
+    Match,
     Message,
+    OptionValue,
     Policy,
+    Prefilter,
     expect,
 )
 from cthelper.helpers.dns import read_header, read_question_class
@@ -49,6 +53,11 @@ class Mdns(Helper):
     hooks = frozenset({Hook.OUTPUT})
     nat = False
     destinations = _GROUPS
+
+    @classmethod
+    def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
+        """Standard queries: the bit QR and the operation code are 0."""
+        return Prefilter(request=((Match(16, 5, 0),),), reply=())
 
     def on_message(self, message: Message) -> Effects:
         """Expect the answers to a query that asks for unicast ones."""

@@ -6,6 +6,7 @@ are RPC calls and replies (RFC 5531, section 9) in XDR. Here they are read; what
 be done about them is decided in `cthelper.helpers.sunrpc`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -18,6 +19,8 @@ from cthelper.core.api import (
     Cursor,
     Endpoint,
     Malformed,
+    Match,
+    Matches,
     Transport,
 )
 from cthelper.helpers.xdr import read_list, read_opaque, read_string, string
@@ -209,6 +212,21 @@ def read_call(cursor: Cursor) -> Call:
 # it, until it is answered.
 _called = lru_cache(maxsize=512)(Call)
 _port_mapping = lru_cache(maxsize=512)(PortMapping)
+
+
+def call_matches(names: Collection[str]) -> Matches:
+    """The calls of these procedures of the portmapper, in a datagram."""
+    return tuple(
+        (
+            Match(32, 32, CALL),
+            Match(96, 32, PORTMAPPER),
+            Match(128, 32, version),
+            Match(160, 32, number),
+        )
+        for version, known in _PROCEDURES.items()
+        for number, name in enumerate(known)
+        if name in names
+    )
 
 
 def read_success(cursor: Cursor) -> bool:

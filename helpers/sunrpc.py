@@ -46,9 +46,12 @@ from cthelper.core.api import (
     Grant,
     Helper,
     Malformed,
+    Match,
     Message,
     Option,
+    OptionValue,
     Policy,
+    Prefilter,
     Rewrite,
     Transport,
     expect,
@@ -64,6 +67,7 @@ from cthelper.helpers.rpcbind import (
     RemoteCall,
     Rpcb,
     Service,
+    call_matches,
     program_number,
     program_text,
     read_arguments,
@@ -194,6 +198,17 @@ class SunRpc(Helper):
 
     def __init__(self) -> None:
         self._pending: dict[int, _Pending] = {}
+
+    @classmethod
+    def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
+        """Calls of the procedures that open something, and replies to these."""
+        served = options[_SERVED.name]
+        assert isinstance(served, tuple)  # noqa: S101 - by its declaration
+        return Prefilter(
+            request=call_matches({str(name).upper() for name in served}),
+            reply=((Match(32, 32, REPLY),),),
+            answers=True,
+        )
 
     def frame(self, data: memoryview) -> int | None:
         """Length of one record."""
