@@ -58,7 +58,8 @@ class DaemonConfig:
     a queue, in bytes of packets and their bookkeeping; packets beyond it pass without
     being inspected. `flow_limit` bounds the flows that are followed at a time.
     `workers` is how many processes share the flows, 1 to 16; `queue` is that of the
-    first, and each has a `receive_buffer` and a `flow_limit` of its own.
+    first, and each has a `receive_buffer` and a `flow_limit` of its own. `backend` is
+    what reads the queues (core/live/backends.py).
     """
 
     queue: int = 2077
@@ -67,6 +68,7 @@ class DaemonConfig:
     flow_limit: int = 65536
     log_level: str = "info"
     log_format: str = "text"
+    backend: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -436,6 +438,9 @@ def _daemon(table: _Table) -> DaemonConfig:
             "log_level", plain.log_level, ("debug", "info", "warning", "error")
         ),
         log_format=table.choice("log_format", plain.log_format, ("text", "json")),
+        backend=table.choice(
+            "backend", plain.backend, ("auto", "native", "netfilterqueue")
+        ),
     )
     table.close()
     return daemon

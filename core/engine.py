@@ -161,7 +161,7 @@ class _Outcome:
 class _Packet:
     """A packet of a flow, and where its payload is."""
 
-    data: bytes
+    data: bytes | memoryview
     segment: Segment
     entry: Conntrack
     direction: Direction
@@ -169,7 +169,7 @@ class _Packet:
 
     @property
     def payload(self) -> bytes:
-        return self.data[self.segment.start : self.segment.stop]
+        return bytes(self.data[self.segment.start : self.segment.stop])
 
     @property
     def sequence(self) -> int:
@@ -217,7 +217,7 @@ class Engine:
 
     def handle(
         self,
-        packet: bytes,
+        packet: bytes | memoryview,
         entry: Conntrack,
         direction: Direction,
         *,
@@ -487,7 +487,7 @@ class Engine:
             return None
         if result == data:
             return None
-        return replace_payload(packet.data, packet.segment, result)
+        return replace_payload(bytes(packet.data), packet.segment, result)
 
     def _count_damage(self, flow: Flow, direction: Direction) -> None:
         side = flow.damaged(direction)

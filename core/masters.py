@@ -14,12 +14,12 @@ a moment after its last expectation has ended.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from cthelper.core.errors import Busy, NetlinkError, NotFound, NotSupported
 from cthelper.core.flows import FlowKey, key_of
-from cthelper.core.tuples import Conntrack, Expectation, Tuple
+from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple
 
 # Seconds that a master outlives its expectations, and in which the first packet of an
 # expected flow passes the filter rules.
@@ -71,6 +71,7 @@ class Masters:
         self._log = log
         self._clock = clock
         self._until: dict[FlowKey, float] = {}
+        self._entries: dict[FlowKey, Conntrack] = {}
         # The entries of masters that had packets since the last sweep.
         self._passed: dict[FlowKey, Conntrack] = {}
         self._leaving: dict[FlowKey, _Leaving] = {}
@@ -88,6 +89,7 @@ class Masters:
         now = self._clock()
         longest = max(each.timeout for each in expectations)
         until = self._until[key] = max(self._until.get(key, 0.0), now + longest)
+        self._entries[key] = entry
         wanted = math.ceil(until - now) + _MARGIN
         return wanted if entry.confirmed and entry.timeout < wanted else None
 
@@ -116,7 +118,7 @@ class Masters:
 
     def forget(self, key: FlowKey) -> None:
         """The entry is gone."""
-        self._until.pop(key, None)
+        self._drop(key)
         self._passed.pop(key, None)
         self._leaving.pop(key, None)
         self._left.pop(key, None)
@@ -132,6 +134,17 @@ class Masters:
                 self._keep(key, entry)
         if key in self._leaving:
             self._detach(key)
+
+    def keeps(self, key: FlowKey) -> bool:
+        """Whether the flow has expectations, so that its packets must be told of."""
+        return key in self._until
+
+    def touched(self, key: FlowKey, timeout: int) -> None:
+        """Packets of a flow have passed unseen; its timeout was so many seconds."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            status = entry.status | Status.CONFIRMED
+            self._passed[key] = replace(entry, timeout=timeout, status=status)
 
     def sweep(self) -> None:
         """Keep the masters that had packets; detach the finished flows that can be.
@@ -150,7 +163,7 @@ class Masters:
             return
         wanted = math.ceil(until - self._clock()) + _MARGIN
         if wanted <= 0:
-            del self._until[key]
+            self._drop(key)
             return
         if entry.confirmed and entry.timeout >= wanted:
             return
@@ -161,11 +174,15 @@ class Masters:
         except NetlinkError as error:
             self._failed("keep-failed", error)
 
+    def _drop(self, key: FlowKey) -> None:
+        self._until.pop(key, None)
+        self._entries.pop(key, None)
+
     def _detach(self, key: FlowKey) -> None:
         if self._until.get(key, -math.inf) + _MARGIN > self._clock():
             return
         leaving = self._leaving.pop(key)
-        self._until.pop(key, None)
+        self._drop(key)
         try:
             self._updater.update(leaving.original, key[1], helper="")
         except (NotFound, NotSupported):

@@ -64,7 +64,7 @@ class Segment(NamedTuple):
     syn: bool = False
 
 
-def locate(packet: bytes) -> Segment | None:
+def locate(packet: bytes | memoryview) -> Segment | None:
     """The TCP segment or UDP datagram in an IP packet.
 
     None where there is none to read: another protocol, a fragment, a jumbogram, a
@@ -90,7 +90,7 @@ def locate(packet: bytes) -> Segment | None:
     return None
 
 
-def _ipv4_payload(packet: bytes) -> tuple[int, int, int] | None:
+def _ipv4_payload(packet: bytes | memoryview) -> tuple[int, int, int] | None:
     if len(packet) < _IPV4_HEADER:
         raise Truncated(f"IPv4 packet of {len(packet)} bytes")
     header = (packet[0] & 0x0F) * 4
@@ -105,7 +105,7 @@ def _ipv4_payload(packet: bytes) -> tuple[int, int, int] | None:
     return packet[_IPV4_PROTOCOL], header, length
 
 
-def _ipv6_payload(packet: bytes) -> tuple[int, int, int] | None:
+def _ipv6_payload(packet: bytes | memoryview) -> tuple[int, int, int] | None:
     if len(packet) < _IPV6_HEADER:
         raise Truncated(f"IPv6 packet of {len(packet)} bytes")
     (length,) = _U16.unpack_from(packet, _IPV6_LENGTH)
@@ -140,7 +140,7 @@ def _ipv6_payload(packet: bytes) -> tuple[int, int, int] | None:
     return protocol, offset, stop
 
 
-def _udp(packet: bytes, header: int, stop: int) -> Segment:
+def _udp(packet: bytes | memoryview, header: int, stop: int) -> Segment:
     if header + _UDP_HEADER > stop:
         raise Truncated(f"UDP header in {stop - header} bytes")
     (length,) = _U16.unpack_from(packet, header + _UDP_LENGTH)
@@ -149,7 +149,7 @@ def _udp(packet: bytes, header: int, stop: int) -> Segment:
     return Segment(UDP, header, header + _UDP_HEADER, header + length)
 
 
-def _tcp(packet: bytes, header: int, stop: int) -> Segment:
+def _tcp(packet: bytes | memoryview, header: int, stop: int) -> Segment:
     if header + _TCP_HEADER > stop:
         raise Truncated(f"TCP header in {stop - header} bytes")
     size = (packet[header + _TCP_DATA_OFFSET] >> 4) * 4

@@ -1,17 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Profiles of hypothesis: `dev` by default, `ci` where the environment has CI.
 
-And ``--update-golden``, which has tests write their golden files anew.
+And ``--update-golden``, which has tests write their golden files anew, and the
+extension in C that CTHELPER_NATIVE names in place of the installed one
+(script/sanitize).
 """
 
+import importlib.util
 import os
+import sys
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+settings.register_profile("sanitize", max_examples=600, deadline=None)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
+)
+
+if file := os.environ.get("CTHELPER_NATIVE"):
+    spec = importlib.util.spec_from_file_location("cthelper.core.live._native", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The wheel holds all that the command line needs, under its import name."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,23 +11,49 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def pip(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "-q", *arguments], check=True)
+def pip(*arguments: str, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pip", "-q", *arguments]
+    subprocess.run(command, check=True, env=environment)
+
+
+def built(folder: Path, compiler: str | None = None) -> set[str]:
+    """Build the wheel and unpack it into ``site``; the files in it."""
+    # setuptools builds in the tree, and what an earlier build left there goes along.
+    unbuilt = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so")
+    source = folder / "source"
+    shutil.copytree(ROOT, source, symlinks=True, ignore=unbuilt)
+    environment = dict(os.environ)
+    if compiler is not None:
+        environment["CC"] = compiler
+    pip(
+        *("wheel", str(source), "--no-deps", "--no-build-isolation"),
+        *("--wheel-dir", str(folder)),
+        environment=environment,
+    )
+    (wheel,) = folder.glob("cthelper-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+        return set(archive.namelist())
+
+
+def test_wheel_has_the_extension_where_a_compiler_is(tmp_path: Path) -> None:
+    names = built(tmp_path)
+    assert [name for name in names if name.endswith(".so")] == [
+        name for name in names if name.startswith("cthelper/core/live/_native.cpython")
+    ]
+    assert not [name for name in names if name.endswith(".c")]
+
+
+def test_wheel_without_a_compiler_lacks_the_extension_and_is_built(
+    tmp_path: Path,
+) -> None:
+    names = built(tmp_path, compiler="no-such-compiler")
+    assert "cthelper/core/live/native_queue.py" in names
+    assert not [name for name in names if name.endswith(".so")]
 
 
 def test_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
-    # setuptools builds in the tree, and what an earlier build left there goes along.
-    unbuilt = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info")
-    source = tmp_path / "source"
-    shutil.copytree(ROOT, source, symlinks=True, ignore=unbuilt)
-    pip(
-        *("wheel", str(source), "--no-deps", "--no-build-isolation"),
-        *("--wheel-dir", str(tmp_path)),
-    )
-    (wheel,) = tmp_path.glob("cthelper-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-        names = set(archive.namelist())
+    names = built(tmp_path)
     for data in (
         "cthelper/py.typed",
         "cthelper/nft/cthelper.nft",

@@ -16,28 +16,26 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
+from cthelper.core.api import Prefilter
 from cthelper.core.config import Config
 from cthelper.core.engine import Damaged, Engine, Event, Fault, Finished, Refused
 from cthelper.core.errors import CthelperError, QueueError, RestartNeeded
 from cthelper.core.flows import Flow
 from cthelper.core.guard import Guard
+from cthelper.core.live.backends import choose
 from cthelper.core.live.cthelper import registrations
 from cthelper.core.live.ctnetlink import Change, Ctnetlink, EntryGone, Events
 from cthelper.core.live.gate import Gate
 from cthelper.core.live.grace import wait_for_packets
 from cthelper.core.live.installation import Installation
-from cthelper.core.live.library_queue import LibraryQueue
 from cthelper.core.live.links import Links
 from cthelper.core.live.log import Log
-from cthelper.core.live.queue import Queue, QueuedPacket, Verdict, bound_queues
+from cthelper.core.live.queue import Packet, Queue, Verdict, bound_queues
 from cthelper.core.live.signals import Signals, empty
 from cthelper.core.masters import Masters
 from cthelper.core.tuples import Conntrack
 
 _T = TypeVar("_T")
-
-OpenQueue = Callable[[int, int], Queue]
-"""Binds a queue: its number, and the bytes of its receive buffer."""
 
 
 class HasFileno(Protocol):
@@ -66,12 +64,11 @@ class Server:
         log: Log,
         *,
         clock: Callable[[], float] = time.monotonic,
-        open_queue: OpenQueue = LibraryQueue,
     ) -> None:
         self.config = config
+        self.backend = choose(config.daemon.backend)
         self._log = log
         self._clock = clock
-        self._open_queue = open_queue
         self._ctnetlink = Ctnetlink()
         self._events = Events()
         self._links = Links()
@@ -99,7 +96,7 @@ class Server:
         self._woken, self.waker = socket.socketpair()
         for each in (self._woken, self.waker):
             each.setblocking(False)
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.EpollSelector()
         self.watch(self._events, self._read_events)
         self.watch(self._links, self._links.update)
         self.watch(self._woken, lambda: empty(self._woken))
@@ -134,27 +131,41 @@ class Server:
             self._unbind(number)
 
     def _bind(self, number: int) -> None:
-        queue = self._open_queue(number, self.config.daemon.receive_buffer)
+        daemon = self.config.daemon
+        queue = self.backend.open(number, daemon.receive_buffer, daemon.flow_limit)
+        queue.filters(_prefilters(self._prepared))
         self._queues[number] = queue
         self._bypassed[number] = 0
-        self.watch(queue, lambda: self._read_queue(queue))
+        if self.backend.wait is None:
+            self.watch(queue, lambda: self._read_queue(queue))
 
     def _unbind(self, number: int) -> None:
         queue = self._queues.pop(number)
         self._packets += queue.statistics.received
         self._verdicts_refused += queue.statistics.refused
         self._bypassed_before += self._bypassed.pop(number)
-        self._selector.unregister(queue)
+        if self.backend.wait is None:
+            self._selector.unregister(queue)
         queue.close()
 
     # Serving
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        for key, _ in self._selector.select(max(0.0, self._due - self._clock())):
+        seconds = max(0.0, self._due - self._clock())
+        if self.backend.wait is not None:
+            queues = list(self._queues.values())
+            self.backend.wait(queues, self._selector.fileno(), seconds)
+            for queue in queues:
+                self._read_queue(queue)
+            seconds = 0.0
+        for key, _ in self._selector.select(seconds):
             key.data()
         if self._clock() >= self._due:
             self._due = self._clock() + _TICK_SECONDS
+            for queue in self._queues.values():
+                for identity, zone, timeout in queue.touched():
+                    self._masters.touched((identity, zone), timeout)
             self._masters.sweep()
             self._gate.give_up_waiting()
             self._report_bypassed()
@@ -172,11 +183,13 @@ class Server:
         packets = queue.read(_BATCH)
         if packets:
             passed: list[Conntrack] = []
-            queue.answer([self._verdict(packet, passed) for packet in packets])
+            queue.answer([self._verdict(queue, each, passed) for each in packets])
             for entry in passed:
                 self._masters.passed(entry)
 
-    def _verdict(self, packet: QueuedPacket, passed: list[Conntrack]) -> Verdict:
+    def _verdict(
+        self, queue: Queue, packet: Packet, passed: list[Conntrack]
+    ) -> Verdict:
         """Decide on a packet, its expectations first; its flow goes into `passed`."""
         entry = packet.conntrack
         if entry is None:
@@ -190,6 +203,7 @@ class Server:
             entry,
             packet.direction,
             forwarded=not self._links.is_local(entry.original.source.address),
+            segment=packet.segment,
         )
         flow = decision.flow
         if flow is None:
@@ -202,6 +216,9 @@ class Server:
         timeout = self._masters.expect(entry, made) if made else None
         if timeout is not None:
             passed.pop()  # its verdict sees to it
+        if made or (decision.events and flow.quiet):
+            held = self._masters.keeps(flow.key)
+            queue.note(packet, quiet=flow.quiet, held=held)
         return self._gate.verdict(packet, entry, decision, timeout)
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:
@@ -235,6 +252,8 @@ class Server:
             if isinstance(event, EntryGone):
                 self._engine.flows.remove(event.key)
                 self._masters.forget(event.key)
+                for queue in self._queues.values():
+                    queue.forget(event.key)
             elif event.change is Change.NEW:
                 self._gate.confirm(event.expectation)
         if self._events.overruns != self._overruns:
@@ -288,6 +307,8 @@ class Server:
         self._engine.helpers = config.by_kernel_name
         self._engine.guard = Guard(config.expectations_in_all)
         self._engine.release()
+        for queue in self._queues.values():
+            queue.filters(_prefilters(config))
         self._log.configure(config.daemon.log_level, config.daemon.log_format)
         unused = self._queues.keys() - config.queues
         try:
@@ -326,6 +347,10 @@ class Server:
         }
 
 
+def _prefilters(config: Config) -> dict[str, Prefilter]:
+    return {name: each.prefilter for name, each in config.by_kernel_name.items()}
+
+
 class Daemon:
     """Runs the configured helpers on live traffic, in this process.
 
@@ -357,6 +382,8 @@ class Daemon:
                 "started",
                 helpers=",".join(server.config.helpers),
                 queues=",".join(map(str, server.queues)),
+                backend=server.backend.name,
+                because=server.backend.reason,
             )
             try:
                 while not self._signals.stop:
@@ -419,6 +446,6 @@ class Daemon:
 
 def check_change(old: Config, new: Config) -> None:
     """Raise RestartNeeded where the new configuration cannot be taken at a reload."""
-    for key in ("workers", "receive_buffer", "flow_limit"):
+    for key in ("workers", "receive_buffer", "flow_limit", "backend"):
         if getattr(old.daemon, key) != getattr(new.daemon, key):
             raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")

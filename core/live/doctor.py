@@ -3,7 +3,6 @@
 
 import enum
 import gzip
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from typing import Final
 
 from cthelper import nft
 from cthelper.core.config import Config
-from cthelper.core.errors import NetlinkError, RulesetError
+from cthelper.core.errors import NetlinkError, QueueError, RulesetError
+from cthelper.core.live.backends import LIBRARY, NATIVE, choose
 from cthelper.core.live.cthelper import HelperTable, kernel_module
 from cthelper.core.live.ctnetlink import Ctnetlink
 from cthelper.core.live.queue import bound_queues
@@ -84,7 +84,7 @@ def examine(config: Config, host: Host) -> Iterator[Finding]:
     yield from modules(host)
     yield glue(host)
     yield nft_program()
-    yield python_package()
+    yield queue_backend(config)
     yield from names(config, host)
     yield from queues(config)
     yield orphans()
@@ -180,14 +180,20 @@ def nft_program() -> Finding:
     return Finding(Health.FAILURE, f"{text!r} is too old", f"install nft {oldest}")
 
 
-def python_package() -> Finding:
-    """The package that binds queues."""
-    if importlib.util.find_spec("netfilterqueue"):
-        return Finding(Health.OK, "Python package netfilterqueue")
+def queue_backend(config: Config) -> Finding:
+    """What will read the queues, and why."""
+    try:
+        backend = choose(config.daemon.backend)
+    except QueueError as error:
+        what, _, mend = str(error).rpartition(": ")
+        return Finding(Health.FAILURE, what, mend)
+    what = f"queue backend {backend.name}: {backend.reason}"
+    if backend.name == NATIVE or config.daemon.backend == LIBRARY:
+        return Finding(Health.OK, what)
     return Finding(
-        Health.FAILURE,
-        "Python package netfilterqueue is missing",
-        "apt-get install libnetfilter-queue-dev && pip install 'cthelper[live]'",
+        Health.WARNING,
+        what,
+        "for less CPU install gcc and python3-dev, then install cthelper again",
     )
 
 

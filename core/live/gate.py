@@ -20,7 +20,7 @@ from cthelper.core.errors import Busy, ExpectationRefused, NetlinkError, NotFoun
 from cthelper.core.flows import FlowKey, key_of
 from cthelper.core.live import requests
 from cthelper.core.live.log import Log
-from cthelper.core.live.queue import Action, QueuedPacket, Verdict
+from cthelper.core.live.queue import Action, Packet, Verdict
 from cthelper.core.nat import leads
 from cthelper.core.tuples import (
     Conntrack,
@@ -149,7 +149,7 @@ class Gate:
                     "step-failed", "warning", reason=error.reason, detail=str(error)
                 )
 
-    def returned(self, packet: QueuedPacket, entry: Conntrack) -> Verdict | None:
+    def returned(self, packet: Packet, entry: Conntrack) -> Verdict | None:
         """The verdict for a packet that came back from repeating its hook, else None.
 
         It is never repeated again: what cannot go in now is refused.
@@ -164,7 +164,7 @@ class Gate:
 
     def verdict(
         self,
-        packet: QueuedPacket,
+        packet: Packet,
         entry: Conntrack,
         decision: Decision,
         timeout: int | None = None,
@@ -192,7 +192,7 @@ class Gate:
         if len(self._repeating) >= _REPEATING_LIMIT:
             del self._repeating[next(iter(self._repeating))]
         self._repeating[key_of(entry)] = _Repeating(
-            packet.payload, helper, tuple(rest), decision.packet
+            bytes(packet.payload), helper, tuple(rest), decision.packet
         )
         return Verdict(packet.id, Action.REPEAT, expectation=attributes)
 

@@ -12,13 +12,16 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from cthelper.core.api import Prefilter
 from cthelper.core.errors import QueueError, Truncated
+from cthelper.core.flows import FlowKey
 from cthelper.core.live.netlink import SO_RCVBUFFORCE
 from cthelper.core.live.queue import (
     Action,
+    Packet,
     QueuedPacket,
     Statistics,
     Verdict,
@@ -27,9 +30,10 @@ from cthelper.core.live.queue import (
     parameters,
     verdict,
 )
+from cthelper.core.live.sieve import Sieve, Touched
 
 if TYPE_CHECKING:
-    from netfilterqueue import Packet
+    from netfilterqueue import Packet as LibraryPacket
 
 # Attributes and a reassembled datagram of 64 KiB.
 _RECEIVE: Final = 1 << 17
@@ -76,11 +80,12 @@ class _Tap(socket.socket):
 class LibraryQueue:
     """An NFQUEUE bound with the netfilterqueue package; see `Queue`.
 
-    `receive_buffer`, in bytes, bounds what waits in the kernel. Raises QueueError where
+    `receive_buffer`, in bytes, bounds what waits in the kernel, `flows` those of which
+    something is noted. Raises QueueError where
     the package is not installed or the queue cannot be bound.
     """
 
-    def __init__(self, number: int, receive_buffer: int) -> None:
+    def __init__(self, number: int, receive_buffer: int, flows: int = 65536) -> None:
         try:
             from netfilterqueue import NetfilterQueue
         except ImportError:
@@ -89,13 +94,14 @@ class LibraryQueue:
                 "pip install 'cthelper[live]'"
             ) from None
         self.number = number
-        self.statistics = Statistics()
-        self._waiting: dict[int, Packet] = {}
+        self._statistics = Statistics()
+        self._sieve = Sieve(flows)
+        self._waiting: dict[int, LibraryPacket] = {}
         self._packets: list[QueuedPacket] = []
         self._last_id: int | None = None
         try:
             self._library = NetfilterQueue()
-            self._tap = _Tap(os.dup(self._library.get_fd()), self.statistics)
+            self._tap = _Tap(os.dup(self._library.get_fd()), self._statistics)
         except OSError as error:
             raise QueueError(f"cannot open queue {number}: {error}") from None
         try:
@@ -112,6 +118,11 @@ class LibraryQueue:
             raise QueueError(f"cannot bind queue {number}: {error}") from None
         self._tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
         self._send(parameters(number))
+
+    @property
+    def statistics(self) -> Statistics:
+        """What has gone through it up to now."""
+        return self._statistics
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when a packet waits."""
@@ -136,7 +147,24 @@ class LibraryQueue:
                 packet.accept()
             else:
                 self._send(verdict(self.number, each))
-            self.statistics.answered += 1
+            self._statistics.answered += 1
+
+    def filters(self, filters: Mapping[str, Prefilter]) -> None:
+        """Give out only the datagrams that these helpers read, by kernel name."""
+        self._sieve.filters(filters)
+
+    def note(self, packet: Packet, *, quiet: bool, held: bool) -> None:
+        """What is known of a packet's flow, see `Sieve.note`."""
+        if packet.conntrack is not None:
+            self._sieve.note(packet.conntrack, quiet=quiet, held=held)
+
+    def forget(self, key: FlowKey) -> None:
+        """A flow has ended."""
+        self._sieve.forget(key)
+
+    def touched(self) -> list[Touched]:
+        """The held flows of which packets have passed unseen since the last call."""
+        return self._sieve.touched()
 
     def close(self) -> None:
         """Unbind. The kernel drops what still waits: answer everything before."""
@@ -149,7 +177,7 @@ class LibraryQueue:
         except OSError as error:
             raise QueueError(f"cannot answer queue {self.number}: {error}") from None
 
-    def _receive(self, packet: "Packet") -> None:
+    def _receive(self, packet: "LibraryPacket") -> None:
         """Called by the package for each message that it has parsed."""
         if not self._tap.message:
             # The package read it by itself, while it waited for an acknowledgement: a
@@ -159,12 +187,17 @@ class LibraryQueue:
         try:
             queued = decode(self._tap.message)
         except (Truncated, ValueError):
-            self.statistics.refused += 1
+            self._statistics.refused += 1
             packet.accept()
             return
         if self._last_id is not None:
-            self.statistics.bypassed += (queued.id - self._last_id - 1) % (1 << 32)
+            self._statistics.bypassed += (queued.id - self._last_id - 1) % (1 << 32)
         self._last_id = queued.id
-        self.statistics.received += 1
+        self._statistics.received += 1
+        if self._sieve.passes(queued.payload, queued.conntrack, queued.direction):
+            self._statistics.passed += 1
+            self._statistics.answered += 1
+            packet.accept()
+            return
         self._waiting[queued.id] = packet
         self._packets.append(queued)

@@ -8,19 +8,25 @@ bounds-checked, into values. How the bytes travel is a backend's business (`Queu
 import enum
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol
 
+from cthelper.core.api import Prefilter
 from cthelper.core.errors import Truncated
+from cthelper.core.flows import FlowKey
 from cthelper.core.live.attributes import conntrack_entry, read, read_u32, walk
+from cthelper.core.live.sieve import Touched
+from cthelper.core.packet import Segment
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Direction
 
 _SUBSYSTEM: Final = 3 << 8
 VERDICT: Final = _SUBSYSTEM | 1
 CONFIG: Final = _SUBSYSTEM | 2
 _REQUEST: Final = 1
+_ACK: Final = 4
 _NESTED: Final = 0x8000
 _HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 
@@ -29,7 +35,8 @@ _PAYLOAD, _CT, _CT_INFO, _EXP = 10, 11, 12, 15
 
 _IS_REPLY: Final = 3  # IP_CT_IS_REPLY: this and above are of the reply direction
 
-_CFG_PARAMS, _CFG_MASK, _CFG_FLAGS = 2, 4, 5
+_CFG_COMMAND, _CFG_PARAMS, _CFG_LENGTH, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
+_BIND: Final = 1
 _COPY_PACKET: Final = 2
 _FAIL_OPEN: Final = 1
 _CONNTRACK: Final = 2
@@ -60,14 +67,36 @@ class Action(enum.IntEnum):
     REPEAT = 4
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedPacket:
+class Packet(Protocol):
     """A packet that waits for its verdict.
 
     `payload` is the IP packet. `conntrack` is None where the kernel sent no entry for
     it or one that is neither TCP's nor UDP's. `indev` and `outdev` are interface
-    indexes, 0 where there is none.
+    indexes, 0 where there is none. `segment` is what `locate` finds in the packet,
+    where the backend knows it.
     """
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def hook(self) -> Hook: ...
+    @property
+    def payload(self) -> bytes | memoryview: ...
+    @property
+    def conntrack(self) -> Conntrack | None: ...
+    @property
+    def direction(self) -> Direction: ...
+    @property
+    def indev(self) -> int: ...
+    @property
+    def outdev(self) -> int: ...
+    @property
+    def segment(self) -> Segment | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedPacket:
+    """A `Packet` with bytes of its own."""
 
     id: int
     hook: Hook
@@ -76,6 +105,7 @@ class QueuedPacket:
     direction: Direction
     indev: int
     outdev: int
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +136,8 @@ class Statistics:
 
     `bypassed` packets passed without being queued, since the receive buffer was full;
     `overruns` is how often the kernel said so. `refused` counts verdicts that the
-    kernel did not take.
+    kernel did not take. `passed` are those received that were accepted at once, without
+    being given out (sieve.py).
     """
 
     received: int = 0
@@ -114,25 +145,55 @@ class Statistics:
     bypassed: int = 0
     overruns: int = 0
     refused: int = 0
+    passed: int = 0
 
 
 class Queue(Protocol):
     """A bound NFQUEUE. All its methods raise QueueError and nothing else."""
 
     number: int
-    statistics: Statistics
+
+    @property
+    def statistics(self) -> Statistics:
+        """What has gone through it up to now."""
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when a packet waits."""
 
-    def read(self, limit: int) -> list[QueuedPacket]:
-        """At most `limit` packets that wait now; never waits itself."""
+    def read(self, limit: int) -> Sequence[Packet]:
+        """At most `limit` packets that wait now and must be read; never waits itself.
+
+        Those that need not be (sieve.py) go on at once, or with the next answer.
+        """
 
     def answer(self, verdicts: Sequence[Verdict]) -> None:
         """Release packets; when it returns they have gone on."""
 
+    def filters(self, filters: Mapping[str, Prefilter]) -> None:
+        """Give out only the datagrams that these helpers read, by kernel name."""
+
+    def note(self, packet: Packet, *, quiet: bool, held: bool) -> None:
+        """What is known of a packet's flow, see `Sieve.note`."""
+
+    def forget(self, key: FlowKey) -> None:
+        """A flow has ended."""
+
+    def touched(self) -> list[Touched]:
+        """The held flows of which packets have passed unseen since the last call."""
+
     def close(self) -> None:
         """Unbind. The kernel drops what still waits: answer everything before."""
+
+
+def bind(number: int) -> bytes:
+    """The message that binds queue `number`; it asks for an acknowledgement."""
+    command = struct.pack("!BxH", _BIND, socket.AF_UNSPEC)
+    return _message(CONFIG, number, _attribute(_CFG_COMMAND, command), _ACK)
+
+
+def length(number: int, packets: int) -> bytes:
+    """The message that lets so many packets wait in queue `number`."""
+    return _message(CONFIG, number, _attribute(_CFG_LENGTH, _U32.pack(packets)))
 
 
 def parameters(number: int) -> bytes:
@@ -177,7 +238,7 @@ def decode(data: bytes) -> QueuedPacket:
         if kind == _PAYLOAD:
             payload = data[start:stop]
         elif kind == _CT:
-            entry = conntrack_entry(data, start, stop)
+            entry = entry_of(data[start:stop])
         elif kind == _PACKET_HEADER:
             header = read(_PACKET, data, start, stop)
         elif kind == _CT_INFO:
@@ -192,6 +253,14 @@ def decode(data: bytes) -> QueuedPacket:
     return QueuedPacket(
         header[0], Hook(header[2]), payload, entry, direction, indev, outdev
     )
+
+
+# A flow's packets bring the same bytes again and again: each has put the entry's
+# timeout back to the same value.
+@lru_cache(maxsize=8192)
+def entry_of(data: bytes) -> Conntrack | None:
+    """The entry in NFQA_CT, see `conntrack_entry`. Raises Truncated."""
+    return conntrack_entry(data, 0, len(data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +287,9 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(len(value) + 4, kind) + value + padding
 
 
-def _message(kind: int, number: int, attributes: bytes) -> bytes:
-    length = _HEADERS + len(attributes)
-    header = _MESSAGE.pack(
-        length, kind, _REQUEST, 0, 0, socket.AF_UNSPEC, 0, socket.htons(number)
-    )
+def _message(kind: int, number: int, attributes: bytes, flags: int = 0) -> bytes:
+    size = _HEADERS + len(attributes)
+    queue = socket.htons(number)
+    flags |= _REQUEST
+    header = _MESSAGE.pack(size, kind, flags, 0, 0, socket.AF_UNSPEC, 0, queue)
     return header + attributes

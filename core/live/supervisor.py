@@ -24,6 +24,7 @@ from typing import Final
 
 from cthelper.core.config import Config
 from cthelper.core.errors import CthelperError, QueueError
+from cthelper.core.live.backends import choose
 from cthelper.core.live.cthelper import Registration, registrations
 from cthelper.core.live.daemon import check_change
 from cthelper.core.live.installation import Installation
@@ -91,11 +92,14 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT. Raises CthelperError where it cannot start."""
         with self._signals:
             self._start()
+            backend = choose(self._config.daemon.backend)
             self._log.event(
                 "started",
                 helpers=",".join(self._config.helpers),
                 queues=",".join(map(str, sorted(self._config.queues))),
                 workers=self._config.daemon.workers,
+                backend=backend.name,
+                because=backend.reason,
             )
             try:
                 while not self._signals.stop:

@@ -116,6 +116,7 @@ def test_every_key_is_read() -> None:
         flow_limit = 1
         log_level = "debug"
         log_format = "json"
+        backend = "netfilterqueue"
         [guard]
         denied_ports = [6000, 6001]
         in_all = 7
@@ -156,6 +157,7 @@ def test_every_key_is_read() -> None:
         flow_limit=1,
         log_level="debug",
         log_format="json",
+        backend="netfilterqueue",
     )
     assert result.expectations_in_all == 7
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
@@ -277,7 +279,9 @@ PLAIN_KEYS = (
     "enabled, ports, hooks, queue, policies, guard, nat, "
     "interfaces, sources, destinations"
 )
-DAEMON_KEYS = "queue, workers, receive_buffer, flow_limit, log_level, log_format"
+DAEMON_KEYS = (
+    "queue, workers, receive_buffer, flow_limit, log_level, log_format, backend"
+)
 
 WRONG = [
     # Keys that nobody knows, at each level.
@@ -353,6 +357,10 @@ WRONG = [
     (
         'daemon.log_level = "loud"',
         "daemon.log_level = 'loud': must be one of debug, info, warning, error",
+    ),
+    (
+        "daemon.backend = 1",
+        "daemon.backend = 1: must be one of auto, native, netfilterqueue",
     ),
     (
         "daemon.log_format = true",

@@ -39,6 +39,7 @@ def test_every_key_is_there() -> None:
         "flow_limit",
         "log_level",
         "log_format",
+        "backend",
     }
     assert set(written["guard"]) == {"denied_ports", "in_all"}
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}

@@ -10,14 +10,16 @@ from typing import Final
 
 import pytest
 
+from cthelper.core.api import Match, Prefilter
 from cthelper.core.errors import QueueError
 from cthelper.core.live import requests
-from cthelper.core.live.library_queue import LibraryQueue
+from cthelper.core.live.backends import Backend, choose
 from cthelper.core.live.netlink import SO_RCVBUFFORCE
 from cthelper.core.live.queue import (
     Action,
     Hook,
-    QueuedPacket,
+    Packet,
+    Queue,
     Verdict,
     bound_queues,
     verdict,
@@ -59,11 +61,17 @@ def lab(world: World) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(scope="module", params=["native", "netfilterqueue"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each of the backends: all that is tested here holds with both."""
+    return choose(request.param)
+
+
 @contextmanager
-def bound(lab: Lab, receive_buffer: int = LARGE) -> Iterator[LibraryQueue]:
+def bound(lab: Lab, backend: Backend, receive_buffer: int = LARGE) -> Iterator[Queue]:
     """The queue of the helpers, bound for a while."""
     with lab.world.gateway.entered():
-        queue = LibraryQueue(QUEUE, receive_buffer)
+        queue = backend.open(QUEUE, receive_buffer, 65536)
     try:
         yield queue
     finally:
@@ -71,45 +79,45 @@ def bound(lab: Lab, receive_buffer: int = LARGE) -> Iterator[LibraryQueue]:
 
 
 @pytest.fixture
-def queue(lab: Lab) -> Iterator[LibraryQueue]:
+def queue(lab: Lab, backend: Backend) -> Iterator[Queue]:
     """The queue with a large receive buffer."""
-    with bound(lab) as queue:
+    with bound(lab, backend) as queue:
         yield queue
 
 
-def take(queue: LibraryQueue) -> QueuedPacket:
+def take(queue: Queue) -> Packet:
     """The next packet, which must be the only one."""
     assert readable(queue.fileno()), "no packet came to the queue"
     (packet,) = queue.read(64)
     return packet
 
 
-def entry_of(packet: QueuedPacket) -> Conntrack:
+def entry_of(packet: Packet) -> Conntrack:
     """The conntrack entry that came with a packet."""
     assert packet.conntrack is not None
     return packet.conntrack
 
 
-def accept(queue: LibraryQueue, packet: QueuedPacket) -> None:
+def accept(queue: Queue, packet: Packet) -> None:
     """Let a packet go as it is."""
     queue.answer([Verdict(packet.id)])
 
 
-def payload_of(packet: QueuedPacket) -> bytes:
+def payload_of(packet: Packet) -> bytes:
     """The transport payload of a packet."""
     segment = locate(packet.payload)
     assert segment is not None
-    return packet.payload[segment.start : segment.stop]
+    return bytes(packet.payload[segment.start : segment.stop])
 
 
-def with_payload(packet: QueuedPacket, payload: bytes) -> bytes:
+def with_payload(packet: Packet, payload: bytes) -> bytes:
     """The IP packet with another transport payload."""
     segment = locate(packet.payload)
     assert segment is not None
-    return replace_payload(packet.payload, segment, payload)
+    return replace_payload(bytes(packet.payload), segment, payload)
 
 
-def establish(queue: LibraryQueue, flow: Flow) -> Conntrack:
+def establish(queue: Queue, flow: Flow) -> Conntrack:
     """A datagram to the server and one back; the entry as the last one brought it."""
     flow.client.send(b"hello")
     accept(queue, take(queue))
@@ -121,13 +129,18 @@ def establish(queue: LibraryQueue, flow: Flow) -> Conntrack:
     return entry_of(packet)
 
 
+def establish_unread(queue: Queue, flow: Flow) -> None:
+    """A datagram to the server that its helper does not read."""
+    flow.client.send(b"hello")
+    until(lambda: not queue.read(64) and readable(flow.server.fileno(), 0.0))
+    assert flow.server.recv(100) == b"hello"
+
+
 # What comes with a packet
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_packet_comes_with_its_entry(
-    lab: Lab, queue: LibraryQueue, family: Family
-) -> None:
+def test_packet_comes_with_its_entry(lab: Lab, queue: Queue, family: Family) -> None:
     with lab.world.gateway.entered():
         devices = {name: socket.if_nametoindex(name) for name in (LAN, WAN)}
     with Flow(lab.world, family=family) as flow:
@@ -168,7 +181,7 @@ def test_packet_comes_with_its_entry(
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_entry_of_a_packet_is_the_one_that_ctnetlink_gives(
-    lab: Lab, queue: LibraryQueue, family: Family
+    lab: Lab, queue: Queue, family: Family
 ) -> None:
     with Flow(lab.world, family=family) as flow:
         establish(queue, flow)
@@ -182,7 +195,7 @@ def test_entry_of_a_packet_is_the_one_that_ctnetlink_gives(
     assert found.mark == 0xCAFE
 
 
-def test_packet_of_a_zone_says_so(lab: Lab, queue: LibraryQueue) -> None:
+def test_packet_of_a_zone_says_so(lab: Lab, queue: Queue) -> None:
     with Flow(lab.world, ZONE_PORT) as flow:
         entry = establish(queue, flow)
         assert entry.zone == ZONE
@@ -191,7 +204,7 @@ def test_packet_of_a_zone_says_so(lab: Lab, queue: LibraryQueue) -> None:
 
 
 def test_packet_to_the_gateway_itself_waits_at_the_input_hook(
-    lab: Lab, queue: LibraryQueue
+    lab: Lab, queue: Queue
 ) -> None:
     with lab.world.gateway.entered():
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -209,7 +222,9 @@ def test_packet_to_the_gateway_itself_waits_at_the_input_hook(
         assert server.recv(100) == b"call"
 
 
-def test_every_segment_of_a_handshake_comes(lab: Lab, queue: LibraryQueue) -> None:
+def test_segments_of_a_handshake_come_and_its_acknowledgement_passes(
+    lab: Lab, queue: Queue
+) -> None:
     with lab.world.server.entered():
         listener = socket.socket()
     with lab.world.client.entered():
@@ -221,9 +236,10 @@ def test_every_segment_of_a_handshake_comes(lab: Lab, queue: LibraryQueue) -> No
         client.setblocking(False)
         client.connect_ex((SERVER, PORT))
         packets = []
-        for _ in range(3):
+        for _ in range(2):
             packets.append(take(queue))
             accept(queue, packets[-1])
+        until(lambda: not queue.read(64) and queue.statistics.passed == 1)
         client.settimeout(5.0)
         client.sendall(b"call")
         data = take(queue)
@@ -231,9 +247,9 @@ def test_every_segment_of_a_handshake_comes(lab: Lab, queue: LibraryQueue) -> No
         # What closing it sends would come to the queue of the next test.
         lab.ctnetlink.update(entry_of(data).original, helper="")
     entries = [entry_of(packet) for packet in packets]
-    assert [each.confirmed for each in entries] == [False, True, True]
+    assert [each.confirmed for each in entries] == [False, True]
     assert len({each.id for each in entries}) == 1
-    assert [each.direction for each in packets] == [ORIGINAL, REPLY, ORIGINAL]
+    assert [each.direction for each in packets] == [ORIGINAL, REPLY]
     assert entries[0].original.source.address.exploded == CLIENT
     syn = locate(packets[0].payload)
     assert syn is not None
@@ -241,17 +257,83 @@ def test_every_segment_of_a_handshake_comes(lab: Lab, queue: LibraryQueue) -> No
     assert payload_of(data) == b"call"
 
 
+# What passes unseen
+
+
+def test_flow_of_which_nothing_is_left_to_read_passes(lab: Lab, queue: Queue) -> None:
+    with Flow(lab.world) as flow:
+        establish(queue, flow)
+        flow.client.send(b"last")
+        packet = take(queue)
+        queue.note(packet, quiet=True, held=True)
+        accept(queue, packet)
+        assert flow.server.recv(100) == b"last"
+        for content in (b"one", b"two"):
+            flow.client.send(content)
+            until(lambda: not queue.read(64) and readable(flow.server.fileno(), 0.0))
+            assert flow.server.recv(100) == content
+        entry = entry_of(packet)
+        ((identity, zone, timeout),) = queue.touched()
+        assert (identity, zone) == (entry.id, entry.zone)
+        assert 25 <= timeout <= 120
+        assert queue.statistics.passed == 2
+        assert queue.statistics.answered == queue.statistics.received == 5
+        queue.forget((entry.id, entry.zone))
+        flow.client.send(b"read again")
+        accept(queue, take(queue))
+
+
+def test_datagrams_that_the_helper_does_not_read_pass(lab: Lab, queue: Queue) -> None:
+    queue.filters({NAME: Prefilter(request=((Match(0, 8, ord("?")),),), answers=True)})
+    with Flow(lab.world) as flow:
+        flow.client.send(b"!")
+        until(lambda: not queue.read(64) and readable(flow.server.fileno(), 0.0))
+        assert flow.server.recv(100) == b"!"
+        flow.server.send(b"!")
+        until(lambda: not queue.read(64) and readable(flow.client.fileno(), 0.0))
+        assert flow.client.recv(100) == b"!"
+        assert lab.ctnetlink.get(flow.original).helper == NAME
+        flow.client.send(b"?")
+        packet = take(queue)
+        assert payload_of(packet) == b"?"
+        accept(queue, packet)
+        flow.server.send(b"an answer")
+        accept(queue, take(queue))
+        assert flow.client.recv(100) == b"an answer"
+    assert queue.statistics.passed == 2
+
+
+def test_packets_that_pass_keep_their_place_among_the_others(
+    lab: Lab, queue: Queue
+) -> None:
+    queue.filters({NAME: Prefilter(request=((Match(0, 8, ord("?")),),))})
+    sent = [b"?1", b"!2", b"!3", b"?4", b"!5", b"!6"]
+    with Flow(lab.world) as flow:
+        establish_unread(queue, flow)
+        for content in sent:
+            flow.client.send(content)
+        with lab.world.gateway.entered():
+            until(lambda: bound_queues()[QUEUE].waiting == len(sent))
+        packets = queue.read(64)
+        assert [payload_of(each) for each in packets] == [b"?1", b"?4"]
+        other = with_payload(packets[1], b"changed")
+        queue.answer([Verdict(packets[0].id), Verdict(packets[1].id, payload=other)])
+        got = [flow.server.recv(100) for _ in sent]
+    assert sorted(got) == sorted([*sent[:3], b"changed", *sent[4:]])
+    assert queue.statistics.refused == 0
+
+
 # Reading and binding
 
 
-def test_read_takes_no_more_than_its_limit(lab: Lab, queue: LibraryQueue) -> None:
+def test_read_takes_no_more_than_its_limit(lab: Lab, queue: Queue) -> None:
     with Flow(lab.world) as flow:
         establish(queue, flow)
         for number in range(5):
             flow.client.send(bytes([number]))
         with lab.world.gateway.entered():
             until(lambda: bound_queues()[QUEUE].waiting == 5)
-        packets = queue.read(2)
+        packets = list(queue.read(2))
         assert len(packets) == 2
         packets += queue.read(2)
         assert len(packets) == 4
@@ -267,18 +349,18 @@ def test_read_takes_no_more_than_its_limit(lab: Lab, queue: LibraryQueue) -> Non
 
 
 def test_queue_that_is_bound_is_refused_to_another(
-    lab: Lab, queue: LibraryQueue
+    lab: Lab, backend: Backend, queue: Queue
 ) -> None:
     with (
         lab.world.gateway.entered(),
         pytest.raises(QueueError, match=f"queue {QUEUE} is bound by another process"),
     ):
-        LibraryQueue(QUEUE, LARGE)
+        backend.open(QUEUE, LARGE, 65536)
     with Flow(lab.world) as flow:
         establish(queue, flow)
 
 
-def test_bound_queue_and_its_length_are_listed(lab: Lab, queue: LibraryQueue) -> None:
+def test_bound_queue_and_its_length_are_listed(lab: Lab, queue: Queue) -> None:
     with Flow(lab.world) as flow, lab.world.gateway.entered():
         establish(queue, flow)
         assert bound_queues()[QUEUE].waiting == 0
@@ -289,15 +371,17 @@ def test_bound_queue_and_its_length_are_listed(lab: Lab, queue: LibraryQueue) ->
         assert bound_queues()[QUEUE].waiting == 0
 
 
-def test_closed_queue_can_be_bound_again_and_flows_pass_meanwhile(lab: Lab) -> None:
+def test_closed_queue_can_be_bound_again_and_flows_pass_meanwhile(
+    lab: Lab, backend: Backend
+) -> None:
     with Flow(lab.world) as flow:
-        with bound(lab) as queue:
+        with bound(lab, backend) as queue:
             establish(queue, flow)
         with lab.world.gateway.entered():
             assert QUEUE not in bound_queues()
         flow.client.send(b"meanwhile")
         assert flow.server.recv(100) == b"meanwhile"
-        with bound(lab) as queue:
+        with bound(lab, backend) as queue:
             establish(queue, flow)
 
 
@@ -307,7 +391,7 @@ def test_closed_queue_can_be_bound_again_and_flows_pass_meanwhile(lab: Lab) -> N
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("size", [20_000, 60_000])
 def test_large_datagram_arrives_whole_and_is_delivered_whole(
-    lab: Lab, queue: LibraryQueue, family: Family, size: int
+    lab: Lab, queue: Queue, family: Family, size: int
 ) -> None:
     content = os.urandom(size)
     with Flow(lab.world, family=family) as flow:
@@ -329,7 +413,7 @@ def test_large_datagram_arrives_whole_and_is_delivered_whole(
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("payload", [b"longer than it was", b"!"])
 def test_payload_of_a_verdict_is_delivered(
-    lab: Lab, queue: LibraryQueue, family: Family, payload: bytes
+    lab: Lab, queue: Queue, family: Family, payload: bytes
 ) -> None:
     with Flow(lab.world, family=family) as flow:
         for _ in ("unconfirmed", "confirmed"):
@@ -346,7 +430,7 @@ def test_payload_of_a_verdict_is_delivered(
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("payload", [None, b"other"], ids=["as it was", "replaced"])
 def test_expectation_in_the_verdict_of_an_unconfirmed_packet_is_met(
-    lab: Lab, queue: LibraryQueue, family: Family, payload: bytes | None
+    lab: Lab, queue: Queue, family: Family, payload: bytes | None
 ) -> None:
     with Flow(lab.world, family=family) as flow:
         wanted = flow.expectation()
@@ -378,9 +462,7 @@ def test_expectation_in_the_verdict_of_an_unconfirmed_packet_is_met(
             assert lab.ctnetlink.get(original).master is None
 
 
-def test_verdict_sets_the_timeout_of_a_confirmed_entry(
-    lab: Lab, queue: LibraryQueue
-) -> None:
+def test_verdict_sets_the_timeout_of_a_confirmed_entry(lab: Lab, queue: Queue) -> None:
     with Flow(lab.world) as flow:
         establish(queue, flow)
         flow.client.send(b"call")
@@ -393,7 +475,7 @@ def test_verdict_sets_the_timeout_of_a_confirmed_entry(
 
 
 def test_repeated_packet_comes_back_confirmed_and_with_another_id(
-    lab: Lab, queue: LibraryQueue
+    lab: Lab, queue: Queue
 ) -> None:
     with Flow(lab.world) as flow:
         first, second = flow.expectation(), flow.expectation()
@@ -422,14 +504,14 @@ def test_repeated_packet_comes_back_confirmed_and_with_another_id(
 
 
 def test_verdict_for_an_unknown_packet_counts_as_refused(
-    lab: Lab, queue: LibraryQueue
+    lab: Lab, queue: Queue
 ) -> None:
     with Flow(lab.world) as flow:
         establish(queue, flow)
         flow.client.send(b"call")
         packet = take(queue)
         # What the queue itself would send for a packet that the kernel has dropped.
-        stale = Verdict(packet.id + 1000, payload=packet.payload)
+        stale = Verdict(packet.id + 1000, payload=bytes(packet.payload))
         with socket.socket(fileno=os.dup(queue.fileno())) as same:
             same.send(verdict(QUEUE, stale))
         assert readable(queue.fileno())
@@ -442,9 +524,11 @@ def test_verdict_for_an_unknown_packet_counts_as_refused(
 # Overload
 
 
-def test_packets_that_do_not_fit_pass_and_are_counted(lab: Lab) -> None:
+def test_packets_that_do_not_fit_pass_and_are_counted(
+    lab: Lab, backend: Backend
+) -> None:
     sent = 500
-    with Flow(lab.world) as flow, bound(lab, SMALL) as queue:
+    with Flow(lab.world) as flow, bound(lab, backend, SMALL) as queue:
         flow.server.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
         numbers = [number.to_bytes(2) * 250 for number in range(sent)]
         for content in numbers:
@@ -482,8 +566,14 @@ def test_packets_that_do_not_fit_pass_and_are_counted(lab: Lab) -> None:
         assert queue.statistics.refused == 0
 
 
-def test_flow_that_begins_during_an_overload_is_tracked(lab: Lab) -> None:
-    with Flow(lab.world) as busy, Flow(lab.world) as flow, bound(lab, SMALL) as queue:
+def test_flow_that_begins_during_an_overload_is_tracked(
+    lab: Lab, backend: Backend
+) -> None:
+    with (
+        Flow(lab.world) as busy,
+        Flow(lab.world) as flow,
+        bound(lab, backend, SMALL) as queue,
+    ):
         establish(queue, busy)
         for _ in range(100):
             busy.client.send(bytes(500))

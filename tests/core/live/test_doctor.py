@@ -3,12 +3,14 @@
 
 import gzip
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cthelper import nft
-from cthelper.core.config import Config, parse
+from cthelper.core.config import Config, DaemonConfig, parse
 from cthelper.core.errors import RulesetError
 from cthelper.core.live import doctor, queue
 from cthelper.core.live.doctor import Finding, Health, Host
@@ -234,14 +236,40 @@ def test_missing_nft_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.nft_program() == expected
 
 
-@pytest.mark.parametrize(("found", "health"), [(object(), OK), (None, FAILURE)])
-def test_python_package_is_there_or_its_installation_is_named(
-    monkeypatch: pytest.MonkeyPatch, found: object, health: Health
+@pytest.mark.parametrize(
+    ("wanted", "native", "library", "health", "what"),
+    [
+        ("auto", True, True, OK, "queue backend native: the extension in C is there"),
+        ("auto", True, False, OK, "queue backend native: the extension in C is there"),
+        ("auto", False, True, WARNING, "queue backend netfilterqueue: the extension"),
+        ("auto", False, False, FAILURE, "no queue backend"),
+        ("native", True, True, OK, "queue backend native: it is configured"),
+        ("native", False, True, FAILURE, "the native queue backend cannot be used"),
+        ("netfilterqueue", True, True, OK, "queue backend netfilterqueue: it is conf"),
+        ("netfilterqueue", True, False, FAILURE, "no queue backend: it is configured"),
+    ],
+)
+def test_queue_backend_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    native: bool,
+    library: bool,
+    health: Health,
+    what: str,
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
-    finding = doctor.python_package()
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: object() if library else None
+    )
+    module = SimpleNamespace(NativeQueue=None, wait=None) if native else None
+    monkeypatch.setitem(sys.modules, "cthelper.core.live.native_queue", module)
+    monkeypatch.delattr("cthelper.core.live.native_queue", raising=False)
+    if native:
+        monkeypatch.setattr("cthelper.core.live.native_queue", module, raising=False)
+    daemon = DaemonConfig(backend=wanted)
+    finding = doctor.queue_backend(Config(daemon=daemon, helpers={}))
     assert finding.health is health
-    assert ("pip install 'cthelper[live]'" in finding.mend) is (health is FAILURE)
+    assert finding.what.startswith(what)
+    assert bool(finding.mend) is (health is not OK)
 
 
 # What others hold.

@@ -8,27 +8,29 @@ verdicts, write into one list, so that the order between them can be asserted.
 import errno
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
-from cthelper.core.api import UDP, Effects, Helper, Message, Policy
+from cthelper.core.api import UDP, Effects, Helper, Message, Policy, Prefilter
 from cthelper.core.engine import NOTHING, Decision
 from cthelper.core.errors import ExpectationRefused, NetlinkError
-from cthelper.core.flows import Flow
+from cthelper.core.flows import Flow, FlowKey
 from cthelper.core.live import requests
 from cthelper.core.live.gate import Expecter, Gate
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import (
     Action,
     Hook,
+    Packet,
     Queue,
     QueuedPacket,
     Statistics,
     Verdict,
 )
+from cthelper.core.live.sieve import Touched
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -89,9 +91,24 @@ class FakeQueue:
 
     def __init__(self, record: list[str], ports: dict[bytes, int]) -> None:
         self.number = 0
-        self.statistics = Statistics()
         self._record = record
         self._ports = ports
+
+    @property
+    def statistics(self) -> Statistics:
+        raise AssertionError("nothing is counted")
+
+    def filters(self, filters: Mapping[str, Prefilter]) -> None:
+        raise AssertionError("nothing is filtered")
+
+    def note(self, packet: Packet, *, quiet: bool, held: bool) -> None:
+        raise AssertionError("the gate notes nothing")
+
+    def forget(self, key: FlowKey) -> None:
+        raise AssertionError("the gate forgets nothing")
+
+    def touched(self) -> list[Touched]:
+        raise AssertionError("nothing passes unseen")
 
     def fileno(self) -> int:
         raise AssertionError("nothing waits for a fake")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which queue backend runs, and why."""
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from cthelper.core.errors import QueueError
+from cthelper.core.live.queue import Queue
+
+OpenQueue = Callable[[int, int, int], Queue]
+"""Binds a queue: its number, the bytes of its receive buffer, and how many flows are
+noted at a time."""
+
+Wait = Callable[[Iterable[Queue], int, float], None]
+"""Waits until a queue has packets to be read, a descriptor is readable, a signal has
+come or the seconds are over; what passes unseen goes on meanwhile."""
+
+NATIVE: Final = "native"
+LIBRARY: Final = "netfilterqueue"
+AUTO: Final = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A backend and why it is the one. Without `wait` a selector does."""
+
+    name: str
+    reason: str
+    open: OpenQueue
+    wait: Wait | None = None
+
+
+def choose(wanted: str = AUTO) -> Backend:
+    """The backend for the configuration's ``daemon.backend``.
+
+    Raises QueueError where it is not there.
+    """
+    if wanted == LIBRARY:
+        return _library("it is configured")
+    try:
+        from cthelper.core.live import native_queue
+    except ImportError as error:
+        if wanted == NATIVE:
+            raise QueueError(
+                f"the native queue backend cannot be used ({error}): "
+                "install gcc and python3-dev, then install cthelper again"
+            ) from None
+        return _library(f"the extension in C is not there ({error})")
+    return Backend(
+        NATIVE,
+        "it is configured" if wanted == NATIVE else "the extension in C is there",
+        native_queue.NativeQueue,
+        native_queue.wait,
+    )
+
+
+def _library(reason: str) -> Backend:
+    from cthelper.core.live.library_queue import LibraryQueue
+
+    if importlib.util.find_spec("netfilterqueue") is None:
+        raise QueueError(
+            f"no queue backend: {reason}, and the package netfilterqueue is not "
+            "installed: install gcc and python3-dev and then cthelper again, "
+            "or pip install 'cthelper[live]'"
+        )
+    return Backend(LIBRARY, reason, LibraryQueue)
