@@ -79,6 +79,12 @@ class Daemon:
         return self._process.wait(_STEP_SECONDS)
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process
+        return self._process.pid
+
+    @property
     def text(self) -> str:
         """All that it has written."""
         return self._log.read_text()
