@@ -61,6 +61,14 @@ class _Leaving:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A master: when its last expectation ends, and its entry as it was last known."""
+
+    until: float
+    entry: Conntrack
+
+
 class Masters:
     """The master flows that have expectations, and the finished flows."""
 
@@ -70,8 +78,7 @@ class Masters:
         self._updater = updater
         self._log = log
         self._clock = clock
-        self._until: dict[FlowKey, float] = {}
-        self._entries: dict[FlowKey, Conntrack] = {}
+        self._kept: dict[FlowKey, _Kept] = {}
         # The entries of masters that had packets since the last sweep.
         self._passed: dict[FlowKey, Conntrack] = {}
         self._leaving: dict[FlowKey, _Leaving] = {}
@@ -86,11 +93,11 @@ class Masters:
         The timeout in seconds that it needs, where it is confirmed and its is shorter.
         """
         key = key_of(entry)
-        now = self._clock()
-        longest = max(each.timeout for each in expectations)
-        until = self._until[key] = max(self._until.get(key, 0.0), now + longest)
-        self._entries[key] = entry
-        wanted = math.ceil(until - now) + _MARGIN
+        until = self._clock() + max(each.timeout for each in expectations)
+        if key in self._kept:
+            until = max(self._kept[key].until, until)
+        self._kept[key] = _Kept(until, entry)
+        wanted = self._wanted(until)
         return wanted if entry.confirmed and entry.timeout < wanted else None
 
     def lengthen(self, original: Tuple, expectation: Expectation) -> None:
@@ -118,7 +125,7 @@ class Masters:
 
     def forget(self, key: FlowKey) -> None:
         """The entry is gone."""
-        self._drop(key)
+        self._kept.pop(key, None)
         self._passed.pop(key, None)
         self._leaving.pop(key, None)
         self._left.pop(key, None)
@@ -126,7 +133,7 @@ class Masters:
     def passed(self, entry: Conntrack) -> None:
         """A packet of the flow was released; `entry` is as it came with the packet."""
         key = key_of(entry)
-        if key in self._until:
+        if key in self._kept:
             # The timeout of an entry that was not confirmed yet is not to be relied on.
             if entry.confirmed and entry.timeout >= _SOON:
                 self._passed[key] = entry
@@ -137,14 +144,14 @@ class Masters:
 
     def keeps(self, key: FlowKey) -> bool:
         """Whether the flow has expectations, so that its packets must be told of."""
-        return key in self._until
+        return key in self._kept
 
     def touched(self, key: FlowKey, timeout: int) -> None:
         """Packets of a flow have passed unseen; its timeout was so many seconds."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            status = entry.status | Status.CONFIRMED
-            self._passed[key] = replace(entry, timeout=timeout, status=status)
+        kept = self._kept.get(key)
+        if kept is not None:
+            status = kept.entry.status | Status.CONFIRMED
+            self._passed[key] = replace(kept.entry, timeout=timeout, status=status)
 
     def sweep(self) -> None:
         """Keep the masters that had packets; detach the finished flows that can be.
@@ -158,12 +165,12 @@ class Masters:
 
     def _keep(self, key: FlowKey, entry: Conntrack) -> None:
         """See to it that the entry outlives its expectations."""
-        until = self._until.get(key)
-        if until is None:
+        kept = self._kept.get(key)
+        if kept is None:
             return
-        wanted = math.ceil(until - self._clock()) + _MARGIN
+        wanted = self._wanted(kept.until)
         if wanted <= 0:
-            self._drop(key)
+            del self._kept[key]
             return
         if entry.confirmed and entry.timeout >= wanted:
             return
@@ -174,15 +181,16 @@ class Masters:
         except NetlinkError as error:
             self._failed("keep-failed", error)
 
-    def _drop(self, key: FlowKey) -> None:
-        self._until.pop(key, None)
-        self._entries.pop(key, None)
+    def _wanted(self, until: float) -> int:
+        """The timeout in seconds of a master whose expectations last until then."""
+        return math.ceil(until - self._clock()) + _MARGIN
 
     def _detach(self, key: FlowKey) -> None:
-        if self._until.get(key, -math.inf) + _MARGIN > self._clock():
+        kept = self._kept.get(key)
+        if kept is not None and kept.until + _MARGIN > self._clock():
             return
         leaving = self._leaving.pop(key)
-        self._drop(key)
+        self._kept.pop(key, None)
         try:
             self._updater.update(leaving.original, key[1], helper="")
         except (NotFound, NotSupported):
