@@ -12,7 +12,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -94,6 +94,18 @@ def sources(world: World) -> tuple[str, str]:
         if entry.original.destination.port == PORT
     }
     return found["sunrpc.0"], found["sunrpc.1"]
+
+
+@contextmanager
+def pingers(world: World) -> Iterator[tuple[Pinger, Pinger]]:
+    """One of the first worker's flows and one of the second's, which are busy."""
+    with Echo(world.server):
+        first, second = sources(world)
+        with (
+            Pinger(world.client, source=first) as one,
+            Pinger(world.client, source=second) as other,
+        ):
+            yield one, other
 
 
 def pid_of(daemon: Daemon, worker: int) -> int:
@@ -369,27 +381,22 @@ def test_workers_of_a_killed_supervisor_answer_what_waits_and_end(
     world: World, daemon: Daemon
 ) -> None:
     daemon.start(CONFIG)
-    with Echo(world.server):
-        first, second = sources(world)
-        with (
-            Pinger(world.client, source=first) as one,
-            Pinger(world.client, source=second) as other,
-        ):
-            wait_for(one, 10)
-            wait_for(other, 10)
-            daemon.stop(signal.SIGKILL)
-            until("both leave", lambda: len(daemon.events("withdrawn")) == 2)
-            until("both have ended", lambda: queues(world) == {})
-            assert registered(world) == {"sunrpc.0": {False}, "sunrpc.1": {False}}
-            wait_for(one, 10)
-            wait_for(other, 10)
-            assert one.lost == other.lost == 0
-            # One without workers takes over what they have left.
-            daemon.start(CONFIG.replace("workers = 2", "workers = 1"))
-            wait_for(one, 10)
-            assert one.lost == 0
-            getport(world)[0].close()
-            assert "worker" not in daemon.await_event("expectation")
+    with pingers(world) as (one, other):
+        wait_for(one, 10)
+        wait_for(other, 10)
+        daemon.stop(signal.SIGKILL)
+        until("both leave", lambda: len(daemon.events("withdrawn")) == 2)
+        until("both have ended", lambda: queues(world) == {})
+        assert registered(world) == {"sunrpc.0": {False}, "sunrpc.1": {False}}
+        wait_for(one, 10)
+        wait_for(other, 10)
+        assert one.lost == other.lost == 0
+        # One without workers takes over what they have left.
+        daemon.start(CONFIG.replace("workers = 2", "workers = 1"))
+        wait_for(one, 10)
+        assert one.lost == 0
+        getport(world)[0].close()
+        assert "worker" not in daemon.await_event("expectation")
     assert daemon.stop() == 0
     assert registered(world) == {}
 
@@ -401,24 +408,19 @@ def test_stop_loses_no_packet_of_any_worker_and_leaves_no_trace(
     world: World, daemon: Daemon
 ) -> None:
     daemon.start(CONFIG)
-    with Echo(world.server):
-        first, second = sources(world)
-        with (
-            Pinger(world.client, source=first) as one,
-            Pinger(world.client, source=second) as other,
-        ):
-            wait_for(one, 20)
-            wait_for(other, 20)
-            # Terminals and systemd send it to all processes, and only one obeys.
-            for worker in (0, 1):
-                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                    os.kill(pid_of(daemon, worker), number)
-            wait_for(one, 5)
-            wait_for(other, 5)
-            assert daemon.stop() == 0
-            wait_for(one, 10)
-            wait_for(other, 10)
-            assert one.lost == other.lost == 0
+    with pingers(world) as (one, other):
+        wait_for(one, 20)
+        wait_for(other, 20)
+        # Terminals and systemd send it to all processes, and only one obeys.
+        for worker in (0, 1):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(pid_of(daemon, worker), number)
+        wait_for(one, 5)
+        wait_for(other, 5)
+        assert daemon.stop() == 0
+        wait_for(one, 10)
+        wait_for(other, 10)
+        assert one.lost == other.lost == 0
     (stopped,) = daemon.events("stopped")
     assert stopped["packets"] >= 100
     assert stopped["verdicts_refused"] == stopped["bypassed"] == 0
@@ -435,33 +437,28 @@ def test_reload_is_taken_by_all_workers_or_by_none(
     daemon.start(CONFIG)
     before = registrations_of(world)
     other_queue = CONFIG.replace("ports = ", "queue = 2090\nports = ")
-    with Echo(world.server):
-        first, second = sources(world)
-        with (
-            Pinger(world.client, source=first) as one,
-            Pinger(world.client, source=second) as other,
-        ):
-            # The second worker cannot bind its new queue.
-            daemon.configure(other_queue)
-            with world.gateway.entered():
-                taken = LibraryQueue(2091, 1 << 20)
-            with closing(taken):
-                daemon.send_signal(signal.SIGHUP)
-                error = daemon.await_event("reload-refused")["error"]
-            assert error == (
-                "worker 1: queue 2091 is bound by another process: "
-                "stop it, or set another queue number"
-            )
-            assert registrations_of(world) == before
-            assert set(queues(world)) == {QUEUE, QUEUE + 1}
-            # Limits and queues, of both.
-            limits = "[helpers.sunrpc.policies.service]\ntimeout = 77\n"
-            daemon.configure(other_queue + limits)
+    with pingers(world) as (one, other):
+        # The second worker cannot bind its new queue.
+        daemon.configure(other_queue)
+        with world.gateway.entered():
+            taken = LibraryQueue(2091, 1 << 20)
+        with closing(taken):
             daemon.send_signal(signal.SIGHUP)
-            daemon.await_event("reloaded")
-            wait_for(one, 10)
-            wait_for(other, 10)
-            assert one.lost == other.lost == 0
+            error = daemon.await_event("reload-refused")["error"]
+        assert error == (
+            "worker 1: queue 2091 is bound by another process: "
+            "stop it, or set another queue number"
+        )
+        assert registrations_of(world) == before
+        assert set(queues(world)) == {QUEUE, QUEUE + 1}
+        # Limits and queues, of both.
+        limits = "[helpers.sunrpc.policies.service]\ntimeout = 77\n"
+        daemon.configure(other_queue + limits)
+        daemon.send_signal(signal.SIGHUP)
+        daemon.await_event("reloaded")
+        wait_for(one, 10)
+        wait_for(other, 10)
+        assert one.lost == other.lost == 0
         assert set(queues(world)) == {2090, 2091}
         after = {
             (each.name, each.queue, each.policies[0])
@@ -471,7 +468,7 @@ def test_reload_is_taken_by_all_workers_or_by_none(
             (f"sunrpc.{worker}", 2090 + worker, Policy("service", 8, 77))
             for worker in (0, 1)
         }
-        for count, source in enumerate((first, second), 1):
+        for count, source in enumerate((one.source, other.source), 1):
             getport(world, source)[0].close()
             made = daemon.await_event("expectation", count)
             assert (made["worker"], made["timeout"]) == (count - 1, 77)
@@ -482,7 +479,7 @@ def test_reload_is_taken_by_all_workers_or_by_none(
         daemon.send_signal(signal.SIGHUP)
         daemon.await_event("reloaded", 2)
         daemon.await_event("worker-started", 3)
-        for count, source in enumerate((first, second), 3):
+        for count, source in enumerate((one.source, other.source), 3):
             getport(world, source)[0].close()
             made = daemon.await_event("expectation", count)
             assert (made["worker"], made["timeout"]) == (count - 3, 78)

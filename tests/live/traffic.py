@@ -104,6 +104,7 @@ class Pinger(Background):
         self, namespace: Namespace, patience: float = 40.0, source: str = ""
     ) -> None:
         super().__init__(namespace, timeout=patience)
+        self.source = source
         self._socket.bind((source, 0))
         self._socket.connect((SERVER, PORT))
         self._xid = 0
