@@ -34,7 +34,7 @@ enum { QA_HEADER = 1, QA_INDEV = 5, QA_OUTDEV = 6, QA_PAYLOAD = 10, QA_CT = 11,
 enum { CT_ORIG = 1, CT_STATUS = 3, CT_HELP = 5, CT_TIMEOUT = 7, CT_ID = 12, CT_ZONE = 18 };
 enum { IS_REPLY = 3, CONFIRMED = 1 << 3, HOOKS = 5 };
 enum { NAME_LIMIT = 16, ORIG_LIMIT = 128, MATCHED_BYTES = 64 };
-enum { CACHE_LIMIT = 8192, BUCKETS = 1 << 14 };
+enum { BUCKETS = 1 << 14 };
 enum { QUIET = 1, HELD = 2, ASKED = 4, TOUCHED = 8 };
 
 /* ---- Reading: plain functions over bytes ---- */
@@ -639,8 +639,8 @@ typedef struct {
     uint16_t number;
     bool numbered; /* last_id is one */
     uint32_t last_id;
-    /* decode: bytes of NFQA_CT to an entry, which cache keeps. */
-    PyObject *decode, *cache, *hooks, *directions, *segment_type, *transports;
+    /* decode: bytes of NFQA_CT to an entry; it remembers those that come again. */
+    PyObject *decode, *hooks, *directions, *segment_type, *transports;
     PyObject *malformed; /* exceptions of decode that mean: cut off */
     Slab *slab;
     PyObject *found; /* packets of a drain in wait() */
@@ -752,30 +752,20 @@ put_all(Queue *q, PyObject *own)
     return send_out(q);
 }
 
-/* The entry in NFQA_CT. Packets of a flow bring the same bytes again and again. */
+/* The entry in NFQA_CT. */
 static PyObject *
 entry_of(Queue *q, const message *m)
 {
-    PyObject *key, *entry;
+    PyObject *bytes, *entry;
 
     if (!m->has_entry)
         return Py_NewRef(Py_None);
-    key = PyBytes_FromStringAndSize((const char *)m->entry.at, (Py_ssize_t)m->entry.size);
-    if (!key)
+    bytes = PyBytes_FromStringAndSize((const char *)m->entry.at,
+                                      (Py_ssize_t)m->entry.size);
+    if (!bytes)
         return NULL;
-    entry = PyDict_GetItemWithError(q->cache, key);
-    if (entry)
-        Py_INCREF(entry);
-    else if (!PyErr_Occurred()) {
-        entry = PyObject_CallOneArg(q->decode, key);
-        if (entry) {
-            if (PyDict_GET_SIZE(q->cache) >= CACHE_LIMIT)
-                PyDict_Clear(q->cache);
-            if (PyDict_SetItem(q->cache, key, entry))
-                Py_CLEAR(entry);
-        }
-    }
-    Py_DECREF(key);
+    entry = PyObject_CallOneArg(q->decode, bytes);
+    Py_DECREF(bytes);
     return entry;
 }
 
@@ -1230,9 +1220,6 @@ queue_init(Queue *q, PyObject *arguments, PyObject *keywords)
         PyErr_SetString(PyExc_ValueError, "5 hooks, 2 directions, 2 transports, once");
         return -1;
     }
-    q->cache = PyDict_New();
-    if (!q->cache)
-        return -1;
     q->descriptor = descriptor;
     q->number = number;
     q->decode = Py_NewRef(decode);
@@ -1248,7 +1235,6 @@ queue_init(Queue *q, PyObject *arguments, PyObject *keywords)
 static int
 queue_clear(Queue *q)
 {
-    Py_CLEAR(q->cache);
     Py_CLEAR(q->decode);
     Py_CLEAR(q->malformed);
     Py_CLEAR(q->hooks);
@@ -1264,7 +1250,6 @@ static int
 queue_traverse(Queue *q, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(q));
-    Py_VISIT(q->cache);
     Py_VISIT(q->decode);
     Py_VISIT(q->malformed);
     Py_VISIT(q->found);
@@ -1317,7 +1302,8 @@ static PyType_Spec queue_spec = {
 enum { QUEUES = 64 };
 
 /* wait(queues, descriptor, seconds): until a queue has packets for Python, `descriptor`
- * is readable, a signal has come or the time is over. What passes goes on meanwhile. */
+ * is readable, a signal has come or the time is over. What passes goes on meanwhile.
+ * Whether `descriptor` is readable. */
 static PyObject *
 native_wait(PyObject *module, PyObject *arguments)
 {
@@ -1344,7 +1330,7 @@ native_wait(PyObject *module, PyObject *arguments)
             return NULL;
         }
         if (((Queue *)one)->found)
-            Py_RETURN_NONE;
+            Py_RETURN_FALSE;
         fds[i].fd = ((Queue *)one)->descriptor;
         fds[i].events = POLLIN;
     }
@@ -1365,7 +1351,7 @@ native_wait(PyObject *module, PyObject *arguments)
         if (PyErr_CheckSignals())
             return NULL;
         if (ready <= 0)
-            Py_RETURN_NONE;
+            Py_RETURN_FALSE;
         for (i = 0; i < count; i++) {
             Queue *q = (Queue *)PyList_GET_ITEM(queues, i);
             PyObject *packets;
@@ -1383,7 +1369,7 @@ native_wait(PyObject *module, PyObject *arguments)
                 Py_DECREF(packets);
         }
         if (found || fds[count].revents || left <= 0)
-            Py_RETURN_NONE;
+            return PyBool_FromLong(fds[count].revents);
     }
 }
 

@@ -4,8 +4,7 @@
 from collections.abc import Callable
 from typing import final
 
-from cthelper.core.live.queue import Hook
-from cthelper.core.live.sieve import Touched
+from cthelper.core.live.queue import Hook, Touched
 from cthelper.core.packet import Segment
 from cthelper.core.tuples import Conntrack, Direction, Transport
 
@@ -51,4 +50,4 @@ class Queue:
     def inject(self, message: bytes, /) -> list[Packet]: ...
     def statistics(self) -> tuple[int, int, int, int, int, int]: ...
 
-def wait(queues: list[Queue], descriptor: int, seconds: float, /) -> None: ...
+def wait(queues: list[Queue], descriptor: int, seconds: float, /) -> bool: ...

@@ -13,13 +13,13 @@ OpenQueue = Callable[[int, int, int], Queue]
 """Binds a queue: its number, the bytes of its receive buffer, and how many flows are
 noted at a time."""
 
-Wait = Callable[[Iterable[Queue], int, float], None]
+Wait = Callable[[Iterable[Queue], int, float], bool]
 """Waits until a queue has packets to be read, a descriptor is readable, a signal has
-come or the seconds are over; what passes unseen goes on meanwhile."""
+come or the seconds are over; what passes unseen goes on meanwhile. Whether the
+descriptor is readable."""
 
 NATIVE: Final = "native"
 LIBRARY: Final = "netfilterqueue"
-AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Backend:
     wait: Wait | None = None
 
 
-def choose(wanted: str = AUTO) -> Backend:
+def choose(wanted: str) -> Backend:
     """The backend for the configuration's ``daemon.backend``.
 
     Raises QueueError where it is not there.

@@ -10,10 +10,10 @@ queues are let go, the kernel is told to queue no more and what waits is answere
 """
 
 import selectors
-import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from cthelper.core.api import Prefilter
@@ -31,7 +31,7 @@ from cthelper.core.live.installation import Installation
 from cthelper.core.live.links import Links
 from cthelper.core.live.log import Log
 from cthelper.core.live.queue import Packet, Queue, Verdict, bound_queues
-from cthelper.core.live.signals import Signals, empty
+from cthelper.core.live.signals import Signals, empty, waker_pair
 from cthelper.core.masters import Masters
 from cthelper.core.tuples import Conntrack
 
@@ -93,9 +93,7 @@ class Server:
         self._bypassed_before = 0
         self._overruns = 0
         self._due = clock()
-        self._woken, self.waker = socket.socketpair()
-        for each in (self._woken, self.waker):
-            each.setblocking(False)
+        self._woken, self.waker = waker_pair()
         self._selector = selectors.EpollSelector()
         self.watch(self._events, self._read_events)
         self.watch(self._links, self._links.update)
@@ -152,15 +150,7 @@ class Server:
 
     def turn(self) -> None:
         """Wait for something to do, and do it."""
-        seconds = max(0.0, self._due - self._clock())
-        if self.backend.wait is not None:
-            queues = list(self._queues.values())
-            self.backend.wait(queues, self._selector.fileno(), seconds)
-            for queue in queues:
-                self._read_queue(queue)
-            seconds = 0.0
-        for key, _ in self._selector.select(seconds):
-            key.data()
+        self._wait(max(0.0, self._due - self._clock()))
         if self._clock() >= self._due:
             self._due = self._clock() + _TICK_SECONDS
             for queue in self._queues.values():
@@ -169,6 +159,19 @@ class Server:
             self._masters.sweep()
             self._gate.give_up_waiting()
             self._report_bypassed()
+
+    def _wait(self, seconds: float) -> None:
+        """Act on the first that comes, or the time that is over."""
+        if self.backend.wait is not None:
+            queues = list(self._queues.values())
+            ready = self.backend.wait(queues, self._selector.fileno(), seconds)
+            for queue in queues:
+                self._read_queue(queue)
+            if not ready:
+                return
+            seconds = 0.0
+        for key, _ in self._selector.select(seconds):
+            key.data()
 
     def meanwhile(self, step: Callable[[], _T]) -> _T:
         """Do what takes its time and serve meanwhile. Raises what the step raises."""
@@ -389,7 +392,9 @@ class Daemon:
                 while not self._signals.stop:
                     server.turn()
                     if self._signals.taken_reload():
-                        self._reload()
+                        # Plugins are imported, and package metadata looked through.
+                        read = partial(server.meanwhile, self._read_config)
+                        reload(self._log, read, self._change)
             finally:
                 self._stop()
             counters = self._log.counters
@@ -412,17 +417,6 @@ class Daemon:
             self._server.close()
             raise
 
-    def _reload(self) -> None:
-        """Take a new configuration, or refuse it and go on with the old one."""
-        try:
-            # Plugins are imported, and package metadata looked through.
-            config = self._server.meanwhile(self._read_config)
-            self._change(config)
-        except CthelperError as error:
-            self._log.event("reload-refused", "error", error=str(error))
-            return
-        self._log.event("reloaded", helpers=",".join(config.helpers))
-
     def _change(self, config: Config) -> None:
         server = self._server
         check_change(server.config, config)
@@ -442,6 +436,19 @@ class Daemon:
         if not self._keep_ruleset:
             self._installation.remove()
         self._server.close()
+
+
+def reload(
+    log: Log, read: Callable[[], Config], change: Callable[[Config], None]
+) -> None:
+    """Take a new configuration, or refuse it and go on with the old one."""
+    try:
+        config = read()
+        change(config)
+    except CthelperError as error:
+        log.event("reload-refused", "error", error=str(error))
+        return
+    log.event("reloaded", helpers=",".join(config.helpers))
 
 
 def check_change(old: Config, new: Config) -> None:

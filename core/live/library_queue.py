@@ -24,13 +24,14 @@ from cthelper.core.live.queue import (
     Packet,
     QueuedPacket,
     Statistics,
+    Touched,
     Verdict,
     bound_queues,
     decode,
     parameters,
     verdict,
 )
-from cthelper.core.live.sieve import Sieve, Touched
+from cthelper.core.live.sieve import Sieve
 
 if TYPE_CHECKING:
     from netfilterqueue import Packet as LibraryPacket
@@ -194,7 +195,7 @@ class LibraryQueue:
             self._statistics.bypassed += (queued.id - self._last_id - 1) % (1 << 32)
         self._last_id = queued.id
         self._statistics.received += 1
-        if self._sieve.passes(queued.payload, queued.conntrack, queued.direction):
+        if self._sieve.passes(queued):
             self._statistics.passed += 1
             self._statistics.answered += 1
             packet.accept()

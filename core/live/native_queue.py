@@ -16,7 +16,6 @@ from cthelper.core.api import Prefilter
 from cthelper.core.errors import QueueError, Truncated
 from cthelper.core.flows import FlowKey
 from cthelper.core.live import _native
-from cthelper.core.live.attributes import conntrack_entry
 from cthelper.core.live.netlink import NETLINK_NETFILTER, SO_RCVBUFFORCE
 from cthelper.core.live.queue import (
     Action,
@@ -24,16 +23,17 @@ from cthelper.core.live.queue import (
     Packet,
     Queue,
     Statistics,
+    Touched,
     Verdict,
     bind,
     bound_queues,
+    entry_of,
     length,
     parameters,
     verdict,
 )
-from cthelper.core.live.sieve import Touched
 from cthelper.core.packet import Segment
-from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Conntrack
+from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP
 
 # See library_queue.py: the receive buffer is what fills first.
 _LENGTH: Final = 1 << 20
@@ -137,14 +137,14 @@ class NativeQueue:
         self._socket.close()
 
 
-def wait(queues: Iterable[Queue], descriptor: int, seconds: float) -> None:
+def wait(queues: Iterable[Queue], descriptor: int, seconds: float) -> bool:
     """Serve the queues in C until one has packets to be read, see `backends.Wait`.
 
     Raises QueueError.
     """
     natives = [each.native for each in queues if isinstance(each, NativeQueue)]
     try:
-        _native.wait(natives, descriptor, seconds)
+        return _native.wait(natives, descriptor, seconds)
     except OSError as error:
         raise QueueError(f"cannot read the queues: {error}") from None
 
@@ -154,7 +154,7 @@ def native_queue(descriptor: int, number: int, flows: int) -> _native.Queue:
     return _native.Queue(
         descriptor,
         number,
-        _decode,
+        entry_of,
         (Truncated, ValueError),
         tuple(Hook),
         (ORIGINAL, REPLY),
@@ -162,7 +162,3 @@ def native_queue(descriptor: int, number: int, flows: int) -> _native.Queue:
         (TCP, UDP),
         flows,
     )
-
-
-def _decode(data: bytes) -> Conntrack | None:
-    return conntrack_entry(data, 0, len(data))

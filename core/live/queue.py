@@ -9,17 +9,17 @@ import enum
 import socket
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol
 
 from cthelper.core.api import Prefilter
-from cthelper.core.errors import Truncated
+from cthelper.core.errors import Malformed, Truncated
 from cthelper.core.flows import FlowKey
 from cthelper.core.live.attributes import conntrack_entry, read, read_u32, walk
-from cthelper.core.live.sieve import Touched
-from cthelper.core.packet import Segment
+from cthelper.core.packet import Segment, locate
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Direction
 
 _SUBSYSTEM: Final = 3 << 8
@@ -45,6 +45,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("!I")
 _PACKET = struct.Struct("!IHB")
 _MESSAGE = struct.Struct("=IHHIIBBH")
+
+Touched = tuple[int, int, int]
+"""Conntrack id, zone, and the entry's timeout in seconds."""
 
 PROC: Final = Path("/proc/net/netfilter/nfnetlink_queue")
 
@@ -250,8 +253,12 @@ def decode(data: bytes) -> QueuedPacket:
             outdev = read_u32(data, start, stop)
     if header is None:
         raise Truncated("queue message without a packet header")
+    segment = None
+    with suppress(Malformed):  # whoever reads the packet is told then
+        segment = locate(payload)
     return QueuedPacket(
-        header[0], Hook(header[2]), payload, entry, direction, indev, outdev
+        *(header[0], Hook(header[2]), payload, entry, direction, indev, outdev),
+        segment,
     )
 
 

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from cthelper.core.api import Matches, Prefilter
-from cthelper.core.errors import Malformed
 from cthelper.core.flows import FlowKey, key_of
-from cthelper.core.packet import Segment, locate
-from cthelper.core.tuples import ORIGINAL, TCP, UDP, Conntrack, Direction, Tuple
-
-Touched = tuple[int, int, int]
-"""Conntrack id, zone, and the entry's timeout in seconds."""
+from cthelper.core.live.queue import Packet, Touched
+from cthelper.core.packet import Segment
+from cthelper.core.tuples import ORIGINAL, TCP, UDP, Conntrack, Tuple
 
 _ACK_ONLY: Final = 0x07  # none of FIN, SYN and RST
 _TCP_FLAGS: Final = 13
@@ -73,10 +70,9 @@ class Sieve:
         self._touched.clear()
         return touched
 
-    def passes(
-        self, packet: bytes, entry: Conntrack | None, direction: Direction
-    ) -> bool:
+    def passes(self, packet: Packet) -> bool:
         """Whether the packet passes at once."""
+        entry = packet.conntrack
         if entry is None:
             return False
         key = key_of(entry)
@@ -85,32 +81,25 @@ class Sieve:
             self.forget(key)
             state = None
         quiet = state is not None and state.quiet and entry.confirmed
-        if not quiet and self._must_be_read(packet, entry, direction, state):
+        if not quiet and self._must_be_read(packet, entry, state):
             return False
         if state is not None and state.held:
             self._touched[key] = entry.timeout
         return True
 
     def _must_be_read(
-        self,
-        packet: bytes,
-        entry: Conntrack,
-        direction: Direction,
-        state: _State | None,
+        self, packet: Packet, entry: Conntrack, state: _State | None
     ) -> bool:
-        try:
-            segment = locate(packet)
-        except Malformed:
-            return True
+        segment = packet.segment
         if segment is None:
             return True
         if segment.transport is TCP:
-            return not (entry.confirmed and _acknowledges_only(packet, segment))
+            return not (entry.confirmed and _acknowledges_only(packet.payload, segment))
         prefilter = self._filters.get(entry.helper or "")
         if prefilter is None or entry.original.transport is not UDP:
             return True
-        payload = packet[segment.start : segment.stop]
-        if direction is ORIGINAL:
+        payload = bytes(packet.payload[segment.start : segment.stop])
+        if packet.direction is ORIGINAL:
             if not matches(prefilter.request, payload):
                 return False
             if prefilter.answers:
@@ -137,7 +126,7 @@ class Sieve:
         return state
 
 
-def _acknowledges_only(packet: bytes, segment: Segment) -> bool:
+def _acknowledges_only(packet: bytes | memoryview, segment: Segment) -> bool:
     flags = packet[segment.header + _TCP_FLAGS]
     return segment.start == segment.stop and not flags & _ACK_ONLY
 

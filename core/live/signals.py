@@ -46,6 +46,14 @@ class Signals:
         self._reload = True
 
 
+def waker_pair() -> tuple[socket.socket, socket.socket]:
+    """What becomes readable, and what is written to for that; neither blocks."""
+    woken, waker = socket.socketpair()
+    for each in (woken, waker):
+        each.setblocking(False)
+    return woken, waker
+
+
 def empty(source: socket.socket) -> None:
     """Read and forget all that waits in a socket that does not block."""
     try:

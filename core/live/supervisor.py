@@ -26,11 +26,11 @@ from cthelper.core.config import Config
 from cthelper.core.errors import CthelperError, QueueError
 from cthelper.core.live.backends import choose
 from cthelper.core.live.cthelper import Registration, registrations
-from cthelper.core.live.daemon import check_change
+from cthelper.core.live.daemon import check_change, reload
 from cthelper.core.live.installation import Installation
 from cthelper.core.live.log import Log
 from cthelper.core.live.orders import Channel, Gone, Message, Order, fingerprint
-from cthelper.core.live.signals import Signals, empty
+from cthelper.core.live.signals import Signals, empty, waker_pair
 from cthelper.core.live.worker import Worker
 
 # A worker that does not answer for so long is ended. Draining takes 2 s at most, and
@@ -81,9 +81,7 @@ class Supervisor:
         self._due: dict[int, float] = {}
         self._young: Counter[int] = Counter()
         self._totals: Counter[str] = Counter()
-        self._woken, waker = socket.socketpair()
-        for each in (self._woken, waker):
-            each.setblocking(False)
+        self._woken, waker = waker_pair()
         self._signals = Signals(waker)
         self._selector = selectors.DefaultSelector()
         self._watch(self._woken, lambda: empty(self._woken))
@@ -105,7 +103,7 @@ class Supervisor:
                 while not self._signals.stop:
                     self._turn()
                     if self._signals.taken_reload():
-                        self._reload()
+                        reload(self._log, self._read_config, self._change)
             finally:
                 self._stop()
             totals = self._totals + self._log.counters
@@ -301,16 +299,6 @@ class Supervisor:
         return os.waitstatus_to_exitcode(status)
 
     # Reloading
-
-    def _reload(self) -> None:
-        """Take a new configuration, or refuse it and go on with the old one."""
-        try:
-            config = self._read_config()
-            self._change(config)
-        except CthelperError as error:
-            self._log.event("reload-refused", "error", error=str(error))
-            return
-        self._log.event("reloaded", helpers=",".join(config.helpers))
 
     def _change(self, config: Config) -> None:
         check_change(self._config, config)

@@ -28,9 +28,9 @@ from cthelper.core.live.queue import (
     Queue,
     QueuedPacket,
     Statistics,
+    Touched,
     Verdict,
 )
-from cthelper.core.live.sieve import Touched
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,

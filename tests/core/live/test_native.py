@@ -168,10 +168,12 @@ def test_sieve_lets_pass_what_the_one_in_python_does(
         bench.sieve.filters({"line": ASKS})
         bench.queue.filters((("line", ASKS.request, ASKS.reply, ASKS.answers),))
     for (data, packet, direction), note in steps:
-        known = decode(data).conntrack
+        queued = decode(data)
+        known = queued.conntrack
         assert known is not None
+        assert (queued.payload, queued.direction) == (packet, direction)
         found = bench.queue.inject(data)
-        assert (not found) is bench.sieve.passes(packet, known, direction)
+        assert (not found) is bench.sieve.passes(queued)
         if note == "gone":
             bench.queue.forget(known.id, known.zone)
             bench.sieve.forget((known.id, known.zone))

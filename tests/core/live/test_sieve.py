@@ -2,6 +2,7 @@
 """Packets that pass without being read, and helpers that lose nothing by it."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.api import Helper, Malformed, Match, Matches, Prefilter
+from cthelper.core.live.queue import Hook, QueuedPacket
 from cthelper.core.live.sieve import Sieve, matches
+from cthelper.core.packet import locate
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -47,8 +50,20 @@ def sieve(prefilter: Prefilter | None = None, limit: int = 8) -> Sieve:
     return made
 
 
+def passes(
+    made: Sieve, payload: bytes, known: Conntrack | None, direction: Direction
+) -> bool:
+    """Whether the sieve lets a packet of the queue pass."""
+    segment = None
+    with suppress(Malformed):
+        segment = locate(payload)
+    return made.passes(
+        QueuedPacket(1, Hook.POSTROUTING, payload, known, direction, 0, 0, segment)
+    )
+
+
 @pytest.mark.parametrize(
-    ("flags", "payload", "passes"),
+    ("flags", "payload", "expected"),
     [
         ("A", b"", True),
         ("PA", b"", True),
@@ -60,67 +75,67 @@ def sieve(prefilter: Prefilter | None = None, limit: int = 8) -> Sieve:
     ],
 )
 def test_segments_without_payload_pass(
-    flags: str, payload: bytes, passes: bool
+    flags: str, payload: bytes, expected: bool
 ) -> None:
     packet = tcp(payload, 1, flags=flags)
-    assert sieve().passes(packet, over_tcp(), ORIGINAL) is passes
+    assert passes(sieve(), packet, over_tcp(), ORIGINAL) is expected
     unconfirmed = replace(over_tcp(), status=Status(0))
-    assert not sieve().passes(packet, unconfirmed, ORIGINAL)
+    assert not passes(sieve(), packet, unconfirmed, ORIGINAL)
 
 
 def test_packet_without_an_entry_or_without_sense_is_read() -> None:
-    assert not sieve().passes(tcp(b"", 1, flags="A"), None, ORIGINAL)
-    assert not sieve().passes(b"\x45", over_tcp(), ORIGINAL)
-    assert not sieve(ASKS).passes(b"", entry(), ORIGINAL)
+    assert not passes(sieve(), tcp(b"", 1, flags="A"), None, ORIGINAL)
+    assert not passes(sieve(), b"\x45", over_tcp(), ORIGINAL)
+    assert not passes(sieve(ASKS), b"", entry(), ORIGINAL)
 
 
 def test_quiet_flow_passes_until_its_id_comes_again_or_it_ends() -> None:
     made = sieve()
     made.note(entry(), quiet=True, held=False)
-    assert made.passes(udp(b"A"), entry(), ORIGINAL)
-    assert not made.passes(udp(b"A"), entry(status=Status(0)), ORIGINAL)
+    assert passes(made, udp(b"A"), entry(), ORIGINAL)
+    assert not passes(made, udp(b"A"), entry(status=Status(0)), ORIGINAL)
     other = entry(original=flow_tuple(UDP, (CLIENT, 9)))
-    assert not made.passes(udp(b"A"), other, ORIGINAL)
-    assert not made.passes(udp(b"A"), entry(), ORIGINAL)
+    assert not passes(made, udp(b"A"), other, ORIGINAL)
+    assert not passes(made, udp(b"A"), entry(), ORIGINAL)
     made.note(entry(), quiet=True, held=False)
     made.forget((1, 0))
-    assert not made.passes(udp(b"A"), entry(), ORIGINAL)
+    assert not passes(made, udp(b"A"), entry(), ORIGINAL)
 
 
 def test_held_flows_that_pass_are_told_once() -> None:
     made = sieve()
     made.note(entry(), quiet=True, held=True)
     for timeout in (20, 30):
-        assert made.passes(udp(b"A"), replace(entry(), timeout=timeout), REPLY)
+        assert passes(made, udp(b"A"), replace(entry(), timeout=timeout), REPLY)
     assert made.touched() == [(1, 0, 30)]
     assert made.touched() == []
     made.note(entry(), quiet=True, held=False)
-    assert made.passes(udp(b"A"), entry(), REPLY)
+    assert passes(made, udp(b"A"), entry(), REPLY)
     assert made.touched() == []
 
 
 def test_answers_are_read_after_a_request_only() -> None:
     made = sieve(ASKS)
-    assert made.passes(udp(b"B"), entry(), REPLY)
-    assert made.passes(udp(b"B"), entry(), ORIGINAL)
-    assert not made.passes(udp(b"A"), entry(), ORIGINAL)
-    assert not made.passes(udp(b"B"), entry(), REPLY)
-    assert made.passes(udp(b"A"), entry(), REPLY)
-    assert made.passes(udp(b"B"), entry(id=2), REPLY)
+    assert passes(made, udp(b"B"), entry(), REPLY)
+    assert passes(made, udp(b"B"), entry(), ORIGINAL)
+    assert not passes(made, udp(b"A"), entry(), ORIGINAL)
+    assert not passes(made, udp(b"B"), entry(), REPLY)
+    assert passes(made, udp(b"A"), entry(), REPLY)
+    assert passes(made, udp(b"B"), entry(id=2), REPLY)
 
 
 def test_answers_are_read_where_it_cannot_be_noted_who_asked() -> None:
     made = sieve(ASKS, limit=1)
-    assert not made.passes(udp(b"A"), entry(id=1), ORIGINAL)
-    assert not made.passes(udp(b"A"), entry(id=2), ORIGINAL)
-    assert not made.passes(udp(b"B"), entry(id=2), REPLY)
+    assert not passes(made, udp(b"A"), entry(id=1), ORIGINAL)
+    assert not passes(made, udp(b"A"), entry(id=2), ORIGINAL)
+    assert not passes(made, udp(b"B"), entry(id=2), REPLY)
 
 
 def test_helper_without_a_prefilter_reads_everything() -> None:
-    assert not sieve().passes(udp(b"x"), entry(), ORIGINAL)
+    assert not passes(sieve(), udp(b"x"), entry(), ORIGINAL)
     other = sieve()
     other.filters({"other": ASKS})
-    assert not other.passes(udp(b"x"), entry(), ORIGINAL)
+    assert not passes(other, udp(b"x"), entry(), ORIGINAL)
 
 
 @pytest.mark.parametrize(
