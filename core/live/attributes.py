@@ -8,15 +8,20 @@ test holds the two against each other.
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
 from cthelper.core.errors import Truncated
 from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
     Address,
     Conntrack,
     Endpoint,
+    Expectation,
+    Network,
     Status,
+    Translation,
     Transport,
     Tuple,
 )
@@ -24,6 +29,12 @@ from cthelper.core.tuples import (
 _TYPE: Final = 0x3FFF
 _ORIG, _REPL, _STATUS, _HELP, _TIMEOUT, _MARK = 1, 2, 3, 5, 7, 8
 _ID, _MASTER, _ZONE = 12, 14, 18
+
+# CTA_EXPECT_* and CTA_EXPECT_NAT_* (nfnetlink_conntrack.h).
+EXP_MASTER, EXP_TUPLE, EXP_MASK, EXP_TIMEOUT = 1, 2, 3, 4
+EXP_HELP_NAME, EXP_ZONE, EXP_FLAGS, EXP_CLASS, EXP_NAT, EXP_FN = 6, 7, 8, 9, 10, 11
+NAT_DIR, NAT_TUPLE = 1, 2
+PERMANENT: Final = 1  # NF_CT_EXPECT_PERMANENT
 
 _ATTRIBUTE = struct.Struct("=HH")
 _U16 = struct.Struct("!H")
@@ -40,9 +51,9 @@ def conntrack_entry(data: bytes, start: int, stop: int) -> Conntrack | None:
     zone = mark = timeout = identity = status = 0
     for kind, first, last in walk(data, start, stop):
         if kind == _ORIG:
-            original = _tuple(data[first:last])
+            original = read_tuple(data[first:last])
         elif kind == _REPL:
-            reply = _tuple(data[first:last])
+            reply = read_tuple(data[first:last])
         elif kind == _STATUS:
             status = read_u32(data, first, last)
         elif kind == _ID:
@@ -54,9 +65,9 @@ def conntrack_entry(data: bytes, start: int, stop: int) -> Conntrack | None:
         elif kind == _HELP:
             helper = _help_name(data[first:last])
         elif kind == _ZONE:
-            (zone,) = read(_U16, data, first, last)
+            zone = read_u16(data, first, last)
         elif kind == _MASTER:
-            master = _tuple(data[first:last])
+            master = read_tuple(data[first:last])
     if original is None or reply is None:
         return None
     return Conntrack(
@@ -75,7 +86,8 @@ def conntrack_entry(data: bytes, start: int, stop: int) -> Conntrack | None:
 # A flow's packets come with the same bytes again and again, and the objects inside a
 # tuple are what decoding costs most.
 @lru_cache(maxsize=8192)
-def _tuple(data: bytes) -> Tuple | None:
+def read_tuple(data: bytes) -> Tuple | None:
+    """The tuple in a CTA_TUPLE_*; None: neither TCP's nor UDP's. Raises Truncated."""
     addresses: dict[int, bytes] = {}
     ports: dict[int, bytes] = {}
     for kind, start, stop in walk(data, 0, len(data)):
@@ -126,6 +138,65 @@ def _sized(data: bytes, size: int) -> bytes:
     return data
 
 
+def expectation_entry(data: bytes, start: int) -> Expectation | None:
+    """The expectation in the CTA_EXPECT_* attributes from `start` on.
+
+    None where it is neither TCP's nor UDP's. Raises Truncated.
+    """
+    tuples: dict[int, Tuple | None] = {}
+    numbers = dict.fromkeys((EXP_TIMEOUT, EXP_FLAGS, EXP_CLASS), 0)
+    helper, zone, translation = b"", 0, None
+    for kind, first, last in walk(data, start, len(data)):
+        if kind in (EXP_MASTER, EXP_TUPLE, EXP_MASK):
+            tuples[kind] = read_tuple(data[first:last])
+        elif kind in numbers:
+            numbers[kind] = read_u32(data, first, last)
+        elif kind == EXP_HELP_NAME:
+            helper = data[first:last].rstrip(b"\0")
+        elif kind == EXP_ZONE:
+            zone = read_u16(data, first, last)
+        elif kind == EXP_NAT:
+            translation = _read_translation(data, first, last)
+    master, wanted, mask = map(tuples.get, (EXP_MASTER, EXP_TUPLE, EXP_MASK))
+    if wanted is None or mask is None or master is None:
+        return None
+    return Expectation(
+        master=master,
+        transport=wanted.transport,
+        source=_source_network(wanted.source.address, mask.source.address),
+        source_port=wanted.source.port if mask.source.port else None,
+        destination=wanted.destination,
+        policy=None,
+        timeout=numbers[EXP_TIMEOUT],
+        class_=numbers[EXP_CLASS],
+        permanent=bool(numbers[EXP_FLAGS] & PERMANENT),
+        helper=helper.decode("ascii", "replace") or None,
+        zone=zone,
+        translation=translation,
+    )
+
+
+def _read_translation(data: bytes, start: int, stop: int) -> Translation | None:
+    """What CTA_EXPECT_NAT says; None where it has no tuple."""
+    direction, told = ORIGINAL, None
+    for kind, first, last in walk(data, start, stop):
+        if kind == NAT_DIR:
+            direction = REPLY if read_u32(data, first, last) else ORIGINAL
+        elif kind == NAT_TUPLE:
+            told = read_tuple(data[first:last])
+    return None if told is None else Translation(direction, told.source.port)
+
+
+def _source_network(address: Address, mask: Address) -> Network | None:
+    """The masked source; a mask that is no prefix counts by its leading ones."""
+    width = address.max_prefixlen
+    zeros = width - (int(mask) ^ (1 << width) - 1).bit_length()
+    if zeros == 0:
+        return None
+    kind = IPv4Address if isinstance(address, IPv4Address) else IPv6Address
+    return ip_network((kind(int(address)), zeros), strict=False)
+
+
 def conntrack_key(data: bytes, start: int) -> tuple[int, int]:
     """Id and zone in the CTA_* attributes from `start` on. Raises Truncated."""
     identity = zone = 0
@@ -133,7 +204,7 @@ def conntrack_key(data: bytes, start: int) -> tuple[int, int]:
         if kind == _ID:
             identity = read_u32(data, first, last)
         elif kind == _ZONE:
-            (zone,) = read(_U16, data, first, last)
+            zone = read_u16(data, first, last)
     return identity, zone
 
 
@@ -152,6 +223,11 @@ def read(layout: struct.Struct, data: bytes, start: int, stop: int) -> tuple[int
     if stop - start < layout.size:
         raise Truncated(f"attribute value of {stop - start} bytes")
     return layout.unpack_from(data, start)
+
+
+def read_u16(data: bytes, start: int, stop: int) -> int:
+    """The value of an attribute of 16 bits. Raises Truncated."""
+    return read(_U16, data, start, stop)[0]
 
 
 def read_u32(data: bytes, start: int, stop: int) -> int:

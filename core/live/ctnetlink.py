@@ -10,13 +10,13 @@ import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 
 from cthelper.core.errors import AlreadyExists, NotFound
 from cthelper.core.flows import FlowKey
 from cthelper.core.live import messages, requests
-from cthelper.core.live.attributes import conntrack_key
+from cthelper.core.live.attributes import conntrack_key, expectation_entry
 from cthelper.core.live.messages import (
     CTNETLINK,
     CTNETLINK_EXP,
@@ -31,15 +31,11 @@ from cthelper.core.live.netlink import (
     NetlinkSocket,
 )
 from cthelper.core.tuples import (
-    ORIGINAL,
-    REPLY,
     Address,
     Conntrack,
     Endpoint,
     Expectation,
-    Network,
     Status,
-    Translation,
     Transport,
     Tuple,
 )
@@ -49,7 +45,6 @@ _GROUP_CONNTRACK_DESTROY: Final = 3
 _GROUP_EXPECTATION_NEW: Final = 4
 _GROUP_EXPECTATION_DESTROY: Final = 6
 
-_PERMANENT: Final = 1  # NF_CT_EXPECT_PERMANENT
 _HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 _EVENT_BUFFER: Final = 4 * 1024 * 1024
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
@@ -331,46 +326,4 @@ def _try_entry(frame: Frame) -> Conntrack | None:
 
 def _try_expectation(frame: Frame) -> Expectation | None:
     """The expectation in a message; None where it is of another transport."""
-    message = _decoded(expectation_message, frame)
-    wanted = _read_tuple(message.get_attr("CTA_EXPECT_TUPLE"))
-    mask = _read_tuple(message.get_attr("CTA_EXPECT_MASK"))
-    master = _read_tuple(message.get_attr("CTA_EXPECT_MASTER"))
-    if wanted is None or mask is None or master is None:
-        return None
-    flags = message.get_attr("CTA_EXPECT_FLAGS") or 0
-    return Expectation(
-        master=master,
-        transport=wanted.transport,
-        source=_source_network(wanted.source.address, mask.source.address),
-        source_port=wanted.source.port if mask.source.port else None,
-        destination=wanted.destination,
-        policy=None,
-        timeout=message.get_attr("CTA_EXPECT_TIMEOUT") or 0,
-        class_=message.get_attr("CTA_EXPECT_CLASS") or 0,
-        permanent=bool(flags & _PERMANENT),
-        helper=message.get_attr("CTA_EXPECT_HELP_NAME") or None,
-        zone=message.get_attr("CTA_EXPECT_ZONE") or 0,
-        translation=_read_translation(message.get_attr("CTA_EXPECT_NAT")),
-    )
-
-
-def _read_translation(attribute: Any) -> Translation | None:
-    """None where the attribute is not there, as without translation."""
-    if attribute is None:
-        return None
-    tuple_ = attribute.get_attr("CTA_EXPECT_NAT_TUPLE")
-    ports = tuple_.get_attr("CTA_TUPLE_PROTO")
-    reply = attribute.get_attr("CTA_EXPECT_NAT_DIR")
-    return Translation(
-        REPLY if reply else ORIGINAL, ports.get_attr("CTA_PROTO_SRC_PORT")
-    )
-
-
-def _source_network(address: Address, mask: Address) -> Network | None:
-    """The masked source; a mask that is no prefix counts by its leading ones."""
-    width = address.max_prefixlen
-    zeros = width - (int(mask) ^ (1 << width) - 1).bit_length()
-    if zeros == 0:
-        return None
-    kind = IPv4Address if isinstance(address, IPv4Address) else IPv6Address
-    return ip_network((kind(int(address)), zeros), strict=False)
+    return expectation_entry(frame.data, _HEADERS)

@@ -8,6 +8,21 @@ some hundred times slower, and a test holds the two against each other byte for 
 import struct
 from typing import Final
 
+from cthelper.core.live.attributes import (
+    EXP_CLASS,
+    EXP_FLAGS,
+    EXP_FN,
+    EXP_HELP_NAME,
+    EXP_MASK,
+    EXP_MASTER,
+    EXP_NAT,
+    EXP_TIMEOUT,
+    EXP_TUPLE,
+    EXP_ZONE,
+    NAT_DIR,
+    NAT_TUPLE,
+    PERMANENT,
+)
 from cthelper.core.tuples import (
     ORIGINAL,
     Expectation,
@@ -19,13 +34,8 @@ from cthelper.core.tuples import (
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h
 _ORIG, _HELP, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 5, 7, 8, 18, 21
 _HELP_NAME: Final = 1
-_EXP_MASTER, _EXP_TUPLE, _EXP_MASK, _EXP_TIMEOUT = 1, 2, 3, 4
-_EXP_HELP_NAME, _EXP_ZONE, _EXP_FLAGS, _EXP_CLASS = 6, 7, 8, 9
-_EXP_NAT, _EXP_FN = 10, 11
-_NAT_DIR, _NAT_TUPLE = 1, 2
 
 _NESTED: Final = 0x8000
-_PERMANENT: Final = 1  # NF_CT_EXPECT_PERMANENT
 _FOLLOW_MASTER: Final = b"nat-follow-master\0"  # net/netfilter/nf_nat_core.c
 
 _ATTRIBUTE = struct.Struct("=HH")
@@ -63,7 +73,7 @@ def entry_helper(name: str) -> bytes:
 
 def master(original: Tuple) -> bytes:
     """CTA_EXPECT_MASTER, which stands before the expectation's own attributes."""
-    return _tuple(_EXP_MASTER, original)
+    return _tuple(EXP_MASTER, original)
 
 
 def expectation(value: Expectation) -> bytes:
@@ -81,25 +91,25 @@ def expectation(value: Expectation) -> bytes:
         from_port, from_mask = value.source_port.to_bytes(2), _FULL
     transport = value.transport
     parts = [
-        _sides(_EXP_TUPLE, source, packed, transport, from_port, port),
+        _sides(EXP_TUPLE, source, packed, transport, from_port, port),
         # The kernel reads no mask of the destination: it is exact.
-        _sides(_EXP_MASK, mask, b"\xff" * len(packed), transport, from_mask, _FULL),
+        _sides(EXP_MASK, mask, b"\xff" * len(packed), transport, from_mask, _FULL),
         # The kernel takes the policy's timeout whatever stands here, but wants it.
-        _u32(_EXP_TIMEOUT, value.timeout),
+        _u32(EXP_TIMEOUT, value.timeout),
     ]
     if value.helper is not None:
         parts += [
-            _attribute(_EXP_HELP_NAME, value.helper.encode("ascii") + b"\0"),
-            _u32(_EXP_CLASS, value.class_),
+            _attribute(EXP_HELP_NAME, value.helper.encode("ascii") + b"\0"),
+            _u32(EXP_CLASS, value.class_),
         ]
     if value.zone:
-        parts.append(_u16(_EXP_ZONE, value.zone))
-    parts.append(_u32(_EXP_FLAGS, _PERMANENT if value.permanent else 0))
+        parts.append(_u16(EXP_ZONE, value.zone))
+    parts.append(_u32(EXP_FLAGS, PERMANENT if value.permanent else 0))
     if value.translation is not None:
         # One without the other leads to port 0, or to no translation.
         parts += [
             _translation(value.translation, transport, len(packed)),
-            _attribute(_EXP_FN, _FOLLOW_MASTER),
+            _attribute(EXP_FN, _FOLLOW_MASTER),
         ]
     return b"".join(parts)
 
@@ -109,9 +119,9 @@ def _translation(value: Translation, transport: Transport, size: int) -> bytes:
     nowhere = bytes(size)
     port = value.port.to_bytes(2)
     return _nested(
-        _EXP_NAT,
-        _u32(_NAT_DIR, 0 if value.direction is ORIGINAL else 1)
-        + _sides(_NAT_TUPLE, nowhere, nowhere, transport, port, _NONE),
+        EXP_NAT,
+        _u32(NAT_DIR, 0 if value.direction is ORIGINAL else 1)
+        + _sides(NAT_TUPLE, nowhere, nowhere, transport, port, _NONE),
     )
 
 

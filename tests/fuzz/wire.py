@@ -340,7 +340,7 @@ def entry_seeds() -> Iterator[bytes]:
 
 def _forget() -> None:
     """The same bytes must take the same way each time."""
-    attributes._tuple.cache_clear()
+    attributes.read_tuple.cache_clear()
     attributes._help_name.cache_clear()
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Requests encoded by hand are those that pyroute2's declarations encode."""
 
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cthelper.core.errors import Truncated
 from cthelper.core.live import requests
+from cthelper.core.live.attributes import expectation_entry
 from cthelper.core.live.messages import conntrack_message, expectation_message
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -162,6 +165,33 @@ def test_expectation_and_its_master(value: Expectation) -> None:
     declared.insert(0, ["CTA_EXPECT_MASTER", declared_tuple(value.master)])
     whole = requests.master(value.master) + requests.expectation(value)
     assert whole == encoded(expectation_message(), declared)
+
+
+@given(expectations())
+def test_expectation_is_read_as_it_was_encoded(value: Expectation) -> None:
+    data = b"headers." + requests.master(value.master) + requests.expectation(value)
+    source = value.source
+    # The kernel keeps no policy, and takes a class with a helper's name only.
+    expected = replace(
+        value,
+        policy=None,
+        class_=0 if value.helper is None else value.class_,
+        source=None if source is None or source.prefixlen == 0 else source,
+    )
+    assert expectation_entry(data, 8) == expected
+
+
+@given(expectations(), st.data())
+def test_expectation_cut_off_is_truncated(
+    value: Expectation, data: st.DataObject
+) -> None:
+    whole = requests.master(value.master) + requests.expectation(value)
+    part = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    try:
+        found = expectation_entry(part, 0)
+    except Truncated:
+        return
+    assert found is None or found.destination == value.destination
 
 
 @given(tuples(), ports)
