@@ -35,6 +35,8 @@ _T = TypeVar("_T")
 # Expectations a minute, far above what a kernel's table holds.
 _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
+_MARK_LIMIT: Final = 0xFFFFFFFF
+_HELPER, _CHAIN = "helper", "chain"
 # Between a helper's name and a worker's number; no helper's name has one.
 _WORKER: Final = "."
 _NAME_LIMIT: Final = 15  # NF_CT_HELPER_NAME_LEN without the zero byte
@@ -59,7 +61,9 @@ class DaemonConfig:
     being inspected. `flow_limit` bounds the flows that are followed at a time.
     `workers` is how many processes share the flows, 1 to 16; `queue` is that of the
     first, and each has a `receive_buffer` and a `flow_limit` of its own. `backend` is
-    what reads the queues (core/live/backends.py).
+    what reads the queues (core/live/backends.py). `mark` is the bit of the conntrack
+    mark that says in chain mode that a flow is no longer inspected; `user_mask` holds
+    the bits that are the user's, and `mark` is none of them.
     """
 
     queue: int = 2077
@@ -69,6 +73,8 @@ class DaemonConfig:
     log_level: str = "info"
     log_format: str = "text"
     backend: str = "auto"
+    mark: int = 0x10000000
+    user_mask: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,9 @@ class HelperConfig:
     `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
     empty ones do not. `hooks` are where it tags them: without PREROUTING flows of
     other hosts open nothing. `policies` are the helper's own with the configured
-    limits. `worker` is the number of the worker that serves it, from 0, where there are
+    limits. With `chained` the ruleset queues the helper's packets (chain mode), not the
+    kernel by itself; with `fail_closed` those that nobody can inspect are dropped.
+    `worker` is the number of the worker that serves it, from 0, where there are
     several.
     """
 
@@ -106,6 +114,8 @@ class HelperConfig:
     interfaces: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
     destinations: tuple[Network, ...] = ()
+    chained: bool = False
+    fail_closed: bool = False
     worker: int | None = None
 
     @property
@@ -155,6 +165,21 @@ class Config:
     def queues(self) -> frozenset[int]:
         """The numbers of all queues that the enabled helpers use."""
         return frozenset(each.queue for each in self.served)
+
+    @property
+    def closed_queues(self) -> frozenset[int]:
+        """The queues whose packets are dropped where nobody can inspect them."""
+        return frozenset(each.queue for each in self.served if each.fail_closed)
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """What marks finished flows, by the kernel's names of helpers in chain mode."""
+        return {each.kernel_name: self.daemon.mark for each in self.chained}
+
+    @property
+    def chained(self) -> tuple[HelperConfig, ...]:
+        """The enabled helpers whose packets the ruleset queues (chain mode)."""
+        return tuple(each for each in self.helpers.values() if each.chained)
 
     @property
     def served(self) -> tuple[HelperConfig, ...]:
@@ -261,9 +286,43 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
                 "networks or interfaces differ, or set enabled = false for one",
             )
     config = Config(daemon=daemon, expectations_in_all=in_all, helpers=enabled)
+    _check_chains(path, config)
     if daemon.workers > 1:
         _check_workers(path, config)
     return config
+
+
+def _check_chains(path: Path, config: Config) -> None:
+    """Raise ConfigError where helpers in chain mode and others get in each other's way.
+
+    A rule that queues knows a flow by its port, and that it has a helper: of which one,
+    nft cannot tell.
+    """
+    for one in config.chained:
+        name = one.helper.name
+        if config.daemon.workers > 1:
+            raise ConfigError(
+                *(path, f"helpers.{name}.queueing", _CHAIN),
+                'must be "helper" where there are several workers',
+            )
+        for other in config.helpers.values():
+            if other is one:
+                continue
+            theirs = other.helper.name
+            if one.helper.transports & other.helper.transports:
+                shared = set(one.ports) & set(other.ports)
+                if shared:
+                    raise ConfigError(
+                        *(path, f"helpers.{name}.ports", list(one.ports)),
+                        f"{min(shared)} is a port of {theirs}, too: in chain mode the "
+                        "port tells the helper, whatever the addresses",
+                    )
+            if other.queue == one.queue and other.fail_closed < one.fail_closed:
+                raise ConfigError(
+                    *(path, f"helpers.{name}.queue", one.queue),
+                    f"is that of {theirs}, too, which does not fail closed: it takes "
+                    "a queue of its own",
+                )
 
 
 def _check_workers(path: Path, config: Config) -> None:
@@ -441,7 +500,15 @@ def _daemon(table: _Table) -> DaemonConfig:
         backend=table.choice(
             "backend", plain.backend, ("auto", "native", "netfilterqueue")
         ),
+        mark=table.integer("mark", plain.mark, 1, _MARK_LIMIT),
+        user_mask=table.integer("user_mask", plain.user_mask, 0, _MARK_LIMIT),
     )
+    if daemon.mark.bit_count() != 1:
+        raise table.error("mark", hex(daemon.mark), "must be a single bit")
+    if daemon.mark & daemon.user_mask:
+        raise table.error(
+            "mark", hex(daemon.mark), f"is in user_mask, {daemon.user_mask:#x}"
+        )
     table.close()
     return daemon
 
@@ -473,8 +540,12 @@ def _helper(
         interfaces=table.list_of("interfaces", _interface, ()),
         sources=table.list_of("sources", _network, ()),
         destinations=table.list_of("destinations", _network, helper.destinations),
+        chained=table.choice("queueing", _HELPER, (_HELPER, _CHAIN)) == _CHAIN,
+        fail_closed=table.boolean("fail_closed", default=False),
     )
     table.close()
+    if config.fail_closed and not config.chained:
+        raise table.error("fail_closed", value=True, allowed='needs queueing = "chain"')
     versions = [
         {each.version for each in networks}
         for networks in (config.sources, config.destinations)

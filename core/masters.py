@@ -5,27 +5,32 @@ An expectation dies with its master, and every packet sets the master's timeout 
 UDP flow's to 30 or 120 s, a closing TCP flow's to 10 to 120 s. The verdict of the
 packet that announced something lengthens it. All later packets pass the queue too, and
 for these it is enough that the next sweep puts the timeout right. (IPS_FIXED_TIMEOUT
-would need no second look, but it cannot be taken back from a flow that goes on.)
+would need no second look, but it cannot be taken back from a flow that goes on.) In
+chain mode a prefilter hides packets: there masters are looked after without being told.
 
 A rule ``ct helper "x"`` reads the helper that the master has when the expected flow's
 first packet passes, and detaching deletes expectations: so a finished flow is detached
-a moment after its last expectation has ended.
+a moment after its last expectation has ended. In chain mode a mark takes detaching's
+place, at the same time: a master whose packets nobody sees would not be kept.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from cthelper.core.errors import Busy, NetlinkError, NotFound, NotSupported
 from cthelper.core.flows import FlowKey, key_of
-from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple
+from cthelper.core.tuples import UDP, Conntrack, Expectation, Status, Tuple
 
 # Seconds that a master outlives its expectations, and in which the first packet of an
 # expected flow passes the filter rules.
 _MARGIN: Final = 1
 # A timeout below this, in seconds, does not wait for the next sweep.
 _SOON: Final = 5
+# Half as long as an entry may live whose packets are not seen, in seconds: by default a
+# UDP flow's lives for 30 s after a packet (nf_conntrack_udp_timeout).
+_UNSEEN: Final = 15
 # Flows that are forgotten when they end; this bounds them where the news is lost.
 _LEFT: Final = 65536
 
@@ -49,9 +54,10 @@ class Updater(Protocol):
         zone: int = 0,
         *,
         timeout: int | None = None,
+        mark: tuple[int, int] | None = None,
         helper: str | None = None,
     ) -> None:
-        """Change an entry. Raises NetlinkError."""
+        """Change an entry; a mark is value and mask. Raises NetlinkError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ class _Leaving:
     original: Tuple
     helper: str
     reason: str
+    mark: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,11 @@ class _Kept:
 
 
 class Masters:
-    """The master flows that have expectations, and the finished flows."""
+    """The master flows that have expectations, and the finished flows.
+
+    `marks` has the bit of the mark that ends inspection in chain mode, by the kernel's
+    names of the helpers that are in it.
+    """
 
     def __init__(
         self, updater: Updater, log: Reporter, clock: Callable[[], float]
@@ -79,6 +90,9 @@ class Masters:
         self._log = log
         self._clock = clock
         self._kept: dict[FlowKey, _Kept] = {}
+        self.marks: Mapping[str, int] = {}
+        # When masters that have packets unseen are to be kept again, in this order.
+        self._unseen: dict[FlowKey, float] = {}
         # The entries of masters that had packets since the last sweep.
         self._passed: dict[FlowKey, Conntrack] = {}
         self._leaving: dict[FlowKey, _Leaving] = {}
@@ -97,6 +111,8 @@ class Masters:
         if key in self._kept:
             until = max(self._kept[key].until, until)
         self._kept[key] = _Kept(until, entry)
+        if entry.helper in self.marks and entry.original.transport is UDP:
+            self._unseen.setdefault(key, self._clock() + _UNSEEN)
         wanted = self._wanted(until)
         return wanted if entry.confirmed and entry.timeout < wanted else None
 
@@ -121,11 +137,14 @@ class Masters:
         key = key_of(entry)
         # The kernel may give a key to another flow.
         if self._left.get(key) != entry.original:
-            self._leaving.setdefault(key, _Leaving(entry.original, helper, reason))
+            mark = self.marks.get(entry.helper or "")
+            leaving = _Leaving(entry.original, helper, reason, mark)
+            self._leaving.setdefault(key, leaving)
 
     def forget(self, key: FlowKey) -> None:
         """The entry is gone."""
         self._kept.pop(key, None)
+        self._unseen.pop(key, None)
         self._passed.pop(key, None)
         self._leaving.pop(key, None)
         self._left.pop(key, None)
@@ -160,8 +179,28 @@ class Masters:
         """
         while self._passed:
             self._keep(*self._passed.popitem())
+        now = self._clock()
+        for key, due in list(self._unseen.items()):
+            if due > now:
+                break
+            del self._unseen[key]
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._unseen[key] = now + _UNSEEN
+                self._look_at(key, kept.entry.original)
         for key in list(self._leaving):
             self._detach(key)
+
+    def _look_at(self, key: FlowKey, original: Tuple) -> None:
+        """Keep a master whose packets are not seen, as it is in the kernel now."""
+        try:
+            entry = self._updater.get(original, key[1])
+        except NotFound:
+            self.forget(key)
+        except NetlinkError as error:
+            self._failed("keep-failed", error)
+        else:
+            self._keep(key, entry)
 
     def _keep(self, key: FlowKey, entry: Conntrack) -> None:
         """See to it that the entry outlives its expectations."""
@@ -191,8 +230,12 @@ class Masters:
             return
         leaving = self._leaving.pop(key)
         self._kept.pop(key, None)
+        mark = leaving.mark
         try:
-            self._updater.update(leaving.original, key[1], helper="")
+            if mark is None:
+                self._updater.update(leaving.original, key[1], helper="")
+            else:
+                self._updater.update(leaving.original, key[1], mark=(mark, mark))
         except (NotFound, NotSupported):
             return  # it has ended, or has no helper any more
         except Busy:
@@ -203,7 +246,7 @@ class Masters:
             self._failed("detach-failed", error)
             return
         else:
-            outcome = "detached"
+            outcome = "detached" if mark is None else "marked"
         self._left[key] = leaving.original
         if len(self._left) > _LEFT:
             del self._left[next(iter(self._left))]

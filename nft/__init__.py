@@ -9,13 +9,22 @@ a ruleset is checked or installed. Nothing outside the table is ever touched.
 import json
 import shutil
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from string import Template
 from typing import Final
 
-from cthelper.core.api import Hook, Network, Transport
+from cthelper.core.api import (
+    ORIGINAL,
+    REPLY,
+    TCP,
+    Hook,
+    Match,
+    Network,
+    Prefilter,
+    Transport,
+)
 from cthelper.core.config import Config, HelperConfig
 from cthelper.core.errors import RulesetError
 from cthelper.core.tuples import collapsed
@@ -24,7 +33,30 @@ TABLE: Final = "inet cthelper"
 
 _FAMILY: Final = {4: "ip", 6: "ip6"}
 _INTERFACE: Final = {Hook.PREROUTING: "iifname", Hook.OUTPUT: "oifname"}
+_DIRECTION: Final = {ORIGINAL: "original", REPLY: "reply"}
+# The chain with the rules that queue, in chain mode.
+_INSPECTED: Final = "inspected"
+# A helper is attached to the flow (IPS_HELPER in nf_conntrack_common.h); `ct helper`
+# matches that of the master.
+_HAS_HELPER: Final = "ct status & 0x2000 == 0x2000"
 _SECONDS: Final = 30
+_CHAINS: Final = Template("""
+	# What the helpers in chain mode read.
+	chain $inspected {
+$rules	}
+
+	# A verdict confirms the packet's flow, so that this must be after source NAT (100).
+	# The mark says that a flow is no longer inspected.
+	chain postrouting {
+		type filter hook postrouting priority 300; policy accept;
+		ct mark & $mark == 0 jump $inspected
+	}
+
+	chain input {
+		type filter hook input priority 300; policy accept;
+		ct mark & $mark == 0 jump $inspected
+	}
+""")
 # Any number; without one every loading would spread the flows anew.
 _SEED: Final = "0x63746821"
 
@@ -42,6 +74,27 @@ def check(config: Config) -> None:
 def install(config: Config) -> None:
     """Load the ruleset in the place of the one that is loaded, in one transaction."""
     _nft("-f", "-", text=_replacement(config))
+
+
+def pause(config: Config) -> None:
+    """Have the loaded ruleset queue no more, so that nobody need serve the queues.
+
+    Where a helper fails closed its packets are dropped from then on.
+    """
+    if ("chain", _INSPECTED) not in _loaded():
+        return
+    rules = [
+        f"{match} drop"
+        for each in config.chained
+        if each.fail_closed
+        for match in _inspected(each)
+    ]
+    body = "".join(f"\t\t{rule}\n" for rule in rules)
+    _nft(
+        *("-f", "-"),
+        text=f"flush chain {TABLE} {_INSPECTED}\n"
+        f"table {TABLE} {{\n\tchain {_INSPECTED} {{\n{body}\t}}\n}}\n",
+    )
 
 
 def remove() -> None:
@@ -65,6 +118,7 @@ def _ruleset(config: Config, loaded: Collection[str] = ()) -> str:
         expected=_expected(config.served),
         prerouting=_rules(config, Hook.PREROUTING),
         output=_rules(config, Hook.OUTPUT),
+        chains=_chains(config),
     )
 
 
@@ -76,18 +130,23 @@ def _replacement(config: Config) -> str:
     a precaution, do the helper objects, used or not, until the table is removed.
     """
     skeleton = _ruleset(replace(config, helpers={}))
-    rules = _ruleset(config, _loaded())
+    loaded = {name for kind, name in _loaded() if kind == "ct helper"}
+    rules = _ruleset(config, loaded)
     return f"{skeleton}flush table {TABLE}\n{rules}"
 
 
-def _loaded() -> set[str]:
-    """The names of the helper objects in the table that is loaded."""
+def _loaded() -> set[tuple[str, str]]:
+    """The kinds and names of what is in the table that is loaded."""
     try:
         listing = json.loads(_nft("-j", "list", "table", *TABLE.split()))
     except RulesetError:
         return set()
-    objects = (each.get("ct helper") for each in listing["nftables"])
-    return {each["name"] for each in objects if each}
+    return {
+        (kind, content["name"])
+        for each in listing["nftables"]
+        for kind, content in each.items()
+        if "name" in content
+    }
 
 
 def _accepting(config: Config) -> str:
@@ -191,6 +250,63 @@ def _expected(helpers: Collection[HelperConfig]) -> str:
         return ""
     note = "# Flows that a helper expected and goes on with."
     return "".join(f"\t\t{line}\n" for line in (note, *rules))
+
+
+def _chains(config: Config) -> str:
+    """The chains that queue the packets of helpers in chain mode."""
+    if not config.chained:
+        return ""
+    rules = [
+        line
+        for each in config.chained
+        for line in (f"# {each.helper.name}", *_queueing(each))
+    ]
+    body = "".join(f"\t\t{line}\n" for line in rules)
+    return _CHAINS.substitute(
+        inspected=_INSPECTED, mark=f"{config.daemon.mark:#x}", rules=body
+    )
+
+
+def _queueing(config: HelperConfig) -> list[str]:
+    bypass = "" if config.fail_closed else " bypass"
+    return [f"{match} queue num {config.queue}{bypass}" for match in _inspected(config)]
+
+
+def _inspected(config: HelperConfig) -> list[str]:
+    """What matches the packets that the helper reads."""
+    rules = []
+    for transport in sorted(config.helper.transports):
+        flows = [
+            f"meta l4proto {transport} ct original proto-dst "
+            f"{_set(sorted(config.ports))} {_HAS_HELPER}"
+        ]
+        if config.tags_expected:
+            name = f'"{config.kernel_name}"'
+            flows.append(f"meta l4proto {transport} ct helper {name}")
+        rules += [
+            f"{flow}{read}"
+            for flow in flows
+            for read in _read(config.prefilter, transport)
+        ]
+    return rules
+
+
+def _read(prefilter: Prefilter, transport: Transport) -> list[str]:
+    """What matches the packets of a flow that the prefilter does not leave out."""
+    if transport is TCP or (prefilter.request is None and prefilter.reply is None):
+        return [""]
+    sides = {ORIGINAL: prefilter.request, REPLY: prefilter.reply}
+    return [
+        f" ct direction {_DIRECTION[direction]}{bits}"
+        for direction, alternatives in sides.items()
+        for bits in ([""] if alternatives is None else map(_bits, alternatives))
+    ]
+
+
+def _bits(matches: Iterable[Match]) -> str:
+    return "".join(
+        f" @ih,{offset},{length} {value:#x}" for offset, length, value in matches
+    )
 
 
 def _rules(config: Config, hook: Hook) -> str:

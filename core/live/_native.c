@@ -32,7 +32,7 @@ enum { TYPE_ERROR = 2, KIND = 0x3fff };
 enum { QA_HEADER = 1, QA_INDEV = 5, QA_OUTDEV = 6, QA_PAYLOAD = 10, QA_CT = 11,
        QA_CT_INFO = 12 };
 enum { CT_ORIG = 1, CT_STATUS = 3, CT_HELP = 5, CT_TIMEOUT = 7, CT_ID = 12, CT_ZONE = 18 };
-enum { IS_REPLY = 3, CONFIRMED = 1 << 3, HOOKS = 5 };
+enum { IS_REPLY = 3, CONFIRMED = 1 << 3, SEQ_ADJUST = 1 << 6, HOOKS = 5 };
 enum { NAME_LIMIT = 16, ORIG_LIMIT = 128, MATCHED_BYTES = 64 };
 enum { BUCKETS = 1 << 14 };
 enum { QUIET = 1, HELD = 2, ASKED = 4, TOUCHED = 8 };
@@ -425,6 +425,9 @@ passes(sieve *s, const message *m)
     bool quiet;
 
     if (!m->has_entry || !m->original.size)
+        return false;
+    /* In chain mode these have a verdict of their own (gate.py). */
+    if (m->status & SEQ_ADJUST)
         return false;
     known = find(s, m);
     quiet = known && known->state & QUIET && m->status & CONFIRMED;

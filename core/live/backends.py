@@ -4,14 +4,19 @@
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from cthelper.core.errors import QueueError
 from cthelper.core.live.queue import Queue
 
-OpenQueue = Callable[[int, int, int], Queue]
-"""Binds a queue: its number, the bytes of its receive buffer, and how many flows are
-noted at a time."""
+
+class OpenQueue(Protocol):
+    """Binds a queue; the class of one, see `NativeQueue`."""
+
+    def __call__(
+        self, number: int, receive_buffer: int, flows: int, *, fail_open: bool = True
+    ) -> Queue: ...
+
 
 Wait = Callable[[Iterable[Queue], int, float], bool]
 """Waits until a queue has packets to be read, a descriptor is readable, a signal has

@@ -60,7 +60,10 @@ class Registration:
 def registrations(
     helpers: Iterable[HelperConfig], *, enabled: bool
 ) -> list[Registration]:
-    """The registrations that these helpers need: a family and a transport each."""
+    """The registrations that these helpers need: a family and a transport each.
+
+    In chain mode none is ever enabled: then the kernel would queue, too.
+    """
     return [
         Registration(
             name=config.kernel_name,
@@ -68,7 +71,7 @@ def registrations(
             transport=transport,
             queue=config.queue,
             policies=config.policies,
-            enabled=enabled,
+            enabled=enabled and not config.chained,
         )
         for config in helpers
         for family in FAMILIES

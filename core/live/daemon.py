@@ -11,6 +11,7 @@ queues are let go, the kernel is told to queue no more and what waits is answere
 
 import selectors
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,7 +31,7 @@ from cthelper.core.live.grace import wait_for_packets
 from cthelper.core.live.installation import Installation
 from cthelper.core.live.links import Links
 from cthelper.core.live.log import Log
-from cthelper.core.live.queue import Packet, Queue, Verdict, bound_queues
+from cthelper.core.live.queue import Action, Packet, Queue, Verdict, bound_queues
 from cthelper.core.live.signals import Signals, empty, waker_pair
 from cthelper.core.masters import Masters
 from cthelper.core.tuples import Conntrack
@@ -85,12 +86,14 @@ class Server:
             placer=self._gate,
         )
         self._prepared = config
+        self._chained(config.marks)
         self._fresh: list[int] = []
         self._queues: dict[int, Queue] = {}
         self._bypassed: dict[int, int] = {}
         self._packets = 0
         self._verdicts_refused = 0
-        self._bypassed_before = 0
+        self._closed: set[int] = set()
+        self._missed: Counter[str] = Counter()
         self._overruns = 0
         self._due = clock()
         self._woken, self.waker = waker_pair()
@@ -130,10 +133,17 @@ class Server:
 
     def _bind(self, number: int) -> None:
         daemon = self.config.daemon
-        queue = self.backend.open(number, daemon.receive_buffer, daemon.flow_limit)
+        queue = self.backend.open(
+            number,
+            daemon.receive_buffer,
+            daemon.flow_limit,
+            fail_open=number not in self._prepared.closed_queues,
+        )
         queue.filters(_prefilters(self._prepared))
         self._queues[number] = queue
         self._bypassed[number] = 0
+        if number in self._prepared.closed_queues:
+            self._closed.add(number)
         if self.backend.wait is None:
             self.watch(queue, lambda: self._read_queue(queue))
 
@@ -141,7 +151,8 @@ class Server:
         queue = self._queues.pop(number)
         self._packets += queue.statistics.received
         self._verdicts_refused += queue.statistics.refused
-        self._bypassed_before += self._bypassed.pop(number)
+        self._missed[self._missing(number)] += self._bypassed.pop(number)
+        self._closed.discard(number)
         if self.backend.wait is None:
             self._selector.unregister(queue)
         queue.close()
@@ -200,6 +211,9 @@ class Server:
         passed.append(entry)
         verdict = self._gate.returned(packet, entry)
         if verdict is not None:
+            flow = self._engine.flows.find(entry)
+            if flow is not None:
+                self._note(queue, packet, flow)
             return verdict
         decision = self._engine.handle(
             packet.payload,
@@ -210,7 +224,7 @@ class Server:
         )
         flow = decision.flow
         if flow is None:
-            return Verdict(packet.id)
+            return self._gate.accept(packet, entry)
         if decision.events:
             self._report(entry, flow, decision.events)
         if flow.finished is not None:
@@ -219,10 +233,17 @@ class Server:
         timeout = self._masters.expect(entry, made) if made else None
         if timeout is not None:
             passed.pop()  # its verdict sees to it
-        if made or (decision.events and flow.quiet):
-            held = self._masters.keeps(flow.key)
-            queue.note(packet, quiet=flow.quiet, held=held)
-        return self._gate.verdict(packet, entry, decision, timeout)
+        verdict = self._gate.verdict(packet, entry, decision, timeout)
+        # A packet that comes back is looked for here.
+        if verdict.action is not Action.REPEAT and (
+            made or (decision.events and flow.quiet)
+        ):
+            self._note(queue, packet, flow)
+        return verdict
+
+    def _note(self, queue: Queue, packet: Packet, flow: Flow) -> None:
+        held = self._masters.keeps(flow.key)
+        queue.note(packet, quiet=flow.quiet, held=held)
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:
         common: dict[str, object] = {"helper": flow.name, "flow": entry.original}
@@ -272,10 +293,17 @@ class Server:
                     "overload",
                     "warning",
                     queue=number,
-                    bypassed=statistics.bypassed - self._bypassed[number],
                     overruns=statistics.overruns,
+                    **{
+                        self._missing(number): statistics.bypassed
+                        - self._bypassed[number]
+                    },
                 )
                 self._bypassed[number] = statistics.bypassed
+
+    def _missing(self, number: int) -> str:
+        """What becomes of the packets that find a queue full."""
+        return "dropped" if number in self._closed else "bypassed"
 
     # Changing
 
@@ -293,21 +321,28 @@ class Server:
             self.abort()
             raise
         self._engine.helpers = {**self.config.by_kernel_name, **config.by_kernel_name}
+        self._chained({**self.config.marks, **config.marks})
 
     def abort(self) -> None:
         """Go on with the configuration of before; the kernel has it again."""
         self._prepared = self.config
         self._engine.helpers = self.config.by_kernel_name
+        self._chained(self.config.marks)
         for number in self._fresh:
             if number in self._queues:
                 self._unbind(number)
         self._fresh = []
+
+    def _chained(self, marks: dict[str, int]) -> None:
+        """These helpers are in chain mode, and this marks their finished flows."""
+        self._masters.marks = self._gate.chained = marks
 
     def commit(self) -> None:
         """The kernel has the new configuration. Raises QueueError, and goes on."""
         config = self.config = self._prepared
         self._fresh = []
         self._engine.helpers = config.by_kernel_name
+        self._chained(config.marks)
         self._engine.guard = Guard(config.expectations_in_all)
         self._engine.release()
         for queue in self._queues.values():
@@ -345,7 +380,8 @@ class Server:
         """The counters of this run, once the queues are closed."""
         return {
             "packets": self._packets,
-            "bypassed": self._bypassed_before,
+            "bypassed": self._missed["bypassed"],
+            "dropped": self._missed["dropped"],
             "verdicts_refused": self._verdicts_refused,
         }
 
@@ -431,7 +467,7 @@ class Daemon:
 
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
-        self._installation.disable_all()
+        self._installation.stop(self._server.config)
         self._installation.attempt(self._server.drain)
         if not self._keep_ruleset:
             self._installation.remove()
@@ -453,6 +489,17 @@ def reload(
 
 def check_change(old: Config, new: Config) -> None:
     """Raise RestartNeeded where the new configuration cannot be taken at a reload."""
-    for key in ("workers", "receive_buffer", "flow_limit", "backend"):
+    for key in ("workers", "receive_buffer", "flow_limit", "backend", "mark"):
         if getattr(old.daemon, key) != getattr(new.daemon, key):
             raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
+    for name in old.helpers.keys() & new.helpers.keys():
+        before, after = old.helpers[name], new.helpers[name]
+        # Between two ways of queueing packets would be queued twice, or not at all.
+        if before.chained != after.chained:
+            raise RestartNeeded(
+                f"helpers.{name}.queueing has changed: restart cthelper"
+            )
+    for queue in (old.closed_queues ^ new.closed_queues) & old.queues & new.queues:
+        raise RestartNeeded(
+            f"queue {queue} would fail in another way: restart cthelper"
+        )

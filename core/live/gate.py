@@ -11,7 +11,7 @@ has the packet repeat its hook carries the first; the packet comes back with ano
 and its flow confirmed, the others go in by ctnetlink, and then it goes on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,10 +23,12 @@ from cthelper.core.live.log import Log
 from cthelper.core.live.queue import Action, Packet, Verdict
 from cthelper.core.nat import leads
 from cthelper.core.tuples import (
+    TCP,
     Conntrack,
     Endpoint,
     Expectation,
     Network,
+    Status,
     Transport,
     Tuple,
 )
@@ -71,7 +73,8 @@ class Gate:
     """Turns decisions into verdicts, expectations first.
 
     `lengthen` is called for an expectation that hangs on another master than its own,
-    with that master's original tuple: it must live as long.
+    with that master's original tuple: it must live as long. `chained` are the kernel's
+    names of the helpers in chain mode.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Gate:
         self._clock = clock
         self._repeating: dict[FlowKey, _Repeating] = {}
         self._awaited: dict[_Identity, tuple[float, str, Expectation]] = {}
+        self.chained: Collection[str] = ()
 
     def place(
         self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
@@ -160,7 +164,7 @@ class Gate:
         del self._repeating[key_of(entry)]
         for expectation in waiting.rest:
             self._put(expectation, waiting.helper)
-        return Verdict(packet.id, payload=waiting.packet)
+        return self.accept(packet, entry, waiting.packet)
 
     def verdict(
         self,
@@ -178,12 +182,12 @@ class Gate:
         expectations = decision.expectations
         change = b"" if timeout is None else requests.entry_timeout(timeout)
         if not expectations or decision.flow is None:
-            return Verdict(packet.id, payload=decision.packet, conntrack=change)
+            return self.accept(packet, entry, decision.packet, change)
         helper = decision.flow.name
         if entry.confirmed:
             for expectation in expectations:
                 self._put(expectation, helper)
-            return Verdict(packet.id, payload=decision.packet, conntrack=change)
+            return self.accept(packet, entry, decision.packet, change)
         first, *rest = expectations
         self._await(first, helper)
         attributes = requests.expectation(first)
@@ -195,6 +199,29 @@ class Gate:
             bytes(packet.payload), helper, tuple(rest), decision.packet
         )
         return Verdict(packet.id, Action.REPEAT, expectation=attributes)
+
+    def accept(
+        self,
+        packet: Packet,
+        entry: Conntrack,
+        payload: bytes | None = None,
+        change: bytes = b"",
+    ) -> Verdict:
+        """The verdict that lets a packet go on.
+
+        In chain mode the kernel adjusts TCP's sequence numbers when the verdict comes,
+        for a flow with a helper in user space (nf_confirm_cthelper), and once more at
+        the end of the hook (nf_confirm): so the hook ends here.
+        """
+        adjusted = payload is not None or entry.status & Status.SEQ_ADJUST
+        stop = (
+            adjusted
+            and entry.original.transport is TCP
+            and entry.confirmed
+            and entry.helper in self.chained
+        )
+        action = Action.STOP if stop else Action.ACCEPT
+        return Verdict(packet.id, action, payload, conntrack=change)
 
     @property
     def waits(self) -> bool:

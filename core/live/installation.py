@@ -50,6 +50,8 @@ class Installation:
             and (each.queue in config.queues or plain_name(each.name) in config.helpers)
         ]
         self._put(replace(each, enabled=False) for each in self._leavings)
+        if bound.keys().isdisjoint(config.queues):
+            nft.pause(config)
 
     def install(self, wanted: Sequence[Registration], config: Config) -> None:
         """Register the helpers, whose queues must be bound, and load the ruleset."""
@@ -108,9 +110,10 @@ class Installation:
         """Have the helpers of these names queue no more, whoever registered them."""
         self.disable(each for each in self._table.list() if each.name in names)
 
-    def disable_all(self) -> None:
-        """Have no helper queue any more; logs what fails."""
+    def stop(self, config: Config) -> None:
+        """Have no helper queue any more, in either mode; logs what fails."""
         self.disable(self._known.values())
+        self.attempt(lambda: nft.pause(config))
 
     def remove(self) -> None:
         """Delete the ruleset and unregister all helpers; logs what fails.

@@ -82,11 +82,19 @@ class LibraryQueue:
     """An NFQUEUE bound with the netfilterqueue package; see `Queue`.
 
     `receive_buffer`, in bytes, bounds what waits in the kernel, `flows` those of which
-    something is noted. Raises QueueError where
-    the package is not installed or the queue cannot be bound.
+    something is noted. Where the buffer is full packets pass, or with `fail_open` false
+    are dropped. Raises QueueError where the package is not installed or the queue
+    cannot be bound.
     """
 
-    def __init__(self, number: int, receive_buffer: int, flows: int = 65536) -> None:
+    def __init__(
+        self,
+        number: int,
+        receive_buffer: int,
+        flows: int = 65536,
+        *,
+        fail_open: bool = True,
+    ) -> None:
         try:
             from netfilterqueue import NetfilterQueue
         except ImportError:
@@ -118,7 +126,7 @@ class LibraryQueue:
                 ) from None
             raise QueueError(f"cannot bind queue {number}: {error}") from None
         self._tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
-        self._send(parameters(number))
+        self._send(parameters(number, fail_open=fail_open))
 
     @property
     def statistics(self) -> Statistics:

@@ -45,10 +45,18 @@ class NativeQueue:
     """An NFQUEUE served in C; see `Queue`.
 
     `receive_buffer`, in bytes, bounds what waits in the kernel, `flows` those of which
-    something is noted. Raises QueueError where the queue cannot be bound.
+    something is noted. Where the buffer is full packets pass, or with `fail_open` false
+    are dropped. Raises QueueError where the queue cannot be bound.
     """
 
-    def __init__(self, number: int, receive_buffer: int, flows: int = 65536) -> None:
+    def __init__(
+        self,
+        number: int,
+        receive_buffer: int,
+        flows: int = 65536,
+        *,
+        fail_open: bool = True,
+    ) -> None:
         self.number = number
         try:
             self._socket = socket.socket(
@@ -57,7 +65,7 @@ class NativeQueue:
         except OSError as error:
             raise QueueError(f"cannot open queue {number}: {error}") from None
         try:
-            self._bind(receive_buffer)
+            self._bind(receive_buffer, fail_open=fail_open)
         except OSError as error:
             self._socket.close()
             if error.errno == errno.EPERM and number in bound_queues():
@@ -68,13 +76,15 @@ class NativeQueue:
             raise QueueError(f"cannot bind queue {number}: {error}") from None
         self.native = native_queue(self._socket.fileno(), number, flows)
 
-    def _bind(self, receive_buffer: int) -> None:
+    def _bind(self, receive_buffer: int, *, fail_open: bool) -> None:
         self._socket.bind((0, 0))
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
         self._socket.settimeout(_ANSWER_SECONDS)
         # In one go: while a queue has no copy mode the kernel drops what comes to it.
         self._socket.send(
-            bind(self.number) + length(self.number, _LENGTH) + parameters(self.number)
+            bind(self.number)
+            + length(self.number, _LENGTH)
+            + parameters(self.number, fail_open=fail_open)
         )
         (code,) = _ERRNO.unpack_from(self._socket.recv(1 << 16))
         if code:

@@ -68,6 +68,7 @@ class Action(enum.IntEnum):
     DROP = 0
     ACCEPT = 1
     REPEAT = 4
+    STOP = 5
 
 
 class Packet(Protocol):
@@ -137,7 +138,8 @@ class Verdict:
 class Statistics:
     """What has gone through a queue, in packets.
 
-    `bypassed` packets passed without being queued, since the receive buffer was full;
+    `bypassed` packets were not queued since the receive buffer was full: they passed,
+    or where the queue fails closed were dropped;
     `overruns` is how often the kernel said so. `refused` counts verdicts that the
     kernel did not take. `passed` are those received that were accepted at once, without
     being given out (sieve.py).
@@ -199,18 +201,19 @@ def length(number: int, packets: int) -> bytes:
     return _message(CONFIG, number, _attribute(_CFG_LENGTH, _U32.pack(packets)))
 
 
-def parameters(number: int) -> bytes:
+def parameters(number: int, *, fail_open: bool) -> bytes:
     """The message that has queue `number` copy whole packets with their conntrack.
 
-    And lets packets pass that find the queue full (NFQA_CFG_F_FAIL_OPEN).
+    With `fail_open` packets pass that find the queue full (NFQA_CFG_F_FAIL_OPEN), else
+    they are dropped.
     """
-    flags = _CONNTRACK | _FAIL_OPEN
+    flags = _CONNTRACK | (_FAIL_OPEN if fail_open else 0)
     return _message(
         CONFIG,
         number,
         _attribute(_CFG_PARAMS, struct.pack("!IB", 0xFFFF, _COPY_PACKET))
         + _attribute(_CFG_FLAGS, _U32.pack(flags))
-        + _attribute(_CFG_MASK, _U32.pack(flags)),
+        + _attribute(_CFG_MASK, _U32.pack(_CONNTRACK | _FAIL_OPEN)),
     )
 
 

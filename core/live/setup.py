@@ -51,7 +51,8 @@ def install(config: Config, *, retag_flows: bool) -> int | None:
     served = bound_queues()
     with closing(HelperTable()) as helpers:
         for each in registrations(config.served, enabled=True):
-            helpers.put(replace(each, enabled=each.queue in served))
+            enabled = each.enabled and each.queue in served
+            helpers.put(replace(each, enabled=enabled))
     nft.install(config)
     if not retag_flows:
         return None

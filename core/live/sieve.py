@@ -3,8 +3,8 @@
 
 Three kinds: all of a flow of which nothing is left to inspect; TCP segments without a
 payload, but those with SYN, FIN or RST; UDP datagrams that the helper's prefilter
-leaves out. The native backend has the same in C (_native.c), and a test holds the two
-together.
+leaves out. None is of a flow whose sequence numbers the kernel adjusts. The native
+backend has the same in C (_native.c), and a test holds the two together.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from cthelper.core.api import Matches, Prefilter
 from cthelper.core.flows import FlowKey, key_of
 from cthelper.core.live.queue import Packet, Touched
 from cthelper.core.packet import Segment
-from cthelper.core.tuples import ORIGINAL, TCP, UDP, Conntrack, Tuple
+from cthelper.core.tuples import ORIGINAL, TCP, UDP, Conntrack, Status, Tuple
 
 _ACK_ONLY: Final = 0x07  # none of FIN, SYN and RST
 _TCP_FLAGS: Final = 13
@@ -73,7 +73,8 @@ class Sieve:
     def passes(self, packet: Packet) -> bool:
         """Whether the packet passes at once."""
         entry = packet.conntrack
-        if entry is None:
+        # In chain mode flows with SEQ_ADJUST have a verdict of their own (gate.py).
+        if entry is None or entry.status & Status.SEQ_ADJUST:
             return False
         key = key_of(entry)
         state = self._flows.get(key)

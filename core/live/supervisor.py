@@ -153,7 +153,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
-        self._installation.disable_all()
+        self._installation.stop(self._config)
         self._failed(self._order_all(Order.DRAIN))
         self._dismiss()
         if not self._keep_ruleset:

@@ -567,11 +567,16 @@ class Table:
         """
         if entry.master is not None:
             return False
-        entry.helper = None
-        entry.quiet = entry.transport is UDP
+        self.leave(entry)
         for expected in list(entry.expectations):
             self._remove(expected)
         return True
+
+    @staticmethod
+    def leave(entry: Entry) -> None:
+        """Have a flow no longer inspected."""
+        entry.helper = None
+        entry.quiet = entry.transport is UDP
 
     def find(self, original: Tuple) -> Entry | None:
         """The entry with this original tuple."""

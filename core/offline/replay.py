@@ -158,6 +158,7 @@ class Replay:
             watch=self.onlooker,
         )
         self._masters = Masters(_Kernel(self.table, self._clock), self, self._clock)
+        self._masters.marks = config.marks
         self.detached: dict[str, str] = {}
         self._events: list[Event] = []
         self._counts = Summary()
@@ -217,7 +218,7 @@ class Replay:
 
     def event(self, event: str, level: str = "info", /, **fields: object) -> None:
         """What became of a master, which has no place among the events (Reporter)."""
-        if event == "detached" and self.onlooker is not None:
+        if event in ("detached", "marked") and self.onlooker is not None:
             self.detached[str(fields["flow"])] = str(fields["reason"])
 
     def place(
@@ -539,15 +540,18 @@ class _Kernel:
         zone: int = 0,
         *,
         timeout: int | None = None,
+        mark: tuple[int, int] | None = None,
         helper: str | None = None,
     ) -> None:
-        """Set an entry's timeout, or detach it from its helper.
+        """Set an entry's timeout, detach it from its helper, or mark it as finished.
 
-        Raises NotFound, and Busy for an expected flow.
+        Raises NotFound, and Busy where an expected flow is to be detached.
         """
         entry = self._find(original)
         if timeout is not None:
             self._table.keep(self._clock(), entry, timeout)
+        if mark is not None:
+            self._table.leave(entry)
         if helper == "" and not self._table.detach(entry):
             raise Busy(errno.EBUSY, f"detach {original}")
 

@@ -117,6 +117,8 @@ def test_every_key_is_read() -> None:
         log_level = "debug"
         log_format = "json"
         backend = "netfilterqueue"
+        mark = 0x80000000
+        user_mask = 0x7fffffff
         [guard]
         denied_ports = [6000, 6001]
         in_all = 7
@@ -128,6 +130,8 @@ def test_every_key_is_read() -> None:
         sources = ["192.0.2.0/24", "2001:db8::/32"]
         destinations = ["198.51.100.2"]
         hooks = ["prerouting"]
+        queueing = "chain"
+        fail_closed = true
         [helpers.plain.guard]
         denied_ports = [7]
         lowest_port = 512
@@ -158,6 +162,8 @@ def test_every_key_is_read() -> None:
         log_level="debug",
         log_format="json",
         backend="netfilterqueue",
+        mark=1 << 31,
+        user_mask=(1 << 31) - 1,
     )
     assert result.expectations_in_all == 7
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
@@ -168,6 +174,10 @@ def test_every_key_is_read() -> None:
     assert plain.destinations == (ip_network("198.51.100.2/32"),)
     assert plain.policies == (Plain.policies[0], Policy("chained", 255, 86400))
     assert plain.hooks == {Hook.PREROUTING}
+    assert plain.chained
+    assert plain.fail_closed
+    assert not chosen.chained
+    assert not chosen.fail_closed
     assert plain.guard == Rules(
         denied_ports=frozenset({7}),
         lowest_port=512,
@@ -193,6 +203,8 @@ def test_every_key_is_read() -> None:
         "words": ("b",),
     }
     assert result.queues == {0, 65535}
+    assert result.closed_queues == {0}
+    assert result.marks == {"plain": 1 << 31}
 
 
 def test_single_process_registers_helpers_under_their_own_names() -> None:
@@ -277,13 +289,47 @@ LIST = "must be a list"
 WORDS = "must be one of a, b, c"
 PLAIN_KEYS = (
     "enabled, ports, hooks, queue, policies, guard, nat, "
-    "interfaces, sources, destinations"
+    "interfaces, sources, destinations, queueing, fail_closed"
 )
 DAEMON_KEYS = (
-    "queue, workers, receive_buffer, flow_limit, log_level, log_format, backend"
+    "queue, workers, receive_buffer, flow_limit, log_level, log_format, backend, "
+    "mark, user_mask"
 )
 
+CHAIN = '[helpers.plain]\nqueueing = "chain"\n'
+
 WRONG = [
+    # Chain mode.
+    (
+        '[helpers.plain]\nqueueing = "queue"',
+        "helpers.plain.queueing = 'queue': must be one of helper, chain",
+    ),
+    (
+        "[helpers.plain]\nfail_closed = true",
+        'helpers.plain.fail_closed = True: needs queueing = "chain"',
+    ),
+    ("[daemon]\nmark = 0", "daemon.mark = 0: must be a number from 1 to 4294967295"),
+    ("[daemon]\nmark = 3", "daemon.mark = '0x3': must be a single bit"),
+    (
+        "[daemon]\nmark = 4\nuser_mask = 0xff",
+        "daemon.mark = '0x4': is in user_mask, 0xff",
+    ),
+    (
+        f"[daemon]\nworkers = 2\n{CHAIN}",
+        "helpers.plain.queueing = 'chain': "
+        'must be "helper" where there are several workers',
+    ),
+    (
+        f'{CHAIN}sources = ["10.0.0.0/8"]\n'
+        '[helpers.chosen]\nports = [7001]\nsources = ["192.0.2.0/24"]',
+        "helpers.plain.ports = [7000, 7001]: 7001 is a port of chosen, too: in chain "
+        "mode the port tells the helper, whatever the addresses",
+    ),
+    (
+        f"{CHAIN}fail_closed = true",
+        "helpers.plain.queue = 2077: is that of chosen, too, which does not fail "
+        "closed: it takes a queue of its own",
+    ),
     # Keys that nobody knows, at each level.
     ("port = 1", "port = 1: unknown key, known are daemon, guard, plugins, helpers"),
     (

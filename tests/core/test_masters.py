@@ -35,12 +35,13 @@ class FakeUpdater:
         zone: int = 0,
         *,
         timeout: int | None = None,
+        mark: tuple[int, int] | None = None,
         helper: str | None = None,
     ) -> None:
-        self.updates.append(
-            f"{original} zone {zone}: "
-            + (f"timeout {timeout}" if helper is None else f"helper {helper!r}")
-        )
+        change = f"timeout {timeout}" if helper is None else f"helper {helper!r}"
+        if mark is not None:
+            change = "mark {:#x}/{:#x}".format(*mark)
+        self.updates.append(f"{original} zone {zone}: {change}")
         if self.error is not None:
             raise NetlinkError.of(self.error, f"update conntrack entry {original}")
 
@@ -424,3 +425,78 @@ def test_master_of_anothers_expectation_may_be_gone() -> None:
     world.masters.lengthen(master().original, wanted(60))
     assert world.updates() == []
     assert world.counters() == {}
+
+
+# In chain mode.
+
+MARK = 0x4000
+
+
+def chained(timeout: int = 30, *, transport: Transport = UDP) -> Conntrack:
+    return replace(master(timeout, transport=transport), helper="line")
+
+
+@pytest.fixture
+def chain_mode(world: World) -> World:
+    """The kernel knows an entry, whose helper is in chain mode."""
+    world.masters.marks = {"line": MARK}
+    world.updater.entries[chained().original] = chained()
+    return world
+
+
+def test_finished_flow_is_marked_when_it_would_be_detached(chain_mode: World) -> None:
+    world = chain_mode
+    world.masters.expect(chained(), [wanted(300)])
+    world.masters.finish(chained(), "line", "done")
+    world.masters.sweep()
+    assert world.updates() == []
+    world.now += 301
+    world.masters.passed(chained())
+    world.masters.sweep()
+    assert world.updates() == [f"{FLOW} zone 0: mark 0x4000/0x4000"]
+    assert world.counters() == {"marked.done": 1}
+    # Another helper is not in chain mode.
+    world.masters.finish(replace(chained(), id=2, helper="other"), "other", "done")
+    world.masters.sweep()
+    assert world.updates() == DETACHED
+
+
+def test_master_whose_packets_are_not_seen_is_looked_after(chain_mode: World) -> None:
+    world = chain_mode
+    world.masters.expect(chained(400), [wanted(300)])
+    for _ in range(14):
+        world.now += 1
+        world.masters.sweep()
+    assert world.updates() == []
+    # A packet that the prefilter has hidden put the timeout back to 30 s.
+    world.now += 1
+    world.masters.sweep()
+    assert world.updates() == keeps(286)
+    world.updater.entries[chained().original] = chained(286)
+    world.now += 15
+    world.masters.sweep()
+    assert world.updates() == []
+    world.now += 300
+    world.updater.entries[chained().original] = chained(5)
+    world.masters.sweep()
+    world.masters.sweep()
+    assert world.updates() == []
+
+
+def test_unseen_master_that_is_gone_is_forgotten(chain_mode: World) -> None:
+    world = chain_mode
+    world.masters.expect(chained(400), [wanted(300)])
+    world.updater.entries.clear()
+    world.now += 15
+    world.masters.sweep()
+    assert not world.masters.keeps(key_of(chained()))
+    assert world.updates() == []
+    assert world.counters() == {}
+
+
+def test_tcp_master_in_chain_mode_has_all_its_packets_seen(chain_mode: World) -> None:
+    world = chain_mode
+    world.masters.expect(chained(transport=TCP), [wanted(300)])
+    world.now += 60
+    world.masters.sweep()
+    assert world.updates() == []

@@ -40,12 +40,14 @@ def test_every_key_is_there() -> None:
         "log_level",
         "log_format",
         "backend",
+        "mark",
+        "user_mask",
     }
     assert set(written["guard"]) == {"denied_ports", "in_all"}
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}
     common = {
         *("enabled", "queue", "ports", "hooks", "interfaces", "sources"),
-        *("destinations", "policies", "guard"),
+        *("destinations", "queueing", "fail_closed", "policies", "guard"),
     }
     for name, helper in builtin_helpers().items():
         nat = {"nat"} if helper.nat else set()

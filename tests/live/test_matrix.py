@@ -58,7 +58,8 @@ pytestmark = pytest.mark.live
 
 FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 NATS: Final = ("masquerade", "dnat", "both")
-CHOSEN: Final = NATS if os.environ.get("NAT_MATRIX") == "all" else ("both",)
+WHOLE: Final = os.environ.get("NAT_MATRIX") == "all"
+CHOSEN: Final = NATS if WHOLE else ("both",)
 
 MASQUERADE: Final = f"""table inet nat {{
 	chain postrouting {{
@@ -82,6 +83,14 @@ RULES: Final = {
     "dnat": FORWARD,
     "both": MASQUERADE + FORWARD,
 }
+
+# Chain mode, of the helpers that clients behind NAT need.
+CHAIN: Final = """
+[helpers]
+sunrpc.queueing = "chain"
+tns.queueing = "chain"
+"""
+MODES: Final = {"helper": "", "chain": CHAIN}
 
 FAILING_SECONDS: Final = 6.0
 WORKING_SECONDS: Final = 20.0
@@ -143,12 +152,12 @@ class Result:
     """What came of all cells of one kind of NAT, without the daemon and with it."""
 
     without: dict[Cell, bool] = field(default_factory=dict)
-    working: dict[Cell, bool] = field(default_factory=dict)
+    working: dict[str, dict[Cell, bool]] = field(default_factory=dict)
+    """By what queues, the kernel by its helpers or the ruleset's chain."""
     theirs: dict[Cell, bool] = field(default_factory=dict)
     """With conntrackd, in the whole matrix only."""
-    entries: str = ""
     leaks: list[bytes] = field(default_factory=list)
-    log: str = ""
+    logs: dict[str, str] = field(default_factory=dict)
 
 
 def answers() -> dict[int, dict[str, Answer]]:
@@ -249,28 +258,31 @@ def result(
         for client in clients.values():
             stack.callback(client.close)
         result.without = run(world, clients, nat, FAILING_SECONDS)
-        world.conntrack("-F")
         daemon = Daemon(world.gateway, tmp_path_factory.mktemp("daemon"))
         with daemon, overheard(world) as frames:
-            daemon.start()
-            result.working = run(world, clients, nat, WORKING_SECONDS)
-            result.entries = "".join(
-                world.conntrack("-L", "-f", family) for family in ("ipv4", "ipv6")
-            )
-            daemon.stop()
-            result.log = daemon.text
-        if len(CHOSEN) > 1:
+            for mode, settings in MODES.items():
+                world.conntrack("-F")
+                daemon.start(settings)
+                result.working[mode] = run(world, clients, nat, WORKING_SECONDS)
+                daemon.stop()
+                result.logs[mode] = daemon.text
+        if WHOLE:
             world.conntrack("-F")
             with conntrackd(world, tmp_path_factory.mktemp("conntrackd")):
                 result.theirs = run(world, clients, nat, FAILING_SECONDS)
     result.leaks = inside(frames)
     yield nat, result
     if result.theirs:
-        print(f"\n\n| {nat} | without | cthelper | conntrackd |\n|---|---|---|---|")
+        print(f"\n\n| {nat} | without | cthelper | chain mode | conntrackd |")
+        print("|---|---|---|---|---|")
         for cell, name in zip(CELLS, IDS, strict=True):
             marks = [
                 "works" if each[cell] else "fails"
-                for each in (result.without, result.working, result.theirs)
+                for each in (
+                    result.without,
+                    *(result.working[mode] for mode in MODES),
+                    result.theirs,
+                )
             ]
             print(f"| {name} | {' | '.join(marks)} |")
 
@@ -282,13 +294,19 @@ def test_client_fails_without_the_daemon(
     assert not result[1].without[cell]
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cell", CELLS, ids=IDS)
-def test_client_works_with_the_daemon(result: tuple[str, Result], cell: Cell) -> None:
-    assert result[1].working[cell], result[1].log
+def test_client_works_with_the_daemon(
+    result: tuple[str, Result], cell: Cell, mode: str
+) -> None:
+    assert result[1].working[mode][cell], result[1].logs[mode]
 
 
-def test_nothing_was_refused_and_nothing_failed(result: tuple[str, Result]) -> None:
-    events = re.findall(r'"event": ?"([a-z-]+)"', result[1].log)
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_was_refused_and_nothing_failed(
+    result: tuple[str, Result], mode: str
+) -> None:
+    events = re.findall(r'"event": ?"([a-z-]+)"', result[1].logs[mode])
     assert "expectation" in events
     assert not {"refused", "malformed", "helper-fault", "step-failed"} & {*events}
 
@@ -352,7 +370,7 @@ class Redirecting(threading.Thread):
 
 @contextmanager
 def redirected(
-    world: World, daemon: Daemon, public: str, *, separate: bool
+    world: World, daemon: Daemon, public: str, *, separate: bool, mode: str = "helper"
 ) -> Iterator[tuple[socket.socket, int, bytes]]:
     """A connection to `public`, and the redirect that came: its length and text."""
     world.firewall()
@@ -361,7 +379,7 @@ def redirected(
     server = Redirecting(world, separate=separate)
     try:
         server.start()
-        daemon.start()
+        daemon.start(MODES[mode])
         with dial(world.client, public, CONTROL_PORT) as stream:
             stream.sendall(encode_connect(b"(DESCRIPTION=(CONNECT_DATA=))"))
             (length,) = struct.unpack("!H", receive_packet(stream).body)
@@ -371,15 +389,16 @@ def redirected(
         world.gateway.tell(f"ip address del {public}/32 dev {LAN}")
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("public", "separate"),
     [(PUBLIC_LONG, False), (PUBLIC_SHORT, False), (PUBLIC_SHORT, True)],
     ids=["longer", "shorter", "shorter, in segments of their own"],
 )
 def test_connection_goes_on_after_a_redirect_of_another_length(
-    world: World, daemon: Daemon, public: str, separate: bool
+    world: World, daemon: Daemon, public: str, separate: bool, mode: str
 ) -> None:
-    with redirected(world, daemon, public, separate=separate) as came:
+    with redirected(world, daemon, public, separate=separate, mode=mode) as came:
         stream, length, text = came
         assert len(text) == length
         assert f"(HOST={public})".encode() in text

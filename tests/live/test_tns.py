@@ -227,16 +227,16 @@ class Setting:
             time.sleep(0.5)
         return now
 
-    def await_detached(self, stream: socket.socket) -> None:
-        """Wait for a flow of the client's to be detached from its helper."""
+    def await_left(self, stream: socket.socket, event: str = "detached") -> None:
+        """Wait for a flow of the client's to be no longer inspected."""
         host, port = stream.getsockname()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            for each in self.daemon.events("detached"):
+            for each in self.daemon.events(event):
                 if each["flow"].startswith(f"tcp {host}:{port} >"):
                     return
             time.sleep(0.05)
-        raise AssertionError("the flow is not detached")
+        raise AssertionError(f"the flow is not {event}")
 
 
 def connect_string(service: str, family: Family) -> str:
@@ -404,7 +404,7 @@ def test_flow_leaves_the_queue_once_the_listener_has_decided(
     began = setting.queued()
     with Session(setting.world.client, SERVER, CONTROL_PORT, service) as session:
         assert session.kind is kind
-        setting.await_detached(session.stream)
+        setting.await_left(session.stream)
         decided = setting.queued()
         assert decided > began
         session.exchange(BULK)
@@ -424,7 +424,7 @@ def test_redirected_session_is_never_queued(setting: Setting) -> None:
 def test_flow_with_tls_leaves_the_queue(setting: Setting) -> None:
     with dial(setting.world.client, SERVER, CONTROL_PORT) as stream:
         exchange(stream, client_hello())
-        setting.await_detached(stream)
+        setting.await_left(stream)
         began = setting.queued()
         exchange(stream, bytes(BULK << 13))
     assert setting.queued_at_rest() == began
@@ -488,3 +488,36 @@ def test_session_that_may_redirect_stays_in_the_queue(chained: Setting) -> None:
 def test_daemon_ends_well(chained: Setting) -> None:
     assert chained.daemon.stop() == 0
     test_nothing_failed(chained)
+
+
+# Chain mode: the kernel does not detach these sessions, but a mark ends them
+
+
+@pytest.fixture(scope="module")
+def chain_mode(setting: Setting) -> Setting:
+    """The daemon is started again, in chain mode."""
+    setting.daemon.start(
+        CHAINED.replace("[helpers.tns]\n", '[helpers.tns]\nqueueing = "chain"\n')
+    )
+    return setting
+
+
+@pytest.mark.parametrize("address", [SERVER, SERVER6])
+def test_redirect_to_redirects_is_followed_in_chain_mode(
+    chain_mode: Setting, address: str
+) -> None:
+    test_redirect_to_redirects_is_followed(chain_mode, address)
+
+
+def test_session_that_may_redirect_leaves_the_queue_in_chain_mode(
+    chain_mode: Setting,
+) -> None:
+    with follow(chain_mode.world.client, SERVER, "session") as session:
+        chain_mode.await_left(session.stream, "marked")
+        began = chain_mode.queued_at_rest()
+        session.exchange(1)
+        assert chain_mode.queued_at_rest() == began
+
+
+def test_daemon_ends_well_in_chain_mode(chain_mode: Setting) -> None:
+    test_daemon_ends_well(chain_mode)

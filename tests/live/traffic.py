@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -97,14 +98,19 @@ class Pinger(Background):
     `lost` counts the calls without an answer within `patience` seconds: two emulated
     machines on a busy one delay packets, 8 s were seen, but only a lost one takes 40.
     `slowest` is the longest answer, in seconds. It calls from the address `source`,
-    where that is given.
+    where that is given, and sends what `message` gives for a transaction's number.
     """
 
     def __init__(
-        self, namespace: Namespace, patience: float = 40.0, source: str = ""
+        self,
+        namespace: Namespace,
+        patience: float = 40.0,
+        source: str = "",
+        message: Callable[[int], bytes] = null_call,
     ) -> None:
         super().__init__(namespace, timeout=patience)
         self.source = source
+        self._message = message
         self._socket.bind((source, 0))
         self._socket.connect((SERVER, PORT))
         self._xid = 0
@@ -115,7 +121,7 @@ class Pinger(Background):
     def _step(self) -> None:
         self._xid += 1
         sent = time.monotonic()
-        self._socket.send(null_call(self._xid))
+        self._socket.send(self._message(self._xid))
         try:
             self._socket.recv(65535)
         except TimeoutError:

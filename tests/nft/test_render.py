@@ -24,10 +24,12 @@ from cthelper.core.api import (
     Effects,
     Helper,
     Hook,
+    Match,
     Message,
     Option,
     OptionValue,
     Policy,
+    Prefilter,
 )
 from cthelper.core.config import Config, parse
 from cthelper.core.errors import RulesetError
@@ -73,6 +75,16 @@ def objects_of(text: str) -> list[str]:
     return re.findall(r"^\tct helper (\S+) \{$", text, re.MULTILINE)
 
 
+CHAINED = """
+[daemon]
+mark = 0x8000
+[helpers]
+mdns.queueing = "chain"
+sunrpc.queueing = "chain"
+tns = { queueing = "chain", queue = 2078, fail_closed = true, chained = true }
+"""
+
+
 def narrowed(settings: str) -> list[str]:
     """The rules for Plain without what is the same in all of them."""
     end = ' udp dport 7000 ct helper set "plain-udp"'
@@ -83,8 +95,12 @@ def narrowed(settings: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("settings", "golden"),
-    [("", "default.nft"), ("daemon.workers = 2", "workers.nft")],
-    ids=["default", "two workers"],
+    [
+        ("", "default.nft"),
+        ("daemon.workers = 2", "workers.nft"),
+        (CHAINED, "chain.nft"),
+    ],
+    ids=["default", "two workers", "chain mode"],
 )
 def test_configuration_gives_the_golden_ruleset(settings: str, golden: str) -> None:
     ruleset = nft.render(parse(settings, Path("test.toml"), builtin_helpers()))
@@ -326,6 +342,49 @@ def test_rules_of_workers_are_narrowed_as_those_of_one_process() -> None:
     assert jump == 'iifname "eth0" ip saddr 10.0.0.0/8 udp dport 7000 jump plain-udp'
 
 
+def queueing(text: str) -> list[str]:
+    """The rules that queue, without what selects the helper's flows."""
+    (body,) = re.findall(r"\tchain inspected \{\n(.*?)\t\}\n", text, re.DOTALL)
+    flows = "meta l4proto udp ct original proto-dst 7000 ct status & 0x2000 == 0x2000 "
+    return [
+        line.strip().removeprefix(flows)
+        for line in body.splitlines()
+        if "queue" in line
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prefilter", "expected"),
+    [
+        (Prefilter(), ["queue num 2077 bypass"]),
+        (
+            Prefilter(request=((Match(8, 4, 10), Match(32, 32, 7)), (Match(0, 8, 1),))),
+            [
+                "ct direction original @ih,8,4 0xa @ih,32,32 0x7 queue num 2077 bypass",
+                "ct direction original @ih,0,8 0x1 queue num 2077 bypass",
+                "ct direction reply queue num 2077 bypass",
+            ],
+        ),
+        (
+            Prefilter(request=(), reply=((Match(0, 1, 1),),)),
+            ["ct direction reply @ih,0,1 0x1 queue num 2077 bypass"],
+        ),
+    ],
+    ids=["none", "alternatives", "nothing of one direction"],
+)
+def test_kernel_queues_what_the_prefilter_names(
+    prefilter: Prefilter, expected: list[str]
+) -> None:
+    class Filtered(Plain):
+        """It reads some."""
+
+        @classmethod
+        def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
+            return prefilter
+
+    assert queueing(render('helpers.plain.queueing = "chain"', Filtered)) == expected
+
+
 def test_only_new_flows_meet_the_rules() -> None:
     text = render()
     for chain in ("prerouting", "output"):
@@ -351,9 +410,10 @@ class FakeNft:
         self.record = folder / "record"
         self.loaded()
 
-    def loaded(self, *objects: str) -> None:
+    def loaded(self, *objects: str, chains: tuple[str, ...] = ()) -> None:
         """The table is loaded with these objects; without any it is not there."""
         listing = [{"ct helper": {"name": name}} for name in objects]
+        listing += [{"chain": {"name": name}} for name in chains]
         answer = self._folder / "listing"
         answer.write_text(json.dumps({"nftables": [{"table": {}}, *listing]}))
         absent = "echo Error: No such file or directory >&2; exit 1"
@@ -407,6 +467,28 @@ def test_loaded_objects_and_chains_stay_so_that_no_queued_packet_is_dropped(
     after = text.partition("flush table inet cthelper\n")[2]
     assert objects_of(after) == ["both-tcp"]
     assert rules(after) == rules(nft.render(BOTH))
+
+
+PAUSED = """\
+flush chain inet cthelper inspected
+table inet cthelper {
+	chain inspected {
+		meta l4proto tcp ct original proto-dst 1521 ct status & 0x2000 == 0x2000 drop
+		meta l4proto tcp ct helper "tns" drop
+	}
+}
+"""
+
+
+def test_pause_leaves_drops_for_what_fails_closed(program: FakeNft) -> None:
+    config = parse(CHAINED, Path("test.toml"), builtin_helpers())
+    for objects, chains in (((), ()), (("tns-tcp",), ("prerouting",))):
+        program.loaded(*objects, chains=chains)
+        nft.pause(config)
+        assert not program.record.exists()
+    program.loaded("tns-tcp", chains=("prerouting", "inspected"))
+    nft.pause(config)
+    assert program.record.read_text() == f"-f -\n{PAUSED}"
 
 
 def test_table_is_removed_and_nothing_else(program: FakeNft) -> None:

@@ -14,7 +14,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from cthelper.core.api import UDP, Effects, Helper, Message, Policy, Prefilter
+from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy, Prefilter
 from cthelper.core.engine import NOTHING, Decision
 from cthelper.core.errors import ExpectationRefused, NetlinkError
 from cthelper.core.flows import Flow, FlowKey
@@ -38,6 +38,7 @@ from cthelper.core.tuples import (
     Expectation,
     Status,
     Translation,
+    Transport,
     Tuple,
 )
 from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
@@ -568,3 +569,44 @@ def test_lost_events_leave_nothing_to_wait_for(world: World) -> None:
     world.gate.give_up_waiting(forget=True)
     world.gate.give_up_waiting()
     assert world.log.counters == {}
+
+
+# In chain mode.
+
+
+@pytest.mark.parametrize(
+    ("transport", "adjusted", "rewritten", "confirmed", "helper", "action"),
+    [
+        (TCP, False, None, True, "silent", Action.ACCEPT),
+        (TCP, True, None, True, "silent", Action.STOP),
+        (TCP, False, b"new", True, "silent", Action.STOP),
+        (TCP, True, b"new", True, "silent", Action.STOP),
+        # The kernel must still confirm it.
+        (TCP, False, b"new", False, "silent", Action.ACCEPT),
+        # Nothing is to be adjusted on UDP.
+        (UDP, False, b"new", True, "silent", Action.ACCEPT),
+        # Not in chain mode.
+        (TCP, True, b"new", True, "other", Action.ACCEPT),
+    ],
+)
+def test_sequence_numbers_are_adjusted_once(
+    world: World,
+    transport: Transport,
+    adjusted: bool,
+    rewritten: bytes | None,
+    confirmed: bool,
+    helper: str,
+    action: Action,
+) -> None:
+    world.gate.chained = {"silent"}
+    entry = conntrack(flow_tuple(transport), helper=helper)
+    status = Status.SEQ_ADJUST if adjusted else Status(0)
+    if confirmed:
+        status |= entry.status
+    entry = replace(entry, status=status)
+    packet = QueuedPacket(7, Hook.POSTROUTING, RECEIVED, entry, ORIGINAL, 0, 0)
+    verdict = world.gate.verdict(packet, entry, decision(packet=rewritten))
+    assert verdict == Verdict(7, action, rewritten)
+    assert verdict.plain is (rewritten is None)
+    if rewritten is None:
+        assert world.gate.accept(packet, entry) == verdict

@@ -146,7 +146,9 @@ def messages(draw: st.DrawFn) -> tuple[bytes, bytes, Direction]:
         flow,
         id_=draw(st.integers(1, 3)),
         zone=draw(st.sampled_from((0, 5))),
-        status=draw(st.sampled_from((CONFIRMED, Status.HELPER))),
+        status=draw(
+            st.sampled_from((CONFIRMED, Status.HELPER, CONFIRMED | Status.SEQ_ADJUST))
+        ),
         helper=draw(st.sampled_from(("line", "other"))),
         timeout=draw(st.sampled_from((10, 30))),
     )

@@ -43,7 +43,7 @@ def unspaced(text: str) -> bytes:
 
 @little
 def test_parameters_ask_for_whole_packets_with_conntrack_and_fail_open() -> None:
-    assert parameters(2077) == unspaced(
+    assert parameters(2077, fail_open=True) == unspaced(
         "30000000 0203 0100 00000000 00000000 | 00 00 081d"
         # NFQA_CFG_PARAMS: 65535 bytes, NFQNL_COPY_PACKET
         "0900 0200 0000ffff 02 000000"
@@ -51,6 +51,9 @@ def test_parameters_ask_for_whole_packets_with_conntrack_and_fail_open() -> None
         "0800 0500 00000003"
         "0800 0400 00000003"
     )
+    # And without: the mask says that it is to be off.
+    closed = parameters(2077, fail_open=False)
+    assert closed.endswith(unspaced("0800 0500 00000002 0800 0400 00000003"))
 
 
 PLAIN = "0103 0100 00000000 00000000 | 00 00 0007 0c00 0200"

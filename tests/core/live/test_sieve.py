@@ -81,6 +81,8 @@ def test_segments_without_payload_pass(
     assert passes(sieve(), packet, over_tcp(), ORIGINAL) is expected
     unconfirmed = replace(over_tcp(), status=Status(0))
     assert not passes(sieve(), packet, unconfirmed, ORIGINAL)
+    adjusted = replace(over_tcp(), status=over_tcp().status | Status.SEQ_ADJUST)
+    assert not passes(sieve(), packet, adjusted, ORIGINAL)
 
 
 def test_packet_without_an_entry_or_without_sense_is_read() -> None:
@@ -94,6 +96,8 @@ def test_quiet_flow_passes_until_its_id_comes_again_or_it_ends() -> None:
     made.note(entry(), quiet=True, held=False)
     assert passes(made, udp(b"A"), entry(), ORIGINAL)
     assert not passes(made, udp(b"A"), entry(status=Status(0)), ORIGINAL)
+    adjusted = entry(status=entry().status | Status.SEQ_ADJUST)
+    assert not passes(made, udp(b"A"), adjusted, ORIGINAL)
     other = entry(original=flow_tuple(UDP, (CLIENT, 9)))
     assert not passes(made, udp(b"A"), other, ORIGINAL)
     assert not passes(made, udp(b"A"), entry(), ORIGINAL)
