@@ -95,20 +95,33 @@ class NetlinkError(CthelperError):
 
     `errno` is the positive error number; the subclasses name those that callers tell
     apart. `NetlinkError.of` picks the class. `reason` is a code that names a counter,
-    such as ``kernel-ebusy``.
+    such as ``kernel-ebusy``. `request` is what was asked for, `said` what the kernel
+    said of it; the message puts both into words, since some errors are an answer that
+    nobody reads.
     """
 
-    def __init__(self, errno: int, request: str) -> None:
-        name = errno_module.errorcode.get(errno, str(errno))
-        super().__init__(f"{request}: {os.strerror(errno)} ({name})")
+    def __init__(self, errno: int, request: object, said: str = "") -> None:
+        super().__init__(errno, request, said)
         self.errno = errno
         self.request = request
-        self.reason = f"kernel-{name.lower()}"
+        self._said = said
+
+    @property
+    def reason(self) -> str:
+        """A code that names a counter."""
+        return f"kernel-{self._name.lower()}"
+
+    @property
+    def _name(self) -> str:
+        return errno_module.errorcode.get(self.errno, str(self.errno))
+
+    def __str__(self) -> str:
+        return f"{self.request}{self._said}: {os.strerror(self.errno)} ({self._name})"
 
     @staticmethod
-    def of(errno: int, request: str) -> "NetlinkError":
+    def of(errno: int, request: object, said: str = "") -> "NetlinkError":
         """The named error for `errno`, or a plain NetlinkError."""
-        return _BY_ERRNO.get(errno, NetlinkError)(errno, request)
+        return _BY_ERRNO.get(errno, NetlinkError)(errno, request, said)
 
 
 class NotFound(NetlinkError):

@@ -145,9 +145,11 @@ class _Offer:
 class _Pending:
     """A call that waits for its reply; `places` are what that opens, once it has come.
 
-    `transport` is that of a service whose reply does not say it.
+    `xid` is its number, by which the reply names it; `transport` is that of a service
+    whose reply does not say it.
     """
 
+    xid: int
     call: Call
     arguments: Arguments | None
     transport: Transport
@@ -197,7 +199,8 @@ class SunRpc(Helper):
     __slots__ = ("_pending",)
 
     def __init__(self) -> None:
-        self._pending: dict[int, _Pending] = {}
+        # Few calls wait at a time, and a hundred thousand flows may have one.
+        self._pending: tuple[_Pending, ...] = ()
 
     @classmethod
     def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
@@ -243,7 +246,7 @@ class SunRpc(Helper):
             return fields | _describe_call(cursor)
         succeeded = read_success(cursor)
         fields["status"] = "success" if succeeded else "denied or failed"
-        pending = self._pending.get(xid)
+        pending = self._call(xid)
         if pending is None:
             fields["answers"] = "no call that could announce an endpoint"
         elif succeeded:
@@ -261,23 +264,30 @@ class SunRpc(Helper):
         served = call.name.lower() in _SERVED.of(message)
         arguments = read_arguments(call, cursor) if served else None
         # A repeated call is the same again; it must not forget the answer.
-        known = self._pending.pop(xid, None)
+        known = self._call(xid)
+        if known is not None:
+            self._pending = tuple(each for each in self._pending if each is not known)
         if not served:
             return
         if isinstance(arguments, RemoteCall) and message.transport is UDP:
             yield from _await_answers(call, arguments, message)
         # In a flow to a group nobody is the other end.
-        pending = None if message.group else _pending(call, arguments, message)
+        pending = None if message.group else _pending(xid, call, arguments, message)
         if pending is None:
             return
         if known is not None and pending.repeats(known):
             pending.places = known.places
-        while len(self._pending) >= _PENDING_LIMIT:
-            del self._pending[next(iter(self._pending))]
-        self._pending[xid] = pending
+        self._pending = (*self._pending[1 - _PENDING_LIMIT :], pending)
+
+    def _call(self, xid: int) -> _Pending | None:
+        """The call with this number that waits for its reply."""
+        for pending in self._pending:
+            if pending.xid == xid:
+                return pending
+        return None
 
     def _answered(self, xid: int, cursor: Cursor, message: Message) -> Effects:
-        pending = self._pending.get(xid)
+        pending = self._call(xid)
         if pending is None or pending.expires <= message.now:
             return
         if not read_success(cursor):
@@ -309,7 +319,7 @@ def _record(message: Message) -> bytes:
 
 
 def _pending(
-    call: Call, arguments: Arguments | None, message: Message
+    xid: int, call: Call, arguments: Arguments | None, message: Message
 ) -> _Pending | None:
     """The call as it is remembered; None where its reply will open nothing."""
     transport: Transport | None
@@ -325,7 +335,7 @@ def _pending(
             transport = message.transport
     if transport is None:
         return None
-    return _Pending(call, arguments, transport, message.now + _PENDING_SECONDS)
+    return _Pending(xid, call, arguments, transport, message.now + _PENDING_SECONDS)
 
 
 def _transport_of(netid: str, message: Message) -> Transport | None:

@@ -10,13 +10,16 @@ import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, Final, NamedTuple
 
 from cthelper.core.errors import AlreadyExists, NotFound
 from cthelper.core.flows import FlowKey
 from cthelper.core.live import messages, requests
-from cthelper.core.live.attributes import conntrack_key, expectation_entry
+from cthelper.core.live.attributes import (
+    conntrack_entry,
+    conntrack_key,
+    expectation_entry,
+)
 from cthelper.core.live.messages import (
     CTNETLINK,
     CTNETLINK_EXP,
@@ -33,10 +36,7 @@ from cthelper.core.live.netlink import (
 from cthelper.core.tuples import (
     Address,
     Conntrack,
-    Endpoint,
     Expectation,
-    Status,
-    Transport,
     Tuple,
 )
 
@@ -100,9 +100,10 @@ class Ctnetlink:
         what = _Asked("get conntrack entry", original)
         key = requests.entry_key(original, zone)
         frames = self._request(original, key, CTNETLINK | messages.GET, 0, what)
-        if not frames:
-            raise NotFound.of(errno.ENOENT, str(what))
-        return _read_entry(frames[0])
+        entry = _try_entry(frames[0]) if frames else None
+        if entry is None:
+            raise NotFound.of(errno.ENOENT, what)
+        return entry
 
     def entries(self) -> list[Conntrack]:
         """All TCP and UDP entries of this network namespace."""
@@ -216,7 +217,10 @@ class Ctnetlink:
 
 
 class Events:
-    """The events that the daemon follows: entries gone, expectations made and gone."""
+    """The events that the daemon follows: entries gone, expectations made and gone.
+
+    Those of expectations come while they are followed (`follow`).
+    """
 
     def __init__(self) -> None:
         # With nf_conntrack_events = 2, the default, the kernel prepares a flow for
@@ -224,13 +228,10 @@ class Events:
         # of expectations do not count (nfnetlink_bind in nfnetlink.c).
         self._socket = NetlinkSocket(
             NETLINK_NETFILTER,
-            groups=(
-                _GROUP_CONNTRACK_DESTROY,
-                _GROUP_EXPECTATION_NEW,
-                _GROUP_EXPECTATION_DESTROY,
-            ),
+            groups=(_GROUP_CONNTRACK_DESTROY,),
             receive_buffer=_EVENT_BUFFER,
         )
+        self._following = False
 
     @property
     def overruns(self) -> int:
@@ -245,18 +246,23 @@ class Events:
         """Close the socket."""
         self._socket.close()
 
-    def read(
-        self, *, expectations: bool = True
-    ) -> Iterator[EntryGone | ExpectationEvent]:
-        """The events since the last call; never waits. Raises NetlinkError.
+    def follow(self, *, expectations: bool) -> None:
+        """Have the events of expectations come, or come no more.
 
-        Without `expectations` theirs are passed over, which saves decoding them.
+        Each costs as much as making one, in the kernel and here.
         """
+        if expectations is self._following:
+            return
+        self._following = expectations
+        change = self._socket.join if expectations else self._socket.leave
+        for group in (_GROUP_EXPECTATION_NEW, _GROUP_EXPECTATION_DESTROY):
+            change(group)
+
+    def read(self) -> Iterator[EntryGone | ExpectationEvent]:
+        """The events since the last call; never waits. Raises NetlinkError."""
         for frame in self._socket.events():
             number = frame.type & 0xFF
             if frame.type & 0xFF00 == CTNETLINK_EXP:
-                if not expectations:
-                    continue
                 change = Change.DESTROY if number == messages.DELETE else Change.NEW
                 expectation = _try_expectation(frame)
                 if expectation is not None:
@@ -270,58 +276,9 @@ def _family(address: Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _decoded(kind: type[Any], frame: Frame) -> Any:
-    message = kind(frame.data)
-    message.decode()
-    return message
-
-
-def _read_tuple(attribute: Any) -> Tuple | None:
-    """None for a transport that no helper can serve."""
-    protocol = attribute.get_nested("CTA_TUPLE_PROTO", "CTA_PROTO_NUM")
-    if protocol not in tuple(Transport):
-        return None
-    ip = attribute.get_attr("CTA_TUPLE_IP")
-    version = 6 if ip.get_attr("CTA_IP_V6_SRC") is not None else 4
-    ports = attribute.get_attr("CTA_TUPLE_PROTO")
-    return Tuple(
-        Transport(protocol),
-        Endpoint(
-            ip_address(ip.get_attr(f"CTA_IP_V{version}_SRC")),
-            ports.get_attr("CTA_PROTO_SRC_PORT"),
-        ),
-        Endpoint(
-            ip_address(ip.get_attr(f"CTA_IP_V{version}_DST")),
-            ports.get_attr("CTA_PROTO_DST_PORT"),
-        ),
-    )
-
-
-def _read_entry(frame: Frame) -> Conntrack:
-    entry = _try_entry(frame)
-    assert entry is not None  # noqa: S101 - it was asked for by a TCP or UDP tuple
-    return entry
-
-
 def _try_entry(frame: Frame) -> Conntrack | None:
     """The entry in a message; None where it is of another transport."""
-    message = _decoded(conntrack_message, frame)
-    original = _read_tuple(message.get_attr("CTA_TUPLE_ORIG"))
-    reply = _read_tuple(message.get_attr("CTA_TUPLE_REPLY"))
-    if original is None or reply is None:
-        return None
-    master = message.get_attr("CTA_TUPLE_MASTER")
-    return Conntrack(
-        id=message.get_attr("CTA_ID") or 0,
-        original=original,
-        reply=reply,
-        status=Status(message.get_attr("CTA_STATUS") or 0),
-        zone=message.get_attr("CTA_ZONE") or 0,
-        helper=message.get_nested("CTA_HELP", "CTA_HELP_NAME"),
-        mark=message.get_attr("CTA_MARK") or 0,
-        timeout=message.get_attr("CTA_TIMEOUT") or 0,
-        master=None if master is None else _read_tuple(master),
-    )
+    return conntrack_entry(frame.data, _HEADERS, len(frame.data))
 
 
 def _try_expectation(frame: Frame) -> Expectation | None:

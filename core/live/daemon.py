@@ -169,6 +169,7 @@ class Server:
                     self._masters.touched((identity, zone), timeout)
             self._masters.sweep()
             self._gate.give_up_waiting()
+            self._events.follow(expectations=self._gate.waits)
             self._report_bypassed()
 
     def _wait(self, seconds: float) -> None:
@@ -197,7 +198,10 @@ class Server:
         packets = queue.read(_BATCH)
         if packets:
             passed: list[Conntrack] = []
-            queue.answer([self._verdict(queue, each, passed) for each in packets])
+            verdicts = [self._verdict(queue, each, passed) for each in packets]
+            if self._gate.waits:
+                self._events.follow(expectations=True)
+            queue.answer(verdicts)
             for entry in passed:
                 self._masters.passed(entry)
 
@@ -272,7 +276,7 @@ class Server:
                     self._log.event("finished", "debug", reason=reason, **common)
 
     def _read_events(self) -> None:
-        for event in self._events.read(expectations=self._gate.waits):
+        for event in self._events.read():
             if isinstance(event, EntryGone):
                 self._engine.flows.remove(event.key)
                 self._masters.forget(event.key)

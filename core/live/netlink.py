@@ -21,6 +21,7 @@ NETLINK_NETFILTER: Final = 12
 # include/uapi/linux/netlink.h
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
+_DROP_MEMBERSHIP: Final = 2
 _EXT_ACK: Final = 11
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
@@ -93,7 +94,7 @@ class NetlinkSocket:
                     socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer
                 )
             for group in groups:
-                self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+                self.join(group)
                 seconds = 0.0
         except OSError as error:
             self._socket.close()
@@ -157,6 +158,14 @@ class NetlinkSocket:
         self._send(message, type_, _REQUEST | _DUMP)
         return self._answers(what)
 
+    def join(self, group: int) -> None:
+        """Be a member of a group. Raises OSError."""
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def leave(self, group: int) -> None:
+        """Be a member no more; what was sent before is there. Raises OSError."""
+        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
+
     def events(self) -> list[Frame]:
         """What the groups have sent since the last call; never waits.
 
@@ -190,9 +199,9 @@ class NetlinkSocket:
             try:
                 data = self._socket.recv(_RECEIVE)
             except TimeoutError:
-                raise NetlinkError.of(errno.ETIMEDOUT, str(what)) from None
+                raise NetlinkError.of(errno.ETIMEDOUT, what) from None
             except OSError as error:
-                raise NetlinkError.of(error.errno or 0, str(what)) from None
+                raise NetlinkError.of(error.errno or 0, what) from None
             if not frames and _acknowledges(data, self._sequence):
                 return frames
             for frame in split(data):
@@ -203,7 +212,7 @@ class NetlinkSocket:
                     continue
                 (code,) = _ERRNO.unpack_from(frame.data, _HEADER.size)
                 if code:
-                    raise NetlinkError.of(-code, f"{what}{_explanation(frame)}")
+                    raise NetlinkError.of(-code, what, _explanation(frame))
                 return frames
 
 

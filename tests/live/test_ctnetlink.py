@@ -84,6 +84,7 @@ def events(lab: Lab) -> Iterator[Events]:
     """Events of the gateway; of flows only that began after this."""
     with lab.world.gateway.entered():
         events = Events()
+        events.follow(expectations=True)
     yield events
     events.close()
 
