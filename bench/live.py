@@ -1,36 +1,45 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon beside conntrackd: the same traffic in the same boot of one kernel.
 
-usage: script/in-kernel .venv/bin/python -B -m bench.live [--rounds N]
+usage: script/in-kernel .venv/bin/python -B -m bench.live [--rounds N] [...]
 
 Needs root, and a kernel that the live tests can use. Each round runs conntrackd and the
-daemon with either queue backend, in an order that rotates; what is printed are medians
-of the rounds and of the ratios to conntrackd's within a round. CPU is the daemon's time
-on the CPU (/proc/PID/schedstat), which has the kernel's forwarding of the packets that
-it releases in it. A run in which packets did not pass the queues, or were dropped
-there, is left out and named; so is all that a daemon did which had packets bypassed.
+daemon with either queue backend, in an order that rotates. CPU is the daemon's time on
+the CPU (/proc/PID/schedstat), which has the kernel's forwarding of the packets that it
+releases in it. Where there are two CPUs the daemon has one, and clients and servers the
+other. A run in which packets did not pass the queues, or were dropped there, is left
+out and named; so is all that a daemon did which had packets bypassed.
+
+The last line of the output is JSON, see `bench.table`.
 """
 
 import argparse
 import json
+import os
 import socket
-import statistics
 import struct
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cthelper.core.live.ctnetlink import Ctnetlink
 from tests.live.conntrackd import conntrackd
 from tests.live.daemon import Daemon
 from tests.live.traffic import getport_call, getport_reply, null_call
 from tests.live.world import SERVER, World
 
+PEER: Final = "conntrackd"
+BACKENDS: Final = ("native", "netfilterqueue")
+
 _WINDOW: Final = 64
-_PEER: Final = "conntrackd"
+# Flows that wait for their answer at a time.
+_FLOWS: Final = 32
 _CONFIG: Final = """
 [guard]
 in_all = 0
@@ -39,64 +48,99 @@ per_source = 0
 per_helper = 0
 [daemon]
 backend = "{}"
+flow_limit = 131072
 """
-_TNS, _UNTAGGED = 1521, 1522
+_TNS, _UNTAGGED, _REDIRECTED = 1521, 1522, 1999
+# Announced ports are taken in turn, so that each announcement is another one.
+_FIRST_PORT, _PORTS = 20_000, 40_000
+_CONNECT, _ACCEPT, _REDIRECT, _DATA = 1, 2, 5, 6
+_SYSCTLS: Final = {
+    "nf_conntrack_expect_max": 65536,
+    "nf_conntrack_max": 262_144,
+}
 
 Figures = dict[str, float]
 
 
-class Server(threading.Thread):
-    """Answers calls of the portmapper, and streams to who connects to TNS ports."""
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much a run does: calls of a kind, round trips, new flows, MiB to send."""
 
-    def __init__(self, world: World, size: int) -> None:
+    calls: int
+    trips: int
+    flows: int
+    mebibytes: int
+    theirs: int
+
+
+class Server(threading.Thread):
+    """Answers calls of the portmapper, and streams to who connects to TNS ports.
+
+    Who connects to the listener is accepted, or redirected where he asks for it. He
+    says how many MiB he wants.
+    """
+
+    def __init__(self, world: World) -> None:
         super().__init__(daemon=True)
         with world.server.entered():
             self._calls = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._listeners = [socket.socket() for _ in range(2)]
+            listeners = [
+                socket.create_server((SERVER, port))
+                for port in (_TNS, _UNTAGGED, _REDIRECTED)
+            ]
         self._calls.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         self._calls.bind((SERVER, 111))
-        self._size = size
-        for listener, port in zip(self._listeners, (_TNS, _UNTAGGED), strict=True):
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((SERVER, port))
-            listener.listen()
-            threading.Thread(target=self._stream, args=(listener,), daemon=True).start()
+        for listener in listeners:
+            threading.Thread(target=_serve, args=(listener,), daemon=True).start()
 
     def run(self) -> None:
         """Answer until the process ends."""
+        announced = 0
         while True:
             call, asker = self._calls.recvfrom(2048)
             xid = int.from_bytes(call[:4])
             if call[20:24] == b"\0\0\0\3":
-                self._calls.sendto(getport_reply(xid, 20048), asker)
+                port = _FIRST_PORT + announced % _PORTS
+                announced += 1
+                self._calls.sendto(getport_reply(xid, port), asker)
             else:
                 self._calls.sendto(struct.pack("!6I", xid, 1, 0, 0, 0, 0), asker)
 
-    def _stream(self, listener: socket.socket) -> None:
-        block = bytes(1 << 20)
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(2048)
-                connection.sendall(_packet(2, bytes(24)))
-                connection.recv(1)
-                for _ in range(self._size):
-                    connection.sendall(block)
+
+def _serve(listener: socket.socket) -> None:
+    block = bytes(1 << 20)
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            if b"redirect" in connection.recv(2048):
+                text = f"(ADDRESS=(PROTOCOL=tcp)(HOST={SERVER})(PORT={_REDIRECTED}))\0x"
+                connection.sendall(
+                    _packet(_REDIRECT, struct.pack("!H", len(text)))
+                    + _packet(_DATA, b"\0\0" + text.encode())
+                )
+                continue
+            connection.sendall(_packet(_ACCEPT, bytes(24)))
+            for _ in range(int.from_bytes(connection.recv(4))):
+                connection.sendall(block)
 
 
 def _packet(kind: int, body: bytes) -> bytes:
-    """A TNS packet: 1 is CONNECT, 2 ACCEPT."""
+    """A TNS packet."""
     return struct.pack("!HHBBH", 8 + len(body), 0, kind, 0, 0) + body
+
+
+def _asker(world: World) -> socket.socket:
+    with world.client.entered():
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(30.0)
+    client.connect((SERVER, 111))
+    return client
 
 
 def _calls(world: World, count: int, call: Callable[[int], bytes]) -> int:
     """At least so many calls in one flow, a window under way; packets both ways."""
-    with world.client.entered():
-        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sent = 0
-    with client:
-        client.settimeout(30.0)
-        client.connect((SERVER, 111))
+    with _asker(world) as client:
         for start in range(0, count, _WINDOW):
             for xid in range(start, start + _WINDOW):
                 client.send(call(xid))
@@ -107,41 +151,77 @@ def _calls(world: World, count: int, call: Callable[[int], bytes]) -> int:
 
 
 def _latencies(world: World, count: int, call: Callable[[int], bytes]) -> list[float]:
-    """Round trips of calls one at a time, in seconds."""
-    with world.client.entered():
-        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    """Round trips of calls one at a time, in seconds, in order of size."""
     trips = []
-    with client:
-        client.settimeout(30.0)
-        client.connect((SERVER, 111))
+    with _asker(world) as client:
         for xid in range(count):
             sent = time.perf_counter()
             client.send(call(xid))
             client.recv(2048)
             trips.append(time.perf_counter() - sent)
-    return trips
+    return sorted(trips)
 
 
-def _transfer(world: World, port: int) -> float:
+def _new_flows(world: World, count: int) -> float:
+    """Flows a second that ask for one port each, some under way at a time."""
+    began = time.perf_counter()
+    for start in range(0, count, _FLOWS):
+        with ExitStack() as stack:
+            flows = [
+                stack.enter_context(_asker(world))
+                for _ in range(start, min(start + _FLOWS, count))
+            ]
+            for flow in flows:
+                flow.send(getport_call(1))
+            for flow in flows:
+                flow.recv(2048)
+    return count / (time.perf_counter() - began)
+
+
+def _transfer(world: World, port: int, mebibytes: int) -> float:
     """MiB a second of one transfer after ACCEPT."""
     with world.client.entered():
         client = socket.socket()
     with client:
         client.settimeout(120.0)
         client.connect((SERVER, port))
-        client.sendall(_packet(1, bytes(58)))
+        client.sendall(_packet(_CONNECT, bytes(58)))
         client.recv(2048)
         time.sleep(1.5)  # a finished flow leaves the queue with the next sweep
-        client.send(b"x")
         began, received = time.perf_counter(), 0
+        client.sendall(mebibytes.to_bytes(4))
         while data := client.recv(1 << 18):
             received += len(data)
-        return received / (1 << 20) / (time.perf_counter() - began)
+        assert received == mebibytes << 20  # noqa: S101 - as the server sends it
+        return mebibytes / (time.perf_counter() - began)
+
+
+def _follow(world: World) -> None:
+    """Be redirected, so that the port where the session goes on is expected."""
+    with world.client.entered():
+        client = socket.socket()
+    with client:
+        client.settimeout(60.0)
+        client.connect((SERVER, _TNS))
+        client.sendall(_packet(_CONNECT, bytes(50) + b"redirect"))
+        while client.recv(2048):
+            pass
+
+
+def _expectations(world: World) -> int:
+    with world.gateway.entered(), closing(Ctnetlink()) as kernel:
+        return len(kernel.expectations())
 
 
 def _cpu(pid: int) -> float:
     text = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii")
     return int(text.split()[0]) / 1e9
+
+
+def _resident(pid: int) -> float:
+    """Resident memory of a process, in MiB."""
+    text = Path(f"/proc/{pid}/statm").read_text(encoding="ascii")
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def _queued(world: World) -> tuple[int, int]:
@@ -162,93 +242,170 @@ def _pid(name: str) -> int:
     raise SystemExit(f"bench: no process {name}")
 
 
-def _run(world: World, variant: str, folder: Path, count: int, trips: int) -> Figures:
-    """The figures of one run of a variant."""
-    world.reset()
-    if variant == _PEER:
-        with conntrackd(world, folder):
-            return _measure(world, _pid(_PEER), count, trips)
-    with Daemon(world.gateway, folder) as daemon:
-        daemon.start(_CONFIG.format(variant))
-        figures = _measure(world, daemon.pid, count, trips)
-        daemon.stop()
+def _apart(pid: int) -> None:
+    """Give a daemon a CPU of its own, where there are two."""
+    own, *others = sorted(os.sched_getaffinity(0))[::-1]
+    if others:
+        os.sched_setaffinity(pid, {own})
+
+
+@contextmanager
+def _pinned() -> Iterator[None]:
+    """Keep clients and servers off the daemon's CPU; threads come with it."""
+    everywhere = os.sched_getaffinity(0)
+    if len(everywhere) > 1:
+        os.sched_setaffinity(0, everywhere - {max(everywhere)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
+class Bench:
+    """Runs the variants in one world."""
+
+    def __init__(self, world: World, folder: Path, amount: Amount) -> None:
+        self._world = world
+        self._folder = folder
+        self._amount = amount
+
+    def run(self, variant: str) -> Figures:
+        """The figures of one run of a variant."""
+        world = self._world
+        world.reset()
+        if variant == PEER:
+            began = time.perf_counter()
+            with conntrackd(world, self._folder):
+                started = time.perf_counter() - began
+                return {"start s": started, **self._measure(_pid(PEER), ours=False)}
+        with Daemon(world.gateway, self._folder) as daemon:
+            began = time.perf_counter()
+            daemon.start(_CONFIG.format(variant))
+            started = time.perf_counter() - began
+            figures = {"start s": started, "start CPU s": _cpu(daemon.pid)}
+            figures |= self._measure(daemon.pid, ours=True)
+            daemon.stop()
+            (stopped,) = daemon.events("stopped")
         # A packet that passes a full queue has taken a number there already.
-        bypassed = daemon.events("stopped")[0]["bypassed"]
-    if bypassed:
-        print(f"left out: {variant} had {bypassed} packets bypassed")
-        return {}
-    return figures
+        if bypassed := stopped["bypassed"]:
+            print(f"left out: {variant} had {bypassed} packets bypassed")
+            return {}
+        return figures
 
+    def _measure(self, pid: int, *, ours: bool) -> Figures:
+        amount, world = self._amount, self._world
+        figures: Figures = {}
+        _apart(pid)
+        for name, call in (("null", null_call), ("getport", getport_call)):
+            rate = self._rate(pid, name, call)
+            if rate is None:
+                continue
+            figures[f"{name} packets/CPU-s"] = rate
+            trips = _latencies(world, amount.trips, call)
+            for share in (50, 90, 99):
+                index = len(trips) * share // 100
+                figures[f"{name} p{share} us"] = trips[index] * 1e6
+        if not _expectations(world):
+            print("left out: getport, nothing is expected")
+            figures = {key: figures[key] for key in figures if "getport" not in key}
+        world.conntrack("-F")
+        flows = _new_flows(world, amount.flows)
+        if (there := _expectations(world)) == amount.flows:
+            figures["new flows/s"] = flows
+        else:
+            print(f"left out: new flows, {there} of {amount.flows} are expected")
+        world.conntrack("-F")
+        mebibytes = amount.mebibytes if ours else amount.theirs
+        figures["TNS MiB/s"] = _transfer(world, _TNS, mebibytes)
+        plain = _transfer(world, _UNTAGGED, mebibytes)
+        figures["untagged MiB/s"] = plain
+        figures["TNS / untagged"] = figures["TNS MiB/s"] / plain
+        _follow(world)
+        if not _expectations(world):
+            print("left out: the redirected session, which is not expected")
+            return figures
+        figures["redirected MiB/s"] = _transfer(world, _REDIRECTED, mebibytes)
+        figures["redirected / untagged"] = figures["redirected MiB/s"] / plain
+        return figures
 
-def _measure(world: World, pid: int, count: int, trips: int) -> Figures:
-    figures: Figures = {}
-    for name, call in (("null", null_call), ("getport", getport_call)):
-        seen, dropped = _queued(world)
+    def _rate(self, pid: int, name: str, call: Callable[[int], bytes]) -> float | None:
+        """Packets of calls per second of the daemon's on the CPU; None: not all."""
+        seen, dropped = _queued(self._world)
         spent = _cpu(pid)
         try:
-            packets = _calls(world, count, call)
+            packets = _calls(self._world, self._amount.calls, call)
         except TimeoutError:
             print(f"left out: {name}, a call was not answered")
-            continue
+            return None
         spent = _cpu(pid) - spent
-        seen_now, dropped_now = _queued(world)
+        seen_now, dropped_now = _queued(self._world)
         if seen_now - seen < packets or dropped_now != dropped:
             print(
                 f"left out: {name}, {seen_now - seen} of {packets} packets were "
                 f"queued, {dropped_now - dropped} dropped"
             )
-            continue
-        figures[f"{name} packets/CPU-s"] = packets / spent
-        times = sorted(_latencies(world, trips, call))
-        for share in (50, 90, 99):
-            figures[f"{name} p{share} us"] = times[len(times) * share // 100] * 1e6
-    figures["TNS MiB/s"] = _transfer(world, _TNS)
-    figures["untagged MiB/s"] = _transfer(world, _UNTAGGED)
-    figures["TNS / untagged"] = figures["TNS MiB/s"] / figures["untagged MiB/s"]
-    return figures
+            return None
+        return packets / spent
+
+    def memory(self, flows: int) -> Figures:
+        """What so many flows at a time take, each of which asked for a port."""
+        world = self._world
+        world.reset()
+        with Daemon(world.gateway, self._folder) as daemon:
+            daemon.start(_CONFIG.format(BACKENDS[0]))
+            idle = _resident(daemon.pid)
+            _new_flows(world, flows)
+            there = _expectations(world)
+            figures = {
+                "flows": float(flows),
+                "expectations": float(there),
+                "MiB": _resident(daemon.pid) - idle,
+            }
+            daemon.stop()
+            (stopped,) = daemon.events("stopped")
+        figures["bypassed"] = float(stopped["bypassed"])
+        return figures
 
 
 def main() -> int:
-    """Measure and print the table, and all figures as a line of JSON."""
+    """Measure; progress and, as the last line, all figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--calls", type=int, default=3200)
-    parser.add_argument("--trips", type=int, default=200)
-    parser.add_argument("--mebibytes", type=int, default=8)
+    parser.add_argument("--calls", type=int, default=640, help="of each kind")
+    parser.add_argument("--trips", type=int, default=60)
+    parser.add_argument("--flows", type=int, default=256)
+    parser.add_argument("--mebibytes", type=int, default=64, help="of our transfers")
+    parser.add_argument("--theirs", type=int, default=16, help="of conntrackd's")
+    parser.add_argument("--memory", type=int, default=20_000, help="flows; 0: none")
     options = parser.parse_args()
-    variants = [_PEER, "native", "netfilterqueue"]
-    rounds: list[dict[str, Figures]] = []
-    with World() as world, tempfile.TemporaryDirectory() as folder:
-        Server(world, options.mebibytes).start()
-        for number in range(options.rounds):
-            turn = variants[number % 3 :] + variants[: number % 3]
-            done: dict[str, Figures] = {}
-            for variant in turn:
-                done[variant] = _run(
-                    *(world, variant, Path(folder), options.calls, options.trips)
-                )
-                print(number, variant, json.dumps(done[variant]), flush=True)
-            rounds.append(done)
-    names = dict.fromkeys(
-        name for each in rounds for figures in each.values() for name in figures
+    amount = Amount(
+        *(options.calls, options.trips, options.flows),
+        *(options.mebibytes, options.theirs),
     )
-    for name in names:
-        print(f"{name:<24}", end="")
-        for variant in variants:
-            values = [each[variant][name] for each in rounds if name in each[variant]]
-            ratios = [
-                each[variant][name] / each[_PEER][name]
-                for each in rounds
-                if name in each[variant] and name in each[_PEER]
-            ]
-            if values and ratios:
-                print(
-                    f" {variant} {statistics.median(values):,.2f}"
-                    f" ({statistics.median(ratios):.2f} x)",
-                    end="",
-                )
-        print()
-    print(json.dumps(rounds))
+    variants = (PEER, *BACKENDS)
+    rounds: list[dict[str, Figures]] = []
+    with (
+        World() as world,
+        tempfile.TemporaryDirectory() as folder,
+        _pinned(),
+    ):
+        for name, value in _SYSCTLS.items():
+            # Those of the first namespace are for all.
+            Path("/proc/sys/net/netfilter", name).write_text(f"{value}\n")
+        Server(world).start()
+        bench = Bench(world, Path(folder), amount)
+        for number in range(options.rounds):
+            first = number % len(variants)
+            done: dict[str, Figures] = {}
+            for variant in variants[first:] + variants[:first]:
+                began = time.perf_counter()
+                done[variant] = bench.run(variant)
+                took = time.perf_counter() - began
+                print(number, variant, f"{took:.0f} s", done[variant], flush=True)
+            rounds.append(done)
+        memory = bench.memory(options.memory) if options.memory else {}
+    result = {"kernel": os.uname().release, "rounds": rounds, "memory": memory}
+    print(json.dumps(result))
     return 0
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Replay's speed beside that of other readers of the same capture, in one run.
 
-usage: python -m bench.replay [--packets N] [--rounds N] [--json FILE]
+usage: python -m bench.replay [--packets N] [--rounds N]
 
 Packets per CPU-second (user and system) of whole processes, their start included;
 medians of alternating rounds. tshark prints a few fields of each packet, scapy dissects
 with PcapReader (a part of the capture, it is slow), and its raw reader, which replay is
-built upon, does nothing with what it reads.
+built upon, does nothing with what it reads. The last line of the output is JSON.
 """
 
 import argparse
@@ -52,11 +52,10 @@ class Reader:
 
 
 def main() -> int:
-    """Measure, print a table, and write JSON where that is wanted."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--packets", type=int, default=300_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         capture = Path(folder, "mixed.pcap")
@@ -72,9 +71,7 @@ def main() -> int:
     print(f"{'reader':<24} {'packets per CPU-second':>22} {'cthelper is':>12}")
     for name, rate in medians.items():
         print(f"{name:<24} {rate:>22,.0f} {ours / rate:>10.2f} x")
-    if options.json is not None:
-        result = {"packets": packets, "rounds": options.rounds, "rates": rates}
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({"packets": packets, "rounds": options.rounds, "rates": rates}))
     return 0
 
 
