@@ -38,7 +38,7 @@ _QUICK: Final[Mapping[str, Sequence[str]]] = {
     "bench.replay": ("--rounds=1", "--packets=30000"),
     "bench.live": (
         *("--rounds=1", "--calls=128", "--trips=20", "--flows=32"),
-        *("--mebibytes=4", "--theirs=1", "--memory=0"),
+        *("--mebibytes=4", "--fewer=1", "--memory=0"),
     ),
 }
 _ROWS: Final[Mapping[str, Callable[[Mapping[str, Any]], list[Row]]]] = {

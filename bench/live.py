@@ -14,6 +14,7 @@ The last line of the output is JSON, see `bench.table`.
 """
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +39,14 @@ from tests.live.world import SERVER, World
 PEER: Final = "conntrackd"
 BACKENDS: Final = ("native", "netfilterqueue")
 
+# NULL calls are under way in one flow, so many at a time. GETPORT has so many flows,
+# each with one call under way: conntrackd's helper remembers one call of a flow, and
+# would ignore the answers to all others.
 _WINDOW: Final = 64
-# Flows that wait for their answer at a time.
+_ASKERS: Final = 16
+# What a policy of both lets a flow expect at a time.
+_EXPECTED: Final = 8
+# New flows that wait for their answer at a time.
 _FLOWS: Final = 32
 _CONFIG: Final = """
 [guard]
@@ -53,7 +61,7 @@ flow_limit = 131072
 _TNS, _UNTAGGED, _REDIRECTED = 1521, 1522, 1999
 # Announced ports are taken in turn, so that each announcement is another one.
 _FIRST_PORT, _PORTS = 20_000, 40_000
-_CONNECT, _ACCEPT, _REDIRECT, _DATA = 1, 2, 5, 6
+_CONNECT, _ACCEPT, _REDIRECT = 1, 2, 5
 _SYSCTLS: Final = {
     "nf_conntrack_expect_max": 65536,
     "nf_conntrack_max": 262_144,
@@ -64,13 +72,16 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """How much a run does: calls of a kind, round trips, new flows, MiB to send."""
+    """How much a run does: calls of a kind, round trips, new flows, and MiB to send.
+
+    `fewer` MiB are sent where it is not with the native backend.
+    """
 
     calls: int
     trips: int
     flows: int
     mebibytes: int
-    theirs: int
+    fewer: int
 
 
 class Server(threading.Thread):
@@ -113,11 +124,9 @@ def _serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection:
             if b"redirect" in connection.recv(2048):
-                text = f"(ADDRESS=(PROTOCOL=tcp)(HOST={SERVER})(PORT={_REDIRECTED}))\0x"
-                connection.sendall(
-                    _packet(_REDIRECT, struct.pack("!H", len(text)))
-                    + _packet(_DATA, b"\0\0" + text.encode())
-                )
+                text = f"(ADDRESS=(PROTOCOL=tcp)(HOST={SERVER})(PORT={_REDIRECTED}))"
+                body = struct.pack("!H", len(text)) + text.encode()
+                connection.sendall(_packet(_REDIRECT, body))
                 continue
             connection.sendall(_packet(_ACCEPT, bytes(24)))
             for _ in range(int.from_bytes(connection.recv(4))):
@@ -137,16 +146,21 @@ def _asker(world: World) -> socket.socket:
     return client
 
 
-def _calls(world: World, count: int, call: Callable[[int], bytes]) -> int:
-    """At least so many calls in one flow, a window under way; packets both ways."""
+def _calls(
+    world: World, count: int, call: Callable[[int], bytes], flows: int, window: int
+) -> int:
+    """At least so many calls, a window under way in each flow; packets both ways."""
+    xids = itertools.count(1)
     sent = 0
-    with _asker(world) as client:
-        for start in range(0, count, _WINDOW):
-            for xid in range(start, start + _WINDOW):
-                client.send(call(xid))
-            for _ in range(_WINDOW):
-                client.recv(2048)
-            sent += _WINDOW
+    with ExitStack() as stack:
+        askers = [stack.enter_context(_asker(world)) for _ in range(flows)]
+        turn = [asker for asker in askers for _ in range(window)]
+        while sent < count:
+            for asker in turn:
+                asker.send(call(next(xids)))
+            for asker in turn:
+                asker.recv(2048)
+            sent += len(turn)
     return sent * 2
 
 
@@ -171,8 +185,8 @@ def _new_flows(world: World, count: int) -> float:
                 stack.enter_context(_asker(world))
                 for _ in range(start, min(start + _FLOWS, count))
             ]
-            for flow in flows:
-                flow.send(getport_call(1))
+            for xid, flow in enumerate(flows, start):
+                flow.send(getport_call(xid))
             for flow in flows:
                 flow.recv(2048)
     return count / (time.perf_counter() - began)
@@ -277,13 +291,13 @@ class Bench:
             began = time.perf_counter()
             with conntrackd(world, self._folder):
                 started = time.perf_counter() - began
-                return {"start s": started, **self._measure(_pid(PEER), ours=False)}
+                return {"start s": started, **self._measure(_pid(PEER), whole=False)}
         with Daemon(world.gateway, self._folder) as daemon:
             began = time.perf_counter()
             daemon.start(_CONFIG.format(variant))
             started = time.perf_counter() - began
             figures = {"start s": started, "start CPU s": _cpu(daemon.pid)}
-            figures |= self._measure(daemon.pid, ours=True)
+            figures |= self._measure(daemon.pid, whole=variant == BACKENDS[0])
             daemon.stop()
             (stopped,) = daemon.events("stopped")
         # A packet that passes a full queue has taken a number there already.
@@ -292,30 +306,35 @@ class Bench:
             return {}
         return figures
 
-    def _measure(self, pid: int, *, ours: bool) -> Figures:
+    def _measure(self, pid: int, *, whole: bool) -> Figures:
         amount, world = self._amount, self._world
         figures: Figures = {}
         _apart(pid)
-        for name, call in (("null", null_call), ("getport", getport_call)):
-            rate = self._rate(pid, name, call)
+        for name, call, flows, window in (
+            ("null", null_call, 1, _WINDOW),
+            ("getport", getport_call, _ASKERS, 1),
+        ):
+            calls = partial(_calls, world, amount.calls, call, flows, window)
+            rate = self._rate(pid, name, calls)
             if rate is None:
+                continue
+            there = _expectations(world)
+            if there != (_EXPECTED * _ASKERS if call is getport_call else 0):
+                print(f"left out: {name}, {there} are expected")
                 continue
             figures[f"{name} packets/CPU-s"] = rate
             trips = _latencies(world, amount.trips, call)
             for share in (50, 90, 99):
                 index = len(trips) * share // 100
                 figures[f"{name} p{share} us"] = trips[index] * 1e6
-        if not _expectations(world):
-            print("left out: getport, nothing is expected")
-            figures = {key: figures[key] for key in figures if "getport" not in key}
         world.conntrack("-F")
-        flows = _new_flows(world, amount.flows)
+        per_second = _new_flows(world, amount.flows)
         if (there := _expectations(world)) == amount.flows:
-            figures["new flows/s"] = flows
+            figures["new flows/s"] = per_second
         else:
             print(f"left out: new flows, {there} of {amount.flows} are expected")
         world.conntrack("-F")
-        mebibytes = amount.mebibytes if ours else amount.theirs
+        mebibytes = amount.mebibytes if whole else amount.fewer
         figures["TNS MiB/s"] = _transfer(world, _TNS, mebibytes)
         plain = _transfer(world, _UNTAGGED, mebibytes)
         figures["untagged MiB/s"] = plain
@@ -328,12 +347,12 @@ class Bench:
         figures["redirected / untagged"] = figures["redirected MiB/s"] / plain
         return figures
 
-    def _rate(self, pid: int, name: str, call: Callable[[int], bytes]) -> float | None:
+    def _rate(self, pid: int, name: str, calls: Callable[[], int]) -> float | None:
         """Packets of calls per second of the daemon's on the CPU; None: not all."""
         seen, dropped = _queued(self._world)
         spent = _cpu(pid)
         try:
-            packets = _calls(self._world, self._amount.calls, call)
+            packets = calls()
         except TimeoutError:
             print(f"left out: {name}, a call was not answered")
             return None
@@ -374,13 +393,13 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=640, help="of each kind")
     parser.add_argument("--trips", type=int, default=60)
     parser.add_argument("--flows", type=int, default=256)
-    parser.add_argument("--mebibytes", type=int, default=64, help="of our transfers")
-    parser.add_argument("--theirs", type=int, default=16, help="of conntrackd's")
+    parser.add_argument("--mebibytes", type=int, default=256, help="of a transfer")
+    parser.add_argument("--fewer", type=int, default=32, help="but for native")
     parser.add_argument("--memory", type=int, default=20_000, help="flows; 0: none")
     options = parser.parse_args()
     amount = Amount(
         *(options.calls, options.trips, options.flows),
-        *(options.mebibytes, options.theirs),
+        *(options.mebibytes, options.fewer),
     )
     variants = (PEER, *BACKENDS)
     rounds: list[dict[str, Figures]] = []
