@@ -28,7 +28,6 @@ from cthelper.core.tuples import (
     Endpoint,
     Expectation,
     Network,
-    Status,
     Transport,
     Tuple,
 )
@@ -213,9 +212,8 @@ class Gate:
         for a flow with a helper in user space (nf_confirm_cthelper), and once more at
         the end of the hook (nf_confirm): so the hook ends here.
         """
-        adjusted = payload is not None or entry.status & Status.SEQ_ADJUST
         stop = (
-            adjusted
+            (payload is not None or entry.adjusted)
             and entry.original.transport is TCP
             and entry.confirmed
             and entry.helper in self.chained

@@ -25,6 +25,7 @@ from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Direction
 _SUBSYSTEM: Final = 3 << 8
 VERDICT: Final = _SUBSYSTEM | 1
 CONFIG: Final = _SUBSYSTEM | 2
+VERDICT_BATCH: Final = _SUBSYSTEM | 3
 _REQUEST: Final = 1
 _ACK: Final = 4
 _NESTED: Final = 0x8000
@@ -45,6 +46,11 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U32 = struct.Struct("!I")
 _PACKET = struct.Struct("!IHB")
 _MESSAGE = struct.Struct("=IHHIIBBH")
+# Where the kernel writes a packet's id: first, in the first attribute.
+_ID, _ID_END = _HEADERS + _ATTRIBUTE.size, _HEADERS + _ATTRIBUTE.size + 4
+_FIRST = _ATTRIBUTE.pack(_ATTRIBUTE.size + _PACKET.size, _PACKET_HEADER)
+# Flows whose messages are known again; each takes half a KiB.
+_KNOWN: Final = 4096
 
 Touched = tuple[int, int, int]
 """Conntrack id, zone, and the entry's timeout in seconds."""
@@ -98,7 +104,8 @@ class Packet(Protocol):
     def segment(self) -> Segment | None: ...
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would treble what it costs to make one for each packet.
+@dataclass(slots=True)
 class QueuedPacket:
     """A `Packet` with bytes of its own."""
 
@@ -217,6 +224,12 @@ def parameters(number: int, *, fail_open: bool) -> bytes:
     )
 
 
+def accepts(number: int, last: int) -> bytes:
+    """The message that accepts every packet that waits, up to the id `last`."""
+    header = struct.pack("!II", Action.ACCEPT, last)
+    return _message(VERDICT_BATCH, number, _attribute(_VERDICT_HEADER, header))
+
+
 def verdict(number: int, answer: Verdict) -> bytes:
     """The message that answers a packet of queue `number`."""
     attributes = _attribute(
@@ -256,13 +269,78 @@ def decode(data: bytes) -> QueuedPacket:
             outdev = read_u32(data, start, stop)
     if header is None:
         raise Truncated("queue message without a packet header")
-    segment = None
-    with suppress(Malformed):  # whoever reads the packet is told then
-        segment = locate(payload)
     return QueuedPacket(
         *(header[0], Hook(header[2]), payload, entry, direction, indev, outdev),
-        segment,
+        _segment(payload),
     )
+
+
+class Decoder:
+    """Decodes messages, and knows again the first part of those that came before.
+
+    The kernel puts the packet last (nfqnl_build_packet_message in nfnetlink_queue.c),
+    and what stands before it is the same for all packets of a flow in one direction,
+    but for the packet's id.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, QueuedPacket] = {}
+        # Where the packet began in the messages that are known, the last one first.
+        self._starts: list[int] = []
+
+    def decode(self, data: bytes) -> QueuedPacket:
+        """The packet in a message from the queue. Raises Truncated, ValueError."""
+        if data[_HEADERS:_ID] == _FIRST:
+            for start in self._starts:
+                known = self._known.get(data[_ID_END:start])
+                if known is not None and _packet_is_last(data, start):
+                    payload = data[start + _ATTRIBUTE.size :]
+                    return QueuedPacket(
+                        int.from_bytes(data[_ID:_ID_END]),
+                        known.hook,
+                        payload,
+                        known.conntrack,
+                        known.direction,
+                        known.indev,
+                        known.outdev,
+                        _segment(payload),
+                    )
+        packet = decode(data)
+        start = len(data) - len(packet.payload) - _ATTRIBUTE.size
+        if (
+            packet.payload
+            and data[_HEADERS:_ID] == _FIRST
+            and _packet_is_last(data, start)
+        ):
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+                self._starts.clear()
+            self._known[data[_ID_END:start]] = packet
+            if start not in self._starts:
+                self._starts.append(start)
+        return packet
+
+
+def _packet_is_last(data: bytes, start: int) -> bool:
+    """Whether the attribute with the packet begins at `start` and ends the message."""
+    if len(data) < start + _ATTRIBUTE.size:
+        return False
+    header: tuple[int, int] = _ATTRIBUTE.unpack_from(data, start)
+    return header == (len(data) - start, _PAYLOAD)
+
+
+def id_of(data: bytes) -> int | None:
+    """The id of the packet in a message that cannot be decoded; None: not to be had."""
+    if data[_HEADERS:_ID] == _FIRST and len(data) >= _ID_END:
+        return int.from_bytes(data[_ID:_ID_END])
+    return None
+
+
+def _segment(payload: bytes) -> Segment | None:
+    """What `locate` finds; None where it is no packet, as whoever reads it is told."""
+    with suppress(Malformed):
+        return locate(payload)
+    return None
 
 
 # A flow's packets bring the same bytes again and again: each has put the entry's

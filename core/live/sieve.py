@@ -15,8 +15,13 @@ from cthelper.core.api import Matches, Prefilter
 from cthelper.core.flows import FlowKey, key_of
 from cthelper.core.live.queue import Packet, Touched
 from cthelper.core.packet import Segment
-from cthelper.core.tuples import ORIGINAL, TCP, UDP, Conntrack, Status, Tuple
+from cthelper.core.tuples import ORIGINAL, TCP, UDP, Conntrack, Tuple
 
+Masks = tuple[tuple[int, int, int], ...]
+"""Alternatives: bits that must be there, and those of the first 512 that matter with
+what they must be."""
+
+_WIDTH: Final = 512
 _ACK_ONLY: Final = 0x07  # none of FIN, SYN and RST
 _TCP_FLAGS: Final = 13
 
@@ -41,13 +46,16 @@ class Sieve:
     def __init__(self, limit: int = 65536) -> None:
         self._limit = limit
         self._flows: dict[FlowKey, _State] = {}
-        self._filters: dict[str, Prefilter] = {}
+        self._filters: dict[str, tuple[Masks | None, Masks | None, bool]] = {}
         self._touched: dict[FlowKey, int] = {}
         self._lost = False
 
     def filters(self, filters: Mapping[str, Prefilter]) -> None:
         """Use these prefilters, by the names that helpers are registered under."""
-        self._filters = dict(filters)
+        self._filters = {
+            name: (compiled(each.request), compiled(each.reply), each.answers)
+            for name, each in filters.items()
+        }
 
     def note(self, entry: Conntrack, *, quiet: bool, held: bool) -> None:
         """What is known of the flow of `entry`.
@@ -74,11 +82,17 @@ class Sieve:
         """Whether the packet passes at once."""
         entry = packet.conntrack
         # In chain mode flows with SEQ_ADJUST have a verdict of their own (gate.py).
-        if entry is None or entry.status & Status.SEQ_ADJUST:
+        if entry is None or entry.adjusted:
             return False
         key = key_of(entry)
         state = self._flows.get(key)
-        if state is not None and state.original != entry.original:
+        original = entry.original
+        # Comparing is dear, and an entry that was decoded before is the same object.
+        if (
+            state is not None
+            and state.original is not original
+            and state.original != original
+        ):
             self.forget(key)
             state = None
         quiet = state is not None and state.quiet and entry.confirmed
@@ -99,16 +113,17 @@ class Sieve:
         prefilter = self._filters.get(entry.helper or "")
         if prefilter is None or entry.original.transport is not UDP:
             return True
+        request, reply, answers = prefilter
         payload = bytes(packet.payload[segment.start : segment.stop])
         if packet.direction is ORIGINAL:
-            if not matches(prefilter.request, payload):
+            if not matches(request, payload):
                 return False
-            if prefilter.answers:
+            if answers:
                 self._ask(entry)
             return True
-        if prefilter.answers and not self._lost and (state is None or not state.asked):
+        if answers and not self._lost and (state is None or not state.asked):
             return False
-        return matches(prefilter.reply, payload)
+        return matches(reply, payload)
 
     def _ask(self, entry: Conntrack) -> None:
         state = self._state(entry)
@@ -132,18 +147,32 @@ def _acknowledges_only(packet: bytes | memoryview, segment: Segment) -> bool:
     return segment.start == segment.stop and not flags & _ACK_ONLY
 
 
-def matches(alternatives: Matches | None, payload: bytes) -> bool:
-    """Whether a datagram is one of those that a prefilter has in one direction."""
+def compiled(alternatives: Matches | None) -> Masks | None:
+    """The alternatives as `matches` wants them; None: all datagrams."""
     if alternatives is None:
-        return True
-    size = len(payload) * 8
-    number = int.from_bytes(payload[:64])
-    width = min(size, 512)
+        return None
+    masks = []
     for alternative in alternatives:
+        bits = mask = wanted = 0
+        possible = True
         for offset, length, value in alternative:
             stop = offset + length
-            if stop > width or number >> width - stop & (1 << length) - 1 != value:
+            if stop > _WIDTH or value >> length:
+                possible = False
                 break
-        else:
-            return True
-    return False
+            these = (1 << length) - 1 << _WIDTH - stop
+            value <<= _WIDTH - stop
+            possible = possible and not (wanted ^ value) & these & mask
+            bits, mask, wanted = max(bits, stop), mask | these, wanted | value
+        if possible:
+            masks.append((bits, mask, wanted))
+    return tuple(masks)
+
+
+def matches(masks: Masks | None, payload: bytes) -> bool:
+    """Whether a datagram is one of those that a prefilter has in one direction."""
+    if masks is None:
+        return True
+    size = len(payload) * 8
+    number = int.from_bytes(payload[: _WIDTH // 8]) << max(0, _WIDTH - size)
+    return any(number & mask == wanted and bits <= size for bits, mask, wanted in masks)

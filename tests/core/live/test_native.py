@@ -8,7 +8,7 @@ what is sent goes to a socket of the test's.
 import gc
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from cthelper.core.api import Match, Prefilter
 from cthelper.core.errors import Malformed, Truncated
 from cthelper.core.live.native_queue import native_queue
-from cthelper.core.live.queue import Hook, Verdict, decode, verdict
+from cthelper.core.live.queue import (
+    Decoder,
+    Hook,
+    QueuedPacket,
+    Verdict,
+    decode,
+    id_of,
+    verdict,
+)
 from cthelper.core.live.sieve import Sieve
 from cthelper.core.packet import locate
 from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction, Status, Tuple
@@ -153,6 +161,32 @@ def messages(draw: st.DrawFn) -> tuple[bytes, bytes, Direction]:
         timeout=draw(st.sampled_from((10, 30))),
     )
     return message(packet, made, direction=direction), packet, direction
+
+
+def outcome(
+    read: Callable[[bytes], QueuedPacket], data: bytes
+) -> QueuedPacket | type[Exception]:
+    try:
+        return read(data)
+    except (Truncated, ValueError) as error:
+        return type(error)
+
+
+@given(st.lists(st.tuples(messages(), st.integers(0, 2**32 - 1)), max_size=12))
+def test_message_is_read_as_before_where_its_first_part_is_known(
+    drawn: list[tuple[tuple[bytes, bytes, Direction], int]],
+) -> None:
+    decoder = Decoder()
+    for (data, packet, _), id_ in drawn:
+        # The kernel does not pad the last attribute.
+        data = data[:24] + id_.to_bytes(4) + data[28 : len(data) - -len(packet) % 4]
+        for _ in range(2):
+            decoded = decoder.decode(data)
+            assert decoded == decode(data)
+            assert (decoded.id, decoded.payload) == (id_, packet)
+        assert id_of(data) == id_
+        for end in range(0, len(data), 7):
+            assert outcome(decoder.decode, data[:end]) == outcome(decode, data[:end])
 
 
 @given(

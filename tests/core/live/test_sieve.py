@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cthelper.core.api import Helper, Malformed, Match, Matches, Prefilter
 from cthelper.core.live.queue import Hook, QueuedPacket
-from cthelper.core.live.sieve import Sieve, matches
+from cthelper.core.live.sieve import Sieve, compiled, matches
 from cthelper.core.packet import locate
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -157,12 +157,16 @@ def test_helper_without_a_prefilter_reads_everything() -> None:
         (((Match(0, 8, 1),), (Match(8, 8, 0x62),)), b"abc", True),
         (((Match(480, 32, 0x01020304),),), bytes(60) + b"\1\2\3\4tail", True),
         (((Match(0, 32, 0xFFFFFFFF),),), b"\xff" * 4, True),
+        # What can never be.
+        (((Match(0, 8, 1), Match(0, 8, 2)),), b"\3", False),
+        (((Match(0, 8, 0x161),),), b"a", False),
+        (((Match(504, 16, 0),),), bytes(80), False),
     ],
 )
 def test_matches_are_bits_as_nft_counts_them(
     alternatives: Matches | None, payload: bytes, expected: bool
 ) -> None:
-    assert matches(alternatives, payload) is expected
+    assert matches(compiled(alternatives), payload) is expected
 
 
 def effects(
@@ -192,9 +196,9 @@ def test_what_a_prefilter_leaves_out_has_no_effect(
     group = ip_address("ff02::1:2") if helper is Dhcpv6 else ip_address("ff02::fb")
     original = flow_tuple(UDP, ("fe80::1", 546), (str(group), helper.ports[0]))
     line = Line(original, options)
-    if not matches(prefilter.request, data):
+    if not matches(compiled(prefilter.request), data):
         assert effects(helper(), line, [(ORIGINAL, data)]) == []
-    if not matches(prefilter.reply, data):
+    if not matches(compiled(prefilter.reply), data):
         assert effects(helper(), line, [(REPLY, data)]) == []
     if prefilter.answers:
         # Nobody has asked.
@@ -203,7 +207,7 @@ def test_what_a_prefilter_leaves_out_has_no_effect(
 
 def test_calls_that_open_something_are_let_through() -> None:
     options = {option.name: option.default for option in SunRpc.options}
-    request = SunRpc.prefilter(options).request
+    request = compiled(SunRpc.prefilter(options).request)
     read = {
         (version, number)
         for version in range(6)
