@@ -135,8 +135,9 @@ class LibraryQueue:
         In the order in which they came, which those that passed have, too.
         """
         own = {each.id: each for each in verdicts}
-        if any(given and each not in own for each, given in self._pending.items()):
-            # An acceptance of many would take with it what is still to be answered.
+        if list(own) != [each for each, given in self._pending.items() if given]:
+            # An acceptance of many would take with it what is still to be answered, and
+            # is in the packets' order.
             for each in own:
                 del self._pending[each]
             self._send([verdict(self.number, each) for each in verdicts])
