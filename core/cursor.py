@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bounded reading of network-order bytes."""
 
+import struct
+from functools import lru_cache
+
 from cthelper.core.errors import Truncated
+
+
+@lru_cache(maxsize=64)
+def _words(count: int) -> struct.Struct:
+    return struct.Struct(f"!{count}I")
 
 
 class Cursor:
@@ -44,6 +52,14 @@ class Cursor:
     def u16(self) -> int:
         """The next 2 bytes as an unsigned integer."""
         return int.from_bytes(self.take(2))
+
+    def u32s(self, count: int) -> tuple[int, ...]:
+        """The next unsigned integers of 4 bytes, at less cost than one by one."""
+        start = self.position
+        if start + 4 * count > len(self._data):
+            self.take(4 * count)  # says what is missing
+        self.position = start + 4 * count
+        return _words(count).unpack_from(self._data, start)
 
     def u32(self) -> int:
         """The next 4 bytes as an unsigned integer."""

@@ -101,19 +101,22 @@ class Guard:
         `source` is who opened the flow that asks. `now` is a clock in seconds. A
         refusal takes nothing.
         """
-        limits = (
-            ("rate-source", f"{source} with {helper}", (helper, source)),
-            ("rate-helper", helper, (helper, None)),
-            ("rate-all", "all helpers", ("", None)),
-        )
-        sizes = (rules.per_source, rules.per_helper, self._in_all)
         taken: list[_Bucket] = []
-        for (reason, who, key), size in zip(limits, sizes, strict=True):
+        for reason, key, size in (
+            ("rate-source", (helper, source), rules.per_source),
+            ("rate-helper", (helper, None), rules.per_helper),
+            ("rate-all", ("", None), self._in_all),
+        ):
             if not size:
                 continue
             bucket = self._buckets.get(key) or _Bucket(size, now)
             bucket.fill(now, size)
             if bucket.tokens < count:
+                who = {
+                    "rate-source": f"{source} with {helper}",
+                    "rate-helper": helper,
+                    "rate-all": "all helpers",
+                }[reason]
                 raise ExpectationRefused(
                     reason, f"{who} had {size} expectations within a minute"
                 )

@@ -23,7 +23,13 @@ from cthelper.core.api import (
     Matches,
     Transport,
 )
-from cthelper.helpers.xdr import read_list, read_opaque, read_string, string
+from cthelper.helpers.xdr import (
+    read_list,
+    read_opaque,
+    read_string,
+    skip_opaque,
+    string,
+)
 
 PORTMAPPER: Final = 100000
 
@@ -194,15 +200,16 @@ def program_text(number: int) -> str:
 
 def read_head(cursor: Cursor) -> tuple[int, int]:
     """Xid and type of a message: CALL, REPLY or what is neither. Raises Truncated."""
-    return cursor.u32(), cursor.u32()
+    xid, kind = cursor.u32s(2)
+    return xid, kind
 
 
 def read_call(cursor: Cursor) -> Call:
     """What is called, after `read_head`; the arguments come next. Raises Malformed."""
-    version = cursor.u32()
+    version, *called = cursor.u32s(4)
     if version != _RPC_VERSION:
         raise Malformed(f"RPC version {version}")
-    call = _called(cursor.u32(), cursor.u32(), cursor.u32())
+    call = _called(*called)
     _skip_auth(cursor)
     _skip_auth(cursor)
     return call
@@ -211,7 +218,15 @@ def read_call(cursor: Cursor) -> Call:
 # Clients are many and ask for the same few things: their flows share what stands for
 # it, until it is answered.
 _called = lru_cache(maxsize=512)(Call)
-_port_mapping = lru_cache(maxsize=512)(PortMapping)
+
+
+@lru_cache(maxsize=512)
+def _port_mapping(
+    program: int, version: int, protocol: int, port: int, end: int
+) -> PortMapping:
+    return PortMapping(
+        program=program, version=version, protocol=protocol, port=port, end=end
+    )
 
 
 def call_matches(names: Collection[str]) -> Matches:
@@ -312,8 +327,8 @@ def parse_uaddr(text: str) -> Endpoint:
 
 def _skip_auth(cursor: Cursor) -> None:
     """Pass over credentials or a verifier (RFC 5531, section 8.2)."""
-    cursor.skip(4)
-    read_opaque(cursor, _AUTH_LIMIT)
+    _, length = cursor.u32s(2)
+    skip_opaque(cursor, length, _AUTH_LIMIT)
 
 
 def uaddr(endpoint: Endpoint) -> str:
@@ -323,13 +338,7 @@ def uaddr(endpoint: Endpoint) -> str:
 
 
 def _read_port_mapping(cursor: Cursor) -> PortMapping:
-    return _port_mapping(
-        program=cursor.u32(),
-        version=cursor.u32(),
-        protocol=cursor.u32(),
-        port=cursor.u32(),
-        end=cursor.position,
-    )
+    return _port_mapping(*cursor.u32s(4), cursor.position)
 
 
 def _read_rpcb(cursor: Cursor) -> Rpcb:

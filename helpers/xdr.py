@@ -27,11 +27,21 @@ def read_opaque(cursor: Cursor, limit: int) -> bytes:
     RFC 4506, section 4.10. Raises Malformed.
     """
     length = cursor.u32()
-    if length > limit:
-        raise Malformed(f"opaque data of {length} bytes, the limit is {limit}")
+    _check_size(length, limit)
     data = cursor.take(length)
     cursor.skip(-length % 4)
     return data
+
+
+def skip_opaque(cursor: Cursor, length: int, limit: int) -> None:
+    """Pass over opaque data whose length has been read. Raises Malformed."""
+    _check_size(length, limit)
+    cursor.skip(length + -length % 4)
+
+
+def _check_size(length: int, limit: int) -> None:
+    if length > limit:
+        raise Malformed(f"opaque data of {length} bytes, the limit is {limit}")
 
 
 def read_string(cursor: Cursor, limit: int) -> str:

@@ -13,6 +13,7 @@ from cthelper.core.errors import Malformed, Truncated
 READS: dict[str, Callable[[Cursor], object]] = {
     "u8": Cursor.u8,
     "u16": Cursor.u16,
+    "u32s": lambda cursor: cursor.u32s(3),
     "u32": Cursor.u32,
     "take": lambda cursor: cursor.take(5),
     "skip": lambda cursor: cursor.skip(5),
@@ -26,6 +27,14 @@ def test_numbers_are_read_in_network_order() -> None:
     assert cursor.remaining == 0
 
 
+def test_several_integers_are_those_that_are_read_one_by_one() -> None:
+    cursor = Cursor(bytes(range(1, 14)), position=1)
+    assert cursor.u32s(0) == ()
+    assert cursor.u32s(2) == (0x02030405, 0x06070809)
+    assert cursor.u32s(1) == (0x0A0B0C0D,)
+    assert cursor.remaining == 0
+
+
 def test_skip_passes_over_bytes() -> None:
     cursor = Cursor(b"abcdef", position=1)
     cursor.skip(2)
@@ -35,7 +44,10 @@ def test_skip_passes_over_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("read", "size"),
-    [("u8", 0), ("u16", 1), ("u32", 3), ("take", 4), ("skip", 4), ("negative", 4)],
+    [
+        *(("u8", 0), ("u16", 1), ("u32", 3), ("u32s", 11)),
+        *(("take", 4), ("skip", 4), ("negative", 4)),
+    ],
 )
 def test_read_past_the_end_is_truncated_and_reads_nothing(read: str, size: int) -> None:
     cursor = Cursor(b"\xa5" * (size + 2), position=2)

@@ -62,7 +62,7 @@ NOISE = segment("A", 10, b"GET / HTTP/1.1\r\n\r\n")
         ([ARP()], "frame", "holds no IPv4 or IPv6 packet"),
         ([IP(src=CLIENT, dst=SERVER) / ICMP()], "packet", UNREAD),
         (pieces(ask(bytes(3000)))[:1], "packet", UNREAD),
-        ([ask(b"x")[IP] / b""], "malformed", "4 bytes wanted at offset 0"),
+        ([ask(b"x")[IP] / b""], "malformed", "8 bytes wanted at offset 0"),
         ([segment("A", 9)[IP]], "engine", "inspected no longer: mid-stream"),
         ([segment("SA", 9)], "conntrack", "invalid: it belongs to no flow"),
         ([ask(getport(7), to=112)], "ruleset", "udp port 112 is no control port"),
