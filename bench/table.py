@@ -2,7 +2,7 @@
 """What was measured, beside what is aimed at: a table, JSON and a plot."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -185,9 +185,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw how far each row with a target is from it, as PNG or SVG by the suffix."""
     from matplotlib.figure import Figure
 
-    wanted: Callable[[Row], bool] = lambda row: row.target is not None  # noqa: E731
-    shown = [row for row in rows if wanted(row)][::-1]
-    figure = Figure(figsize=(9, 0.34 * len(shown) + 1.2), layout="constrained")
+    shown = [row for row in rows if row.target is not None][::-1]
+    figure = Figure(figsize=(9, 0.34 * len(shown) + 1.2))
     axes = figure.add_subplot()
     for place, row in enumerate(shown):
         target = row.target or 1.0
@@ -203,4 +202,5 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("share of the target: 1 is just met, more is better")
     axes.margins(x=0.12)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plain = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, bbox_inches="tight", metadata=plain)
