@@ -335,17 +335,23 @@ class Bench:
             print(f"left out: new flows, {there} of {amount.flows} are expected")
         world.conntrack("-F")
         mebibytes = amount.mebibytes if whole else amount.fewer
-        figures["TNS MiB/s"] = _transfer(world, _TNS, mebibytes)
-        plain = _transfer(world, _UNTAGGED, mebibytes)
-        figures["untagged MiB/s"] = plain
-        figures["TNS / untagged"] = figures["TNS MiB/s"] / plain
+        return figures | self._transfers(mebibytes)
+
+    def _transfers(self, mebibytes: int) -> Figures:
+        """Of a tagged flow and a redirected one, between two that are neither."""
+        world = self._world
+        before = _transfer(world, _UNTAGGED, mebibytes)
+        figures = {"TNS MiB/s": _transfer(world, _TNS, mebibytes)}
         _follow(world)
-        if not _expectations(world):
+        if _expectations(world):
+            figures["redirected MiB/s"] = _transfer(world, _REDIRECTED, mebibytes)
+        else:
             print("left out: the redirected session, which is not expected")
-            return figures
-        figures["redirected MiB/s"] = _transfer(world, _REDIRECTED, mebibytes)
-        figures["redirected / untagged"] = figures["redirected MiB/s"] / plain
-        return figures
+        plain = (before + _transfer(world, _UNTAGGED, mebibytes)) / 2
+        for name in ("TNS", "redirected"):
+            if f"{name} MiB/s" in figures:
+                figures[f"{name} / untagged"] = figures[f"{name} MiB/s"] / plain
+        return figures | {"untagged MiB/s": plain}
 
     def _rate(self, pid: int, name: str, calls: Callable[[], int]) -> float | None:
         """Packets of calls per second of the daemon's on the CPU; None: not all."""

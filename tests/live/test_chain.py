@@ -29,7 +29,7 @@ from tests.live.traffic import (
     knock,
     wait_for,
 )
-from tests.live.world import SERVER, World, until
+from tests.live.world import SERVER, Family, World, until
 
 pytestmark = pytest.mark.live
 
@@ -106,6 +106,19 @@ def test_kernel_queues_what_the_helper_reads_and_nothing_else(
     (stopped,) = daemon.events("stopped")
     assert stopped["packets"] == 2
     assert stopped["verdicts_refused"] == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_multicast_query_is_answered(
+    world: World, daemon: Daemon, family: Family
+) -> None:
+    world.firewall()
+    world.start_mdns()
+    assert world.mdns_query(family, timeout=1.5).source is None
+    daemon.start('[helpers.mdns]\nqueueing = "chain"\n')
+    assert world.mdns_query(family).source is not None
+    assert len(daemon.events("expectation")) >= 1
+    assert daemon.stop() == 0
 
 
 PLUGIN = f"""
