@@ -3,11 +3,12 @@
 
 usage: python -m bench.memory [--flows N] [--churn N]
 
-Each flow is a GETPORT over UDP with its answer, so that its helper has an instance and
-has asked for an expectation. Memory is that of this process above what it had before
-the first flow, resident and as tracemalloc counts it, which are two runs: tracing takes
-memory itself. Then as many flows as `--churn` says come and go, the oldest ending when
-a new one begins. The last line of the output is JSON.
+Memory is managed as in the daemon. Each flow is a GETPORT over UDP with its answer, so
+that its helper has an instance and has asked for an expectation. Memory is that of this
+process above what it had before the first flow, resident and as tracemalloc counts it,
+which are two runs: tracing takes memory itself. Then as many flows as `--churn` says
+come and go, the oldest ending when a new one begins. The last line of the output is
+JSON.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from cthelper.core.config import parse
 from cthelper.core.engine import Engine
 from cthelper.core.flows import FlowKey
 from cthelper.core.guard import Guard
+from cthelper.core.live.memory import settle
 from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -127,7 +129,7 @@ def _measure(flows: int, churn: int, *, trace: bool) -> Iterator[float]:
     world = _World(flows)
     world.pass_flow(0)
     world.end_oldest()
-    gc.collect()
+    settle()
     if trace:
         tracemalloc.start()
     taken = _traced if trace else _resident

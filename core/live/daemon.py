@@ -9,7 +9,6 @@ verdict itself, before the packet is released. And traffic never suffers: before
 queues are let go, the kernel is told to queue no more and what waits is answered.
 """
 
-import gc
 import selectors
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from cthelper.core.live.grace import wait_for_packets
 from cthelper.core.live.installation import Installation
 from cthelper.core.live.links import Links
 from cthelper.core.live.log import Log
+from cthelper.core.live.memory import settle
 from cthelper.core.live.queue import Action, Packet, Queue, Verdict, bound_queues
 from cthelper.core.live.signals import Signals, empty, waker_pair
 from cthelper.core.masters import Masters
@@ -49,8 +49,6 @@ class HasFileno(Protocol):
 
 _BATCH: Final = 64
 _TICK_SECONDS: Final = 1.0
-# A plugin may leave cycles. Looking through 20,000 objects takes a millisecond.
-_COLLECTIONS: Final = (20_000, 50, 1000)
 _DRAIN_SECONDS: Final = 2.0
 _DRAIN_PAUSE: Final = 0.01
 
@@ -121,12 +119,7 @@ class Server:
 
     def open(self) -> None:
         """Bind all queues, or raise QueueError and bind none."""
-        # What a flow leaves is freed without the collector's help, and to look through
-        # a hundred thousand flows for nothing holds their packets up for a tenth of a
-        # second, again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_COLLECTIONS)
+        settle()
         try:
             for number in sorted(self.config.queues):
                 self._bind(number)
