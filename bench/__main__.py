@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """All benchmarks, one after the other: one table, JSON and a plot.
 
-usage: python -m bench [--quick] [--json FILE] [--plot FILE]
+usage: python -m bench [--quick] [--json FILE] [--table FILE] [--plot FILE]
 
 Use ``script/bench``. Needs root. Each benchmark is a process of its own, so that none
 has another's memory or imports.
@@ -30,6 +30,15 @@ from bench.table import (
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _KERNEL: Final = ("script/in-kernel", ".venv/bin/python", "-B")
+
+_TITLE: Final = """\
+# What script/bench measured
+
+Medians of the rounds, and their range. The daemon and conntrackd ran in one boot of an
+emulated stock kernel, in turn; "figures" are the daemon's and then conntrackd's own.
+What each row is, the modules of `bench` say; the README says why a target is missed.
+
+"""
 
 # Module and what --quick leaves of it.
 _QUICK: Final[Mapping[str, Sequence[str]]] = {
@@ -74,10 +83,11 @@ def _run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run all, print the table, write JSON and the plot where they are wanted."""
+    """Run all, print the table, write it, JSON and the plot where they are wanted."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="little of everything")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     results = {
@@ -95,6 +105,8 @@ def main() -> int:
             rounds=len(results["bench.live"]["rounds"]),
         )
         options.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    if options.table is not None:
+        options.table.write_text(f"{_TITLE}{text(rows)}", encoding="utf-8")
     if options.plot is not None:
         plot(rows, options.plot)
     return 0

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench import UNLIMITED
 from cthelper.core.live.ctnetlink import Ctnetlink
 from tests.live.conntrackd import conntrackd
 from tests.live.daemon import Daemon
@@ -48,14 +49,9 @@ _ASKERS: Final = 16
 _EXPECTED: Final = 8
 # New flows that wait for their answer at a time.
 _FLOWS: Final = 32
-_CONFIG: Final = """
-[guard]
-in_all = 0
-[helpers.sunrpc.guard]
-per_source = 0
-per_helper = 0
+_CONFIG: Final = f"""{UNLIMITED}
 [daemon]
-backend = "{}"
+backend = "{{}}"
 flow_limit = 131072
 """
 _TNS, _UNTAGGED, _REDIRECTED = 1521, 1522, 1999

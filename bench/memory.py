@@ -25,6 +25,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
+from bench import UNLIMITED
 from cthelper.core.config import parse
 from cthelper.core.engine import Engine
 from cthelper.core.flows import FlowKey
@@ -46,13 +47,6 @@ _SERVER: Final = Endpoint(IPv4Address("10.77.2.2"), 111)
 _CLIENTS: Final = int(IPv4Address("10.128.0.0"))
 # Flows of one client, from these ports on.
 _PORTS, _FIRST_PORT = 1000, 10_000
-_CONFIG: Final = """
-[guard]
-in_all = 0
-[helpers.sunrpc.guard]
-per_source = 0
-per_helper = 0
-"""
 _SAMPLES: Final = 10
 
 
@@ -85,7 +79,7 @@ class _World:
     """An engine that many flows pass."""
 
     def __init__(self, flows: int) -> None:
-        config = parse(_CONFIG, Path("bench"), builtin_helpers())
+        config = parse(UNLIMITED, Path("bench"), builtin_helpers())
         self._now = 0.0
         self._engine = Engine(
             config.by_kernel_name,
