@@ -33,7 +33,6 @@ TABLE: Final = "inet cthelper"
 
 _FAMILY: Final = {4: "ip", 6: "ip6"}
 _INTERFACE: Final = {Hook.PREROUTING: "iifname", Hook.OUTPUT: "oifname"}
-_DIRECTION: Final = {ORIGINAL: "original", REPLY: "reply"}
 # The chain with the rules that queue, in chain mode.
 _INSPECTED: Final = "inspected"
 # A helper is attached to the flow (IPS_HELPER in nf_conntrack_common.h); `ct helper`
@@ -297,7 +296,7 @@ def _read(prefilter: Prefilter, transport: Transport) -> list[str]:
         return [""]
     sides = {ORIGINAL: prefilter.request, REPLY: prefilter.reply}
     return [
-        f" ct direction {_DIRECTION[direction]}{bits}"
+        f" ct direction {direction.value}{bits}"
         for direction, alternatives in sides.items()
         for bits in ([""] if alternatives is None else map(_bits, alternatives))
     ]

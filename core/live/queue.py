@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol
@@ -285,7 +285,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._known: dict[bytes, QueuedPacket] = {}
-        # Where the packet began in the messages that are known, the last one first.
+        # Where the packet began in the messages that are known.
         self._starts: list[int] = []
 
     def decode(self, data: bytes) -> QueuedPacket:
@@ -315,7 +315,8 @@ class Decoder:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
                 self._starts.clear()
-            self._known[data[_ID_END:start]] = packet
+            known = replace(packet, payload=b"", segment=None)
+            self._known[data[_ID_END:start]] = known
             if start not in self._starts:
                 self._starts.append(start)
         return packet
