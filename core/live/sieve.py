@@ -84,22 +84,12 @@ class Sieve:
         # In chain mode flows with SEQ_ADJUST have a verdict of their own (gate.py).
         if entry is None or entry.adjusted:
             return False
-        key = key_of(entry)
-        state = self._flows.get(key)
-        original = entry.original
-        # Comparing is dear, and an entry that was decoded before is the same object.
-        if (
-            state is not None
-            and state.original is not original
-            and state.original != original
-        ):
-            self.forget(key)
-            state = None
+        state = self._known(entry)
         quiet = state is not None and state.quiet and entry.confirmed
         if not quiet and self._must_be_read(packet, entry, state):
             return False
         if state is not None and state.held:
-            self._touched[key] = entry.timeout
+            self._touched[key_of(entry)] = entry.timeout
         return True
 
     def _must_be_read(
@@ -133,12 +123,24 @@ class Sieve:
             state.asked = True
 
     def _state(self, entry: Conntrack) -> _State | None:
+        state = self._known(entry)
+        if state is None and len(self._flows) < self._limit:
+            state = self._flows[key_of(entry)] = _State(entry.original)
+        return state
+
+    def _known(self, entry: Conntrack) -> _State | None:
+        """What is known of the flow of `entry`, if it is that and not one of its id."""
         key = key_of(entry)
         state = self._flows.get(key)
-        if state is None or state.original != entry.original:
-            if state is None and len(self._flows) >= self._limit:
-                return None
-            state = self._flows[key] = _State(entry.original)
+        original = entry.original
+        # Comparing is dear, and an entry that was decoded before is the same object.
+        if (
+            state is not None
+            and state.original is not original
+            and state.original != original
+        ):
+            self.forget(key)
+            return None
         return state
 
 

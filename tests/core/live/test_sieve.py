@@ -118,6 +118,15 @@ def test_held_flows_that_pass_are_told_once() -> None:
     assert made.touched() == []
 
 
+def test_flow_whose_id_comes_again_is_told_of_no_more() -> None:
+    made = sieve()
+    made.note(entry(), quiet=True, held=True)
+    assert passes(made, udp(b"A"), entry(), REPLY)
+    other = entry(original=flow_tuple(UDP, (CLIENT, 9)))
+    made.note(other, quiet=True, held=True)
+    assert made.touched() == []
+
+
 def test_answers_are_read_after_a_request_only() -> None:
     made = sieve(ASKS)
     assert passes(made, udp(b"B"), entry(), REPLY)
