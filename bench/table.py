@@ -201,6 +201,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         range(len(shown)), [f"{row.name} ({row.variant})" for row in shown], fontsize=8
     )
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     axes.set_xlabel("share of the target: 1 is just met, more is better")
     axes.margins(x=0.12)
     plain = {"Date": None} if path.suffix == ".svg" else None
