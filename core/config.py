@@ -317,7 +317,7 @@ def _check_chains(path: Path, config: Config) -> None:
                         f"{min(shared)} is a port of {theirs}, too: in chain mode the "
                         "port tells the helper, whatever the addresses",
                     )
-            if other.queue == one.queue and other.fail_closed < one.fail_closed:
+            if other.queue == one.queue and one.fail_closed and not other.fail_closed:
                 raise ConfigError(
                     *(path, f"helpers.{name}.queue", one.queue),
                     f"is that of {theirs}, too, which does not fail closed: it takes "

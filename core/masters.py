@@ -17,6 +17,7 @@ place, at the same time: a master whose packets nobody sees would not be kept.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Final, Protocol
 
 from cthelper.core.errors import Busy, NetlinkError, NotFound, NotSupported
@@ -180,9 +181,8 @@ class Masters:
         while self._passed:
             self._keep(*self._passed.popitem())
         now = self._clock()
-        for key, due in list(self._unseen.items()):
-            if due > now:
-                break
+        due = takewhile(lambda each: each[1] <= now, self._unseen.items())
+        for key, _ in list(due):
             del self._unseen[key]
             kept = self._kept.get(key)
             if kept is not None:

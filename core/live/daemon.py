@@ -93,7 +93,6 @@ class Server:
         self._bypassed: dict[int, int] = {}
         self._packets = 0
         self._verdicts_refused = 0
-        self._closed: set[int] = set()
         self._missed: Counter[str] = Counter()
         self._overruns = 0
         self._due = clock()
@@ -144,8 +143,6 @@ class Server:
         queue.filters(_prefilters(self._prepared))
         self._queues[number] = queue
         self._bypassed[number] = 0
-        if number in self._prepared.closed_queues:
-            self._closed.add(number)
         if self.backend.wait is None:
             self.watch(queue, lambda: self._read_queue(queue))
 
@@ -153,8 +150,7 @@ class Server:
         queue = self._queues.pop(number)
         self._packets += queue.statistics.received
         self._verdicts_refused += queue.statistics.refused
-        self._missed[self._missing(number)] += self._bypassed.pop(number)
-        self._closed.discard(number)
+        del self._bypassed[number]
         if self.backend.wait is None:
             self._selector.unregister(queue)
         queue.close()
@@ -294,22 +290,20 @@ class Server:
     def _report_bypassed(self) -> None:
         for number, queue in self._queues.items():
             statistics = queue.statistics
-            if statistics.bypassed != self._bypassed[number]:
+            missed = statistics.bypassed - self._bypassed[number]
+            if missed:
+                # Which queues fail closed does not change while they are bound.
+                closed = self.config.closed_queues | self._prepared.closed_queues
+                fate = "dropped" if number in closed else "bypassed"
+                self._missed[fate] += missed
                 self._log.event(
                     "overload",
                     "warning",
                     queue=number,
                     overruns=statistics.overruns,
-                    **{
-                        self._missing(number): statistics.bypassed
-                        - self._bypassed[number]
-                    },
+                    **{fate: missed},
                 )
                 self._bypassed[number] = statistics.bypassed
-
-    def _missing(self, number: int) -> str:
-        """What becomes of the packets that find a queue full."""
-        return "dropped" if number in self._closed else "bypassed"
 
     # Changing
 

@@ -50,7 +50,8 @@ class Installation:
             and (each.queue in config.queues or plain_name(each.name) in config.helpers)
         ]
         self._put(replace(each, enabled=False) for each in self._leavings)
-        if bound.keys().isdisjoint(config.queues):
+        # Rules that queue are of a table whose helpers are registered.
+        if self._leavings and bound.keys().isdisjoint(config.queues):
             nft.pause(config)
 
     def install(self, wanted: Sequence[Registration], config: Config) -> None:
@@ -113,7 +114,8 @@ class Installation:
     def stop(self, config: Config) -> None:
         """Have no helper queue any more, in either mode; logs what fails."""
         self.disable(self._known.values())
-        self.attempt(lambda: nft.pause(config))
+        if config.chained:
+            self.attempt(lambda: nft.pause(config))
 
     def remove(self) -> None:
         """Delete the ruleset and unregister all helpers; logs what fails.
