@@ -30,15 +30,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from bench import UNLIMITED
+from bench import BACKENDS, PEER, UNLIMITED, resident
 from cthelper.core.live.ctnetlink import Ctnetlink
 from tests.live.conntrackd import conntrackd
 from tests.live.daemon import Daemon
 from tests.live.traffic import getport_call, getport_reply, null_call
 from tests.live.world import SERVER, World
-
-PEER: Final = "conntrackd"
-BACKENDS: Final = ("native", "netfilterqueue")
 
 # NULL calls are under way in one flow, so many at a time. GETPORT has so many flows,
 # each with one call under way: conntrackd's helper remembers one call of a flow, and
@@ -228,12 +225,6 @@ def _cpu(pid: int) -> float:
     return int(text.split()[0]) / 1e9
 
 
-def _resident(pid: int) -> float:
-    """Resident memory of a process, in MiB."""
-    text = Path(f"/proc/{pid}/statm").read_text(encoding="ascii")
-    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
 def _queued(world: World) -> tuple[int, int]:
     """How many packets the gateway's queues have had, and how many they dropped."""
     with world.gateway.entered():
@@ -374,13 +365,13 @@ class Bench:
         world.reset()
         with Daemon(world.gateway, self._folder) as daemon:
             daemon.start(_CONFIG.format(BACKENDS[0]))
-            idle = _resident(daemon.pid)
+            idle = resident(daemon.pid)
             _new_flows(world, flows)
             there = _expectations(world)
             figures = {
                 "flows": float(flows),
                 "expectations": float(there),
-                "MiB": _resident(daemon.pid) - idle,
+                "MiB": resident(daemon.pid) - idle,
             }
             daemon.stop()
             (stopped,) = daemon.events("stopped")

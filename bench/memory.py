@@ -14,7 +14,6 @@ JSON.
 import argparse
 import gc
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
-from bench import UNLIMITED
+from bench import UNLIMITED, resident
 from cthelper.core.config import parse
 from cthelper.core.engine import Engine
 from cthelper.core.flows import FlowKey
@@ -107,12 +106,6 @@ class _World:
         self._engine.flows.remove(self._keys.popleft())
 
 
-def _resident() -> float:
-    """Resident memory of this process, in MiB."""
-    text = Path("/proc/self/statm").read_text(encoding="ascii")
-    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
 def _traced() -> float:
     """What tracemalloc has counted, in MiB."""
     return tracemalloc.get_traced_memory()[0] / (1 << 20)
@@ -126,7 +119,7 @@ def _measure(flows: int, churn: int, *, trace: bool) -> Iterator[float]:
     settle()
     if trace:
         tracemalloc.start()
-    taken = _traced if trace else _resident
+    taken = _traced if trace else resident
     before = taken()
     for number in range(1, flows + 1):
         world.pass_flow(number)

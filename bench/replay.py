@@ -11,16 +11,15 @@ built upon, does nothing with what it reads. The last line of the output is JSON
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench import cpu_seconds
 from bench.corpus import write
 
 # scapy dissects so few packets a second that a part of the capture must do.
@@ -64,7 +63,9 @@ def main() -> int:
         rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
         for _ in range(options.rounds):
             for reader in readers:
-                rates[reader.name].append(reader.packets / _cpu_seconds(reader))
+                rates[reader.name].append(
+                    reader.packets / cpu_seconds(reader.name, reader.command)
+                )
     medians = {name: statistics.median(each) for name, each in rates.items()}
     ours = medians["cthelper replay"]
     print(f"{packets} packets, medians of {options.rounds} rounds")
@@ -97,17 +98,6 @@ def _readers(capture: Path, packets: int) -> list[Reader]:
     fields = [word for field in _FIELDS for word in ("-e", field)]
     command = (tshark, "-n", "-r", str(capture), "-T", "fields", *fields)
     return [*readers, Reader("tshark -T fields", command, packets)]
-
-
-def _cpu_seconds(reader: Reader) -> float:
-    process = subprocess.Popen(
-        reader.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"bench: {reader.name} ended with {process.returncode}")
-    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -9,22 +9,10 @@ line of the output is JSON.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 
-
-def _cpu_seconds() -> float:
-    process = subprocess.Popen(
-        (sys.executable, "-m", "cthelper.core.cli", "ruleset", "show"),
-        stdout=subprocess.DEVNULL,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"bench: ruleset show ended with {process.returncode}")
-    return usage.ru_utime + usage.ru_stime
+from bench import cpu_seconds
 
 
 def main() -> int:
@@ -32,7 +20,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    seconds = [_cpu_seconds() for _ in range(options.rounds)]
+    command = (sys.executable, "-m", "cthelper.core.cli", "ruleset", "show")
+    seconds = [cpu_seconds("ruleset show", command) for _ in range(options.rounds)]
     print(f"start: {statistics.median(seconds):.2f} s of CPU, {options.rounds} rounds")
     print(json.dumps({"seconds": seconds}))
     return 0
