@@ -227,10 +227,8 @@ def _cpu(pid: int) -> float:
 
 def _queued(world: World) -> tuple[int, int]:
     """How many packets the gateway's queues have had, and how many they dropped."""
-    with world.gateway.entered():
-        text = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text()
-    rows = [[int(field) for field in line.split()] for line in text.splitlines()]
-    return sum(row[7] for row in rows), sum(row[5] + row[6] for row in rows)
+    rows = world.queues().values()
+    return sum(row.last for row in rows), sum(row.dropped for row in rows)
 
 
 def _pid(name: str) -> int:

@@ -17,6 +17,11 @@ CTHELPER = (sys.executable, "-B", "-m", "cthelper.core.cli")
 _STEP_SECONDS = 90.0
 
 
+def disabled(*names: str) -> str:
+    """Configuration that disables these helpers."""
+    return "".join(f"[helpers.{name}]\nenabled = false\n" for name in names)
+
+
 class Daemon:
     """Starts and stops the daemon, and reads what it logs."""
 

@@ -17,7 +17,7 @@ from cthelper.core.live.cthelper import HelperTable
 from cthelper.core.live.ctnetlink import Ctnetlink
 from cthelper.core.live.netlink import SO_RCVBUFFORCE
 from cthelper.core.tuples import Conntrack
-from tests.live.daemon import Daemon
+from tests.live.daemon import Daemon, disabled
 from tests.live.traffic import (
     PORT,
     Echo,
@@ -34,9 +34,7 @@ from tests.live.world import SERVER, Family, World, until
 pytestmark = pytest.mark.live
 
 QUEUE = 2077
-OTHERS = "".join(
-    f"[helpers.{name}]\nenabled = false\n" for name in ("dhcpv6", "mdns", "slp", "tns")
-)
+OTHERS = disabled("dhcpv6", "mdns", "slp", "tns")
 CONFIG = f'{OTHERS}[helpers.sunrpc]\nqueueing = "chain"\nports = [111, {PORT}]\n'
 CLOSED = f"{CONFIG}fail_closed = true\n"
 # A user's own marks, beside which cthelper's is set.
@@ -48,14 +46,6 @@ MARKS = """table inet user {
 }
 """
 SECONDS = 30.0
-
-
-def last_id(world: World) -> int:
-    """The id of the last packet that was queued."""
-    with world.gateway.entered():
-        text = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text()
-    rows = [[int(column) for column in line.split()] for line in text.splitlines()]
-    return next(row[7] for row in rows if row[0] == QUEUE)
 
 
 def entry(world: World, flow: socket.socket) -> Conntrack:
@@ -92,9 +82,9 @@ def test_kernel_queues_what_the_helper_reads_and_nothing_else(
     with Echo(world.server), asker(world) as flow:
         for _ in range(5):
             call(flow)
-        assert last_id(world) == 0
+        assert world.queues()[QUEUE].last == 0
         assert answered(flow, getport_call(7))
-        assert last_id(world) == 2
+        assert world.queues()[QUEUE].last == 2
         assert expected(world) == 1
         # What was expected is related to its master.
         knock(world, "udp", 7999)
@@ -176,11 +166,11 @@ def test_finished_flow_has_its_bit_set_beside_the_users_and_leaves_the_queue(
             marked = daemon.await_event("marked")
             assert marked["reason"] == "malformed"
             assert entry(world, stream).mark == 0x80000429
-            before = last_id(world)
+            before = world.queues()[QUEUE].last
             for one, other in ((stream, server), (server, stream)):
                 one.sendall(bytes(100_000))
                 assert len(other.recv(100_000, socket.MSG_WAITALL)) == 100_000
-            assert last_id(world) == before
+            assert world.queues()[QUEUE].last == before
     assert daemon.events("detached") == []
 
 

@@ -18,7 +18,7 @@ from cthelper.core.live.cthelper import HelperTable, Registration
 from cthelper.core.live.ctnetlink import Ctnetlink
 from cthelper.core.live.netlink import SO_RCVBUFFORCE
 from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Tuple
-from tests.live.daemon import Daemon
+from tests.live.daemon import Daemon, disabled
 from tests.live.traffic import (
     PORT,
     Echo,
@@ -36,9 +36,7 @@ pytestmark = pytest.mark.live
 
 QUEUE = 2077
 # Two helpers are enough here, and the fewer the sooner they are registered.
-OTHERS = "".join(
-    f"[helpers.{name}]\nenabled = false\n" for name in ("dhcpv6", "slp", "tns")
-)
+OTHERS = disabled("dhcpv6", "slp", "tns")
 CONFIG = f"{OTHERS}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 TABLES = "table inet cthelper\n"
 STATEFUL = """table inet user {
@@ -61,13 +59,6 @@ def registered(world: World) -> list[Registration]:
 
 def tables(world: World) -> str:
     return world.gateway.run("nft", "list", "tables", check=True).stdout
-
-
-def queue_row(world: World) -> list[int]:
-    """The queue's row: number, port, waiting, ..., dropped twice, last packet id."""
-    text = world.gateway.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
-    rows = [[int(field) for field in line.split()] for line in text.splitlines()]
-    return next((row for row in rows if row[0] == QUEUE), [])
 
 
 @contextmanager
@@ -105,7 +96,7 @@ def test_stop_loses_no_packet_and_leaves_no_trace(world: World, daemon: Daemon) 
     assert daemon.events("step-failed") == []
     assert registered(world) == []
     assert tables(world) == ""
-    assert queue_row(world) == []
+    assert QUEUE not in world.queues()
 
 
 def test_keep_ruleset_keeps_table_and_helpers_and_the_next_run_takes_them(
@@ -238,7 +229,7 @@ def test_reload_moves_a_helper_to_another_queue_without_losing_a_packet(
         daemon.await_event("reloaded")
         wait_for(pinger, 10)
         assert pinger.lost == 0
-        assert queue_row(world) == []
+        assert QUEUE not in world.queues()
         getport(world)[0].close()
         daemon.await_event("expectation")
 
@@ -374,11 +365,11 @@ def test_flow_first_seen_in_mid_stream_is_detached_and_leaves_the_queue(
         assert server.recv(1) == b"x"
         assert daemon.await_event("detached")["reason"] == "mid-stream"
         assert entry_of(world, client).helper is None
-        last = queue_row(world)[-2]
+        last = world.queues()[QUEUE].last
         for _ in range(10):
             client.sendall(b"x")
             assert server.recv(1) == b"x"
-        assert queue_row(world)[-2] == last
+        assert world.queues()[QUEUE].last == last
 
 
 def test_malformed_records_of_both_sides_end_the_inspection(
@@ -419,7 +410,7 @@ def test_flood_beyond_the_queue_passes_and_is_counted(
         daemon.send_signal(signal.SIGSTOP)
         for xid in range(sent):
             flooder.send(null_call(xid))
-        waiting = queue_row(world)[2]
+        waiting = world.queues()[QUEUE].waiting
         assert 0 < waiting < sent
         passed = sum(1 for _ in range(sent - waiting) if sink.recv(100))
         assert passed == sent - waiting

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -214,10 +213,7 @@ class Setting:
 
     def queued(self) -> int:
         """How many packets the kernel has put into the daemon's queue."""
-        with self.world.gateway.entered():
-            text = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text()
-        rows = [[int(column) for column in line.split()] for line in text.splitlines()]
-        return next(row[7] for row in rows if row[0] == QUEUE)
+        return self.world.queues()[QUEUE].last
 
     def queued_at_rest(self) -> int:
         """The same, once no acknowledgement is under way any more."""

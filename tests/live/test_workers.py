@@ -24,16 +24,14 @@ from cthelper.core.live.cthelper import HelperTable, Registration
 from cthelper.core.live.ctnetlink import Ctnetlink
 from cthelper.core.live.library_queue import LibraryQueue
 from cthelper.core.tuples import Conntrack
-from tests.live.daemon import Daemon
+from tests.live.daemon import Daemon, disabled
 from tests.live.traffic import PORT, Echo, Pinger, asker, call, getport, wait_for
 from tests.live.world import ETH, GATEWAY_LAN, LAN, SERVER, WAN, Namespace, World
 
 pytestmark = pytest.mark.live
 
 QUEUE = 2077
-OTHERS = "".join(
-    f"[helpers.{name}]\nenabled = false\n" for name in ("dhcpv6", "mdns", "slp", "tns")
-)
+OTHERS = disabled("dhcpv6", "mdns", "slp", "tns")
 CONFIG = f"[daemon]\nworkers = 2\n{OTHERS}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 
 # Client's addresses and server's, of both families.
@@ -74,13 +72,6 @@ def registrations_of(world: World) -> list[Registration]:
 def entries(world: World) -> list[Conntrack]:
     with world.gateway.entered(), closing(Ctnetlink()) as kernel:
         return kernel.entries()
-
-
-def queues(world: World) -> dict[int, int]:
-    """The bound queues, and how many packets each has had."""
-    text = world.gateway.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
-    rows = [[int(field) for field in line.split()] for line in text.splitlines()]
-    return {row[0]: row[-2] for row in rows}
 
 
 def sources(world: World) -> tuple[str, str]:
@@ -342,10 +333,10 @@ def test_death_of_a_worker_leaves_the_others_alone_until_it_is_there_again(
             enabled = registered(world)
             assert enabled["sunrpc.0"] == enabled["crash.0"] == {True}
             assert enabled["sunrpc.1"] == enabled["crash.1"] == {False}
-            before = queues(world)
+            before = world.queues()
             assert set(before) == {QUEUE}
             wait_for(alive, 10)
-            assert queues(world)[QUEUE] >= before[QUEUE] + 10
+            assert world.queues()[QUEUE].last >= before[QUEUE].last + 10
             call(orphan)
             # A new flow of the dead one's is confirmed, and passes.
             with asker(world, second) as flow:
@@ -359,9 +350,9 @@ def test_death_of_a_worker_leaves_the_others_alone_until_it_is_there_again(
             daemon.send_signal(signal.SIGCONT)
             daemon.await_event("worker-started", 3)
             assert registered(world)["sunrpc.1"] == {True}
-            served = queues(world)[QUEUE + 1]
+            served = world.queues()[QUEUE + 1].last
             call(orphan)
-            assert queues(world)[QUEUE + 1] >= served + 2
+            assert world.queues()[QUEUE + 1].last >= served + 2
             # One that fails has the kernel queue no more before it ends.
             send(world.client, second, SERVER, CRASH_PORT)
             withdrawn = daemon.await_event("withdrawn")
@@ -386,7 +377,7 @@ def test_workers_of_a_killed_supervisor_answer_what_waits_and_end(
         wait_for(other, 10)
         daemon.stop(signal.SIGKILL)
         until("both leave", lambda: len(daemon.events("withdrawn")) == 2)
-        until("both have ended", lambda: queues(world) == {})
+        until("both have ended", lambda: world.queues() == {})
         assert registered(world) == {"sunrpc.0": {False}, "sunrpc.1": {False}}
         wait_for(one, 10)
         wait_for(other, 10)
@@ -428,7 +419,7 @@ def test_stop_loses_no_packet_of_any_worker_and_leaves_no_trace(
         assert daemon.events(event) == []
     assert registered(world) == {}
     assert world.gateway.run("nft", "list", "tables", check=True).stdout == ""
-    assert queues(world) == {}
+    assert world.queues() == {}
 
 
 def test_reload_is_taken_by_all_workers_or_by_none(
@@ -450,7 +441,7 @@ def test_reload_is_taken_by_all_workers_or_by_none(
             "stop it, or set another queue number"
         )
         assert registrations_of(world) == before
-        assert set(queues(world)) == {QUEUE, QUEUE + 1}
+        assert set(world.queues()) == {QUEUE, QUEUE + 1}
         # Limits and queues, of both.
         limits = "[helpers.sunrpc.policies.service]\ntimeout = 77\n"
         daemon.configure(other_queue + limits)
@@ -459,7 +450,7 @@ def test_reload_is_taken_by_all_workers_or_by_none(
         wait_for(one, 10)
         wait_for(other, 10)
         assert one.lost == other.lost == 0
-        assert set(queues(world)) == {2090, 2091}
+        assert set(world.queues()) == {2090, 2091}
         after = {
             (each.name, each.queue, each.policies[0])
             for each in registrations_of(world)

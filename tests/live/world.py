@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, NamedTuple, Self
 
 CLIENT = "10.77.1.2"
 CLIENT6 = "fd77:1::2"
@@ -459,6 +459,14 @@ class MdnsResult:
     """The address of who answered, None when nobody did in time."""
 
 
+class QueueRow(NamedTuple):
+    """Of an NFQUEUE: packets that wait, that were dropped, and the last one's id."""
+
+    waiting: int
+    dropped: int
+    last: int
+
+
 class World:
     """The three namespaces; a context manager that makes and removes them."""
 
@@ -549,6 +557,13 @@ class World:
     def conntrack(self, *args: str) -> str:
         """What the conntrack tool prints on the gateway: `-L`, or `-L expect`."""
         return self.gateway.run("conntrack", *args, check=True).stdout
+
+    def queues(self) -> dict[int, QueueRow]:
+        """The bound queues of the gateway, by number."""
+        with self.gateway.entered():
+            text = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text()
+        rows = [[int(field) for field in line.split()] for line in text.splitlines()]
+        return {row[0]: QueueRow(row[2], row[5] + row[6], row[7]) for row in rows}
 
     def start_rpc(self) -> None:
         """Start rpcbind, NFS-Ganesha, rpc.rstatd and rpc.rusersd, once."""
