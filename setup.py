@@ -10,8 +10,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "cthelper.core.live._native",
-            sources=["core/live/_native.c"],
+            "cthelper.core.queue._native",
+            sources=["core/queue/_native.c"],
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
             optional=True,
         )

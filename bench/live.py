@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import BACKENDS, PEER, UNLIMITED, resident
-from cthelper.core.live.ctnetlink import Ctnetlink
+from cthelper.core.netlink.ctnetlink import Ctnetlink
 from tests.live.conntrackd import conntrackd
 from tests.live.daemon import Daemon
 from tests.live.traffic import getport_call, getport_reply, null_call

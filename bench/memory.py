@@ -26,10 +26,9 @@ from typing import Final
 
 from bench import UNLIMITED, resident
 from cthelper.core.config import parse
+from cthelper.core.daemon.memory_settings import settle
 from cthelper.core.engine import Engine
-from cthelper.core.flows import FlowKey
 from cthelper.core.guard import Guard
-from cthelper.core.live.memory import settle
 from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -37,6 +36,7 @@ from cthelper.core.tuples import (
     UDP,
     Conntrack,
     Endpoint,
+    FlowKey,
     Status,
     Tuple,
 )

@@ -61,7 +61,7 @@ class DaemonConfig:
     being inspected. `flow_limit` bounds the flows that are followed at a time.
     `workers` is how many processes share the flows, 1 to 16; `queue` is that of the
     first, and each has a `receive_buffer` and a `flow_limit` of its own. `backend` is
-    what reads the queues (core/live/backends.py). `mark` is the bit of the conntrack
+    what reads the queues (core/queue/backends.py). `mark` is the bit of the conntrack
     mark that says in chain mode that a flow is no longer inspected; `user_mask` holds
     the bits that are the user's, and `mark` is none of them.
     """

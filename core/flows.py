@@ -9,15 +9,15 @@ from typing import Final
 from cthelper.core.api import Helper
 from cthelper.core.patches import Patches
 from cthelper.core.stream import Stream
-from cthelper.core.tuples import ORIGINAL, TCP, Conntrack, Direction, Tuple
-
-FlowKey = tuple[int, int]
-"""Conntrack id and zone."""
-
-
-def key_of(entry: Conntrack) -> FlowKey:
-    """The key of a conntrack entry in the flow table."""
-    return entry.id, entry.zone
+from cthelper.core.tuples import (
+    ORIGINAL,
+    TCP,
+    Conntrack,
+    Direction,
+    FlowKey,
+    Tuple,
+    key_of,
+)
 
 
 @dataclass(slots=True)

@@ -21,8 +21,15 @@ from itertools import takewhile
 from typing import Final, Protocol
 
 from cthelper.core.errors import Busy, NetlinkError, NotFound, NotSupported
-from cthelper.core.flows import FlowKey, key_of
-from cthelper.core.tuples import UDP, Conntrack, Expectation, Status, Tuple
+from cthelper.core.tuples import (
+    UDP,
+    Conntrack,
+    Expectation,
+    FlowKey,
+    Status,
+    Tuple,
+    key_of,
+)
 
 # Seconds that a master outlives its expectations, and in which the first packet of an
 # expected flow passes the filter rules.

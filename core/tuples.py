@@ -184,6 +184,15 @@ class Conntrack:
         return bool(int.__and__(self.status, _SEQ_ADJUST))
 
 
+FlowKey = tuple[int, int]
+"""Conntrack id and zone."""
+
+
+def key_of(entry: Conntrack) -> FlowKey:
+    """What tells the entry's flow from all others that there are now."""
+    return entry.id, entry.zone
+
+
 @dataclass(frozen=True, slots=True)
 class Translation:
     """An expected flow is translated as its master is (nf_nat_follow_master).

@@ -21,7 +21,7 @@ settings.load_profile(
 )
 
 if file := os.environ.get("CTHELPER_NATIVE"):
-    spec = importlib.util.spec_from_file_location("cthelper.core.live._native", file)
+    spec = importlib.util.spec_from_file_location("cthelper.core.queue._native", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

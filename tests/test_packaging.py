@@ -39,7 +39,7 @@ def built(folder: Path, compiler: str | None = None) -> set[str]:
 def test_wheel_has_the_extension_where_a_compiler_is(tmp_path: Path) -> None:
     names = built(tmp_path)
     assert [name for name in names if name.endswith(".so")] == [
-        name for name in names if name.startswith("cthelper/core/live/_native.cpython")
+        name for name in names if name.startswith("cthelper/core/queue/_native.cpython")
     ]
     assert not [name for name in names if name.endswith(".c")]
 
@@ -48,7 +48,7 @@ def test_wheel_without_a_compiler_lacks_the_extension_and_is_built(
     tmp_path: Path,
 ) -> None:
     names = built(tmp_path, compiler="no-such-compiler")
-    assert "cthelper/core/live/native_queue.py" in names
+    assert "cthelper/core/queue/native.py" in names
     assert not [name for name in names if name.endswith(".so")]
 
 
@@ -60,7 +60,7 @@ def test_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
         "cthelper/core/cthelper.toml",
         "cthelper/core/cli/templates/tcp.py.in",
         "cthelper/testing.py",
-        "cthelper/core/live/cthelper.service",
+        "cthelper/core/daemon/cthelper.service",
         "cthelper/core/offline/page.html",
     ):
         assert data in names

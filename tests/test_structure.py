@@ -34,10 +34,16 @@ PURE: Final = frozenset(
         "stream",
     }
 )
-OUTER: Final = ("live", "offline", "cli")
-# Package and the folders that may import it.
-KERNEL_PACKAGES: Final = frozenset({"netfilterqueue", "pyroute2"})
-CAPTURE_PACKAGES: Final = frozenset({"scapy"})
+# The rooms of core/, and what each may import of core/ beside itself.
+ROOMS: Final = {
+    "netlink": BASE,
+    "queue": BASE | {"netlink", "packet"},
+    "daemon": BASE | PURE | {"netlink", "queue"},
+    "offline": BASE | PURE,
+    "cli": BASE | PURE | {"netlink", "queue", "daemon", "offline"},
+}
+# Packages that one room alone imports, beside the tests and benchmarks.
+PACKAGES: Final = {"pyroute2": "netlink", "netfilterqueue": "queue", "scapy": "offline"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +83,18 @@ def violation(found: Import) -> str | None:
         return "nothing is imported by a relative name"
     if top in CODE_FOLDERS:
         return "nothing is imported under its folder's name"
-    in_live = folder == "core" and rest[0] == "live"
-    if top in KERNEL_PACKAGES and not in_live and folder != "tests":
-        return f"{top} is imported in core/live and tests only"
-    in_offline = folder == "core" and rest[0] == "offline"
-    if top in CAPTURE_PACKAGES and not in_offline and folder not in ("tests", "bench"):
-        return f"{top} is imported in core/offline and tests only"
+    room = rest[0] if folder == "core" and len(rest) > 1 else None
+    if top in PACKAGES and room != PACKAGES[top] and folder not in ("tests", "bench"):
+        return f"{top} is imported in core/{PACKAGES[top]} and tests only"
     if top == "tests" and folder not in ("tests", "bench", "script"):
         return "no code imports tests"
     if top != "cthelper":
         return None
     if folder in ("helpers", "plugins"):
         return _of_helper(folder, found.module)
-    if folder == "core" and len(rest) == 1:
+    if room is not None:
+        return _of_room(room, found.module)
+    if folder == "core":
         return _of_core(rest[0], found.module)
     return None
 
@@ -109,9 +114,20 @@ def _of_core(name: str, module: str) -> str | None:
         return None
     if name in BASE and not (module.startswith(CORE) and part in BASE):
         return f"{name} imports {', '.join(sorted(BASE))} only"
-    if name in PURE and (not module.startswith(CORE) or part in OUTER):
-        return f"{name} imports nothing of {', '.join(OUTER)}, helpers or nft"
+    if name in PURE and (not module.startswith(CORE) or part in ROOMS):
+        return f"{name} imports nothing of {', '.join(ROOMS)}, helpers or nft"
     return None
+
+
+def _of_room(room: str, module: str) -> str | None:
+    if not module.startswith(CORE):
+        # The kernel's protocols know neither a helper nor a ruleset.
+        lower = room in ("netlink", "queue") and module.startswith("cthelper.")
+        return f"core/{room} imports nothing but core" if lower else None
+    part = module.removeprefix(CORE).split(".")[0]
+    if part == room or part in ROOMS[room]:
+        return None
+    return f"core/{room} imports {', '.join(sorted(ROOMS[room]))} and itself only"
 
 
 def python_files() -> list[Path]:
@@ -162,8 +178,17 @@ def test_the_modules_that_the_rules_name_are_there() -> None:
         ("core/cursor.py", "from cthelper.core import stream"),
         ("core/tuples.py", "from cthelper.helpers.xdr import read_string"),
         ("core/tuples.py", "from cthelper import nft"),
-        ("core/engine.py", "from cthelper.core.live.log import Log"),
-        ("core/engine.py", "from cthelper.core import live"),
+        ("core/engine.py", "from cthelper.core.daemon.log import Log"),
+        ("core/engine.py", "from cthelper.core import daemon"),
+        ("core/netlink/links.py", "from cthelper.core.queue.protocol import Packet"),
+        ("core/netlink/links.py", "from cthelper.core.config import HelperConfig"),
+        ("core/queue/sieve.py", "from cthelper.core.flows import FlowTable"),
+        ("core/queue/sieve.py", "from cthelper import nft"),
+        ("core/daemon/gate.py", "from cthelper.core.offline.conntrack import Model"),
+        ("core/offline/replay.py", "from cthelper.core.daemon.gate import Gate"),
+        ("core/daemon/gate.py", "import pyroute2"),
+        ("core/queue/native.py", "from pyroute2 import netlink"),
+        ("core/netlink/links.py", "from netfilterqueue import NetfilterQueue"),
         ("core/stream.py", "import cthelper.core.offline.capture"),
         ("core/config.py", "def f():\n    from cthelper.core.cli import main"),
         ("core/registry.py", "from cthelper.helpers.mdns import Mdns"),
@@ -174,12 +199,12 @@ def test_the_modules_that_the_rules_name_are_there() -> None:
         ("core/engine.py", "import pyroute2"),
         ("core/cli/run.py", "from netfilterqueue import NetfilterQueue"),
         ("helpers/dns.py", "from scapy.layers.dns import DNS"),
-        ("core/live/queue.py", "import scapy.all"),
+        ("core/queue/protocol.py", "import scapy.all"),
         ("core/cli/run.py", "if True:\n    import core.engine"),
         ("tests/test_x.py", "from helpers import mdns"),
         ("core/engine.py", "from . import flows"),
         ("core/engine.py", "from .flows import Flow"),
-        ("core/live/gate.py", "from tests.core.builders import conntrack"),
+        ("core/daemon/gate.py", "from tests.core.builders import conntrack"),
     ],
 )
 def test_a_violation_is_reported(file: str, source: str) -> None:
@@ -191,10 +216,13 @@ def test_a_violation_is_reported(file: str, source: str) -> None:
     [
         ("core/api.py", "from cthelper.core.cursor import Cursor"),
         ("core/engine.py", "from cthelper.core.api import Helper"),
-        ("core/live/gate.py", "from cthelper.core.engine import Decision"),
-        ("core/live/netlink.py", "import pyroute2.netlink"),
+        ("core/daemon/gate.py", "from cthelper.core.engine import Decision"),
+        ("core/daemon/server.py", "from cthelper.core.queue.protocol import Queue"),
+        ("core/daemon/ruleset.py", "from cthelper import nft"),
+        ("core/queue/native.py", "from cthelper.core.netlink.socket import split"),
+        ("core/netlink/socket.py", "import pyroute2.netlink"),
         ("core/offline/capture.py", "from scapy.utils import RawPcapReader"),
-        ("core/cli/run.py", "from cthelper.core.live.daemon import Daemon"),
+        ("core/cli/run.py", "from cthelper.core.daemon.server import Daemon"),
         ("helpers/mdns.py", "from cthelper.core import api"),
         ("helpers/mdns.py", "from cthelper.helpers.dns import read_header"),
         ("helpers/mdns.py", "import struct"),

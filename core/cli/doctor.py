@@ -19,7 +19,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from cthelper.core.live.doctor import Health, Host, examine
+    from cthelper.core.daemon.doctor import Health, Host, examine
 
     failed = False
     for finding in examine(configuration(options), Host()):

@@ -61,7 +61,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from cthelper.core.live.setup import check
+    from cthelper.core.daemon.ruleset import check
 
     check(configuration(options))
     print("the ruleset is right")
@@ -69,7 +69,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from cthelper.core.live.setup import install
+    from cthelper.core.daemon.ruleset import install
 
     retagged = install(configuration(options), retag_flows=options.retag)
     print(f"table {nft.TABLE} is installed")
@@ -79,7 +79,7 @@ def _install(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from cthelper.core.live.setup import remove
+    from cthelper.core.daemon.ruleset import remove
 
     remove(configuration(options))
     print(f"table {nft.TABLE} is removed")

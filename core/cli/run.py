@@ -27,8 +27,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cthelper.core.live.daemon import Daemon
-    from cthelper.core.live.supervisor import Supervisor
+    from cthelper.core.daemon.server import Daemon
+    from cthelper.core.daemon.supervisor import Supervisor
 
     config = configuration(options)
     runner = Daemon if config.daemon.workers == 1 else Supervisor

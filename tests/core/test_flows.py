@@ -2,9 +2,9 @@
 """The flow table."""
 
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
-from cthelper.core.flows import Flow, FlowTable, key_of
+from cthelper.core.flows import Flow, FlowTable
 from cthelper.core.patches import Patches
-from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack
+from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, key_of
 from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple
 
 

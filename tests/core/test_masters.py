@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 from cthelper.core.api import TCP, UDP, Transport
+from cthelper.core.daemon.log import Log
 from cthelper.core.errors import NetlinkError
-from cthelper.core.flows import key_of
-from cthelper.core.live.log import Log
 from cthelper.core.masters import Masters, Updater
-from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple
+from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple, key_of
 from tests.core.builders import CLIENT, conntrack, endpoint, flow_tuple
 
 

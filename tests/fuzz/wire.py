@@ -17,8 +17,8 @@ from typing import Final
 
 from cthelper.core.config import Config, parse
 from cthelper.core.errors import CaptureError, Malformed, StreamLost, Truncated
-from cthelper.core.live import attributes, queue
-from cthelper.core.live.attributes import conntrack_entry, conntrack_key
+from cthelper.core.netlink import decoding
+from cthelper.core.netlink.decoding import conntrack_entry, conntrack_key
 from cthelper.core.offline.capture import Capture, Frame
 from cthelper.core.offline.events import (
     FaultEvent,
@@ -30,6 +30,7 @@ from cthelper.core.offline.events import (
 from cthelper.core.offline.fragments import Reassembler
 from cthelper.core.offline.replay import Replay
 from cthelper.core.packet import locate, replace_payload
+from cthelper.core.queue import protocol
 from cthelper.core.registry import builtin_helpers, register
 from cthelper.core.stream import Stream
 from cthelper.core.tuples import TCP, Transport
@@ -40,10 +41,10 @@ from cthelper.helpers.tns_descriptor import (
     parse_host,
 )
 from cthelper.plugins.ftp import Ftp
-from tests.core.live import test_attributes as netlink
-from tests.core.live import test_queue_messages as queue_messages
+from tests.core.netlink import test_decoding as netlink
 from tests.core.offline import test_capture as captures_by_hand
 from tests.core.offline import test_fragments as fragments_by_hand
+from tests.core.queue import test_protocol as queue_messages
 from tests.fuzz.script import Script, Step
 from tests.fuzz.seeds import captures, frames, packets
 
@@ -286,7 +287,7 @@ def queue_message(data: bytes) -> None:
     """A message of a queue is a packet, Truncated or ValueError."""
     _forget()
     try:
-        found = queue.decode(data)
+        found = protocol.decode(data)
     except (Truncated, ValueError):
         return
     assert found.payload in data
@@ -340,8 +341,8 @@ def entry_seeds() -> Iterator[bytes]:
 
 def _forget() -> None:
     """The same bytes must take the same way each time."""
-    attributes.read_tuple.cache_clear()
-    attributes._help_name.cache_clear()
+    decoding.read_tuple.cache_clear()
+    decoding._help_name.cache_clear()
 
 
 # Text.

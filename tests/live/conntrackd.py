@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cthelper.core.live.cthelper import HelperTable
+from cthelper.core.netlink.nfnetlink_cthelper import HelperTable
 from tests.live.world import World
 
 _TYPES: Final = [

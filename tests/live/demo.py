@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from cthelper.core.live.ctnetlink import Ctnetlink
+from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.tuples import Status
 from tests.live.daemon import Daemon
 from tests.live.world import SERVER, SERVER6, World

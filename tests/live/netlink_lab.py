@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from cthelper.core.api import Policy
-from cthelper.core.live.cthelper import FAMILIES, HelperTable, Registration
-from cthelper.core.live.ctnetlink import Ctnetlink
-from cthelper.core.live.setup import unregister
+from cthelper.core.daemon.ruleset import unregister
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.nfnetlink_cthelper import FAMILIES, HelperTable, Registration
 from cthelper.core.tuples import (
     TCP,
     UDP,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cthelper.core.live.cthelper import HelperTable
-from cthelper.core.live.ctnetlink import Ctnetlink
-from cthelper.core.live.netlink import SO_RCVBUFFORCE
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.nfnetlink_cthelper import HelperTable
+from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.tuples import Conntrack
 from tests.live.daemon import Daemon, disabled
 from tests.live.traffic import (

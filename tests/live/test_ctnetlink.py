@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from cthelper.core.errors import Busy, NotFound, NotSupported
-from cthelper.core.live.attributes import conntrack_entry
-from cthelper.core.live.ctnetlink import (
+from cthelper.core.netlink.ctnetlink import (
     Change,
     Ctnetlink,
     EntryGone,
@@ -20,8 +19,9 @@ from cthelper.core.live.ctnetlink import (
     ExpectationEvent,
     _try_entry,
 )
-from cthelper.core.live.messages import CTNETLINK, GET, conntrack_message
-from cthelper.core.live.netlink import NETLINK_NETFILTER, NetlinkSocket
+from cthelper.core.netlink.decoding import conntrack_entry
+from cthelper.core.netlink.messages import CTNETLINK, GET, conntrack_message
+from cthelper.core.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from cthelper.core.tuples import (
     TCP,
     UDP,

@@ -14,9 +14,9 @@ from typing import Literal
 import pytest
 
 from cthelper.core.api import Policy
-from cthelper.core.live.cthelper import HelperTable, Registration
-from cthelper.core.live.ctnetlink import Ctnetlink
-from cthelper.core.live.netlink import SO_RCVBUFFORCE
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
+from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Tuple
 from tests.live.daemon import Daemon, disabled
 from tests.live.traffic import (

@@ -7,7 +7,7 @@ from ipaddress import IPv6Network, ip_address, ip_network
 import pytest
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.live.links import Links
+from cthelper.core.netlink.links import Links
 from cthelper.core.tuples import Address, Network
 from tests.live.netlink_lab import readable
 from tests.live.world import (

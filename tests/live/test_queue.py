@@ -12,10 +12,11 @@ import pytest
 
 from cthelper.core.api import Match, Prefilter
 from cthelper.core.errors import QueueError
-from cthelper.core.live import requests
-from cthelper.core.live.backends import Backend, choose
-from cthelper.core.live.netlink import SO_RCVBUFFORCE
-from cthelper.core.live.queue import (
+from cthelper.core.netlink import encoding
+from cthelper.core.netlink.socket import SO_RCVBUFFORCE
+from cthelper.core.packet import locate, replace_payload
+from cthelper.core.queue.backends import Backend, choose
+from cthelper.core.queue.protocol import (
     Action,
     Hook,
     Packet,
@@ -24,7 +25,6 @@ from cthelper.core.live.queue import (
     bound_queues,
     verdict,
 )
-from cthelper.core.packet import locate, replace_payload
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status
 from tests.live.netlink_lab import (
     NAME,
@@ -442,7 +442,7 @@ def test_expectation_in_the_verdict_of_an_unconfirmed_packet_is_met(
                 Verdict(
                     packet.id,
                     payload=payload and with_payload(packet, payload),
-                    expectation=requests.expectation(wanted),
+                    expectation=encoding.expectation(wanted),
                 )
             ]
         )
@@ -468,7 +468,7 @@ def test_verdict_sets_the_timeout_of_a_confirmed_entry(lab: Lab, queue: Queue) -
         flow.client.send(b"call")
         packet = take(queue)
         assert entry_of(packet).timeout < 301
-        queue.answer([Verdict(packet.id, conntrack=requests.entry_timeout(301))])
+        queue.answer([Verdict(packet.id, conntrack=encoding.entry_timeout(301))])
         assert flow.server.recv(100) == b"call"
         assert 299 <= lab.ctnetlink.get(flow.original).timeout <= 301
     assert queue.statistics.refused == 0
@@ -481,7 +481,7 @@ def test_repeated_packet_comes_back_confirmed_and_with_another_id(
         first, second = flow.expectation(), flow.expectation()
         flow.client.send(b"call")
         packet = take(queue)
-        attributes = requests.expectation(first)
+        attributes = encoding.expectation(first)
         queue.answer([Verdict(packet.id, Action.REPEAT, expectation=attributes)])
 
         again = take(queue)

@@ -15,6 +15,9 @@ import pytest
 from cthelper import nft
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy, Transport
 from cthelper.core.config import Config, DaemonConfig, HelperConfig
+from cthelper.core.daemon import ruleset
+from cthelper.core.daemon.retag import retag
+from cthelper.core.daemon.ruleset import registrations, unregister
 from cthelper.core.errors import (
     Busy,
     Invalid,
@@ -22,18 +25,14 @@ from cthelper.core.errors import (
     RestartNeeded,
     RulesetError,
 )
-from cthelper.core.live import setup
-from cthelper.core.live.cthelper import (
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.nfnetlink_cthelper import (
     HelperTable,
     NameTaken,
     Registration,
     kernel_module,
-    registrations,
 )
-from cthelper.core.live.ctnetlink import Ctnetlink
-from cthelper.core.live.library_queue import LibraryQueue
-from cthelper.core.live.retag import retag
-from cthelper.core.live.setup import unregister
+from cthelper.core.queue.library import LibraryQueue
 from tests.live.netlink_lab import Flow, tcp_flow
 from tests.live.world import CLIENT, SERVER, World
 
@@ -124,7 +123,7 @@ def inside(gateway: World) -> Iterator[None]:
 
 
 @pytest.fixture
-def ruleset(table: HelperTable, inside: None) -> Iterator[None]:
+def ruleset_removed(table: HelperTable, inside: None) -> Iterator[None]:
     """The test may install our ruleset, which must go before its helpers can."""
     yield
     nft.remove()
@@ -279,7 +278,7 @@ def test_check_registers_helpers_only_for_its_while(table: HelperTable) -> None:
     before = table.list()
     with pytest.raises(RulesetError, match="No such file or directory"):
         nft.check(CONFIG)
-    setup.check(CONFIG)
+    ruleset.check(CONFIG)
     assert in_order(table.list()) == in_order(before)
 
 
@@ -288,7 +287,7 @@ def test_check_leaves_registered_helpers_as_they_are(table: HelperTable) -> None
     limits = (Policy("data", 7, 77), Policy("brief", 8, 88))
     present = replace(WANTED[0], queue=9, policies=limits, enabled=True)
     table.put(present)
-    setup.check(CONFIG)
+    ruleset.check(CONFIG)
     assert named(table, LabHelper.name) == [present]
 
 
@@ -298,26 +297,26 @@ def test_check_of_a_wrong_ruleset_leaves_no_helpers(table: HelperTable) -> None:
     interface = "longer-than-sixteen"
     wrong = replace(HELPER_CONFIG, interfaces=(interface,))
     with pytest.raises(RulesetError, match="exceeds maximum"):
-        setup.check(Config(helpers={LabHelper.name: wrong}))
+        ruleset.check(Config(helpers={LabHelper.name: wrong}))
     assert named(table, LabHelper.name) == []
 
 
-@pytest.mark.usefixtures("ruleset")
+@pytest.mark.usefixtures("ruleset_removed")
 def test_install_and_remove_can_be_repeated(gateway: World, table: HelperTable) -> None:
     def tables() -> str:
         return gateway.gateway.run("nft", "list", "tables", check=True).stdout
 
     for _ in range(2):
-        assert setup.install(CONFIG, retag_flows=False) is None
+        assert ruleset.install(CONFIG, retag_flows=False) is None
         assert in_order(named(table, LabHelper.name)) == in_order(WANTED)
     assert f"table {nft.TABLE}\n" in tables()
     for _ in range(2):
-        setup.remove(CONFIG)
+        ruleset.remove(CONFIG)
         assert named(table, LabHelper.name) == []
     assert nft.TABLE not in tables()
 
 
-@pytest.mark.usefixtures("ruleset")
+@pytest.mark.usefixtures("ruleset_removed")
 def test_helpers_of_all_workers_are_registered_and_removed(table: HelperTable) -> None:
     several = replace(CONFIG, daemon=DaemonConfig(workers=3))
 
@@ -327,23 +326,23 @@ def test_helpers_of_all_workers_are_registered_and_removed(table: HelperTable) -
             found[each.name].add(each.queue)
         return dict(found)
 
-    setup.check(several)
+    ruleset.check(several)
     assert kept() == {}
-    setup.install(several, retag_flows=False)
+    ruleset.install(several, retag_flows=False)
     workers = {f"{LabHelper.name}.{number}": {QUEUE + number} for number in range(3)}
     assert kept() == workers
     # The ruleset of one process takes their place; they stay until the table goes.
-    setup.install(CONFIG, retag_flows=False)
+    ruleset.install(CONFIG, retag_flows=False)
     assert kept() == {**workers, LabHelper.name: {QUEUE}}
-    setup.remove(CONFIG)
+    ruleset.remove(CONFIG)
     assert kept() == {}
 
 
-@pytest.mark.usefixtures("ruleset")
+@pytest.mark.usefixtures("ruleset_removed")
 def test_flows_of_an_installed_ruleset_are_tracked_without_a_daemon(
     gateway: World,
 ) -> None:
-    setup.install(CONFIG, retag_flows=False)
+    ruleset.install(CONFIG, retag_flows=False)
     with (
         Flow(gateway, PORT) as flow,
         tcp_flow(gateway, PORT) as tcp,
@@ -355,24 +354,24 @@ def test_flows_of_an_installed_ruleset_are_tracked_without_a_daemon(
             assert entry.helper == LabHelper.name
 
 
-@pytest.mark.usefixtures("ruleset")
+@pytest.mark.usefixtures("ruleset_removed")
 def test_helpers_of_a_served_queue_stay_enabled_and_registered(
     table: HelperTable,
 ) -> None:
     enabled = [replace(each, enabled=True) for each in WANTED]
     with closing(LibraryQueue(QUEUE, 1 << 20)):
-        setup.install(CONFIG, retag_flows=False)
+        ruleset.install(CONFIG, retag_flows=False)
         assert in_order(named(table, LabHelper.name)) == in_order(enabled)
-        setup.remove(CONFIG)
+        ruleset.remove(CONFIG)
         assert in_order(named(table, LabHelper.name)) == in_order(enabled)
-    setup.remove(CONFIG)
+    ruleset.remove(CONFIG)
     assert named(table, LabHelper.name) == []
 
 
 # Tagging anew
 
 
-@pytest.mark.usefixtures("ruleset")
+@pytest.mark.usefixtures("ruleset_removed")
 def test_retag_deletes_untagged_udp_flows_to_the_helpers_ports_alone(
     gateway: World,
 ) -> None:
@@ -389,10 +388,10 @@ def test_retag_deletes_untagged_udp_flows_to_the_helpers_ports_alone(
     ):
         for flow in (udp4, udp6, other):
             flow.begin()
-        setup.install(config, retag_flows=False)
+        ruleset.install(config, retag_flows=False)
         assert ctnetlink.get(tagged.begin().original).helper == LabHelper.name
 
-        assert setup.install(config, retag_flows=True) == 2
+        assert ruleset.install(config, retag_flows=True) == 2
         for gone in (udp4, udp6):
             with pytest.raises(NotFound):
                 ctnetlink.get(gone.original)
@@ -400,7 +399,7 @@ def test_retag_deletes_untagged_udp_flows_to_the_helpers_ports_alone(
             assert ctnetlink.get(original).confirmed
         # The next packet begins the flow anew.
         assert ctnetlink.get(udp4.begin().original).helper == LabHelper.name
-        assert setup.install(config, retag_flows=True) == 0
+        assert ruleset.install(config, retag_flows=True) == 0
 
 
 @pytest.mark.usefixtures("inside")

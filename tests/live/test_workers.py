@@ -20,9 +20,9 @@ import pytest
 
 from cthelper.core.api import Policy
 from cthelper.core.cli import main
-from cthelper.core.live.cthelper import HelperTable, Registration
-from cthelper.core.live.ctnetlink import Ctnetlink
-from cthelper.core.live.library_queue import LibraryQueue
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
+from cthelper.core.queue.library import LibraryQueue
 from cthelper.core.tuples import Conntrack
 from tests.live.daemon import Daemon, disabled
 from tests.live.traffic import PORT, Echo, Pinger, asker, call, getport, wait_for

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from cthelper.core.api import Policy
-from cthelper.core.live.cthelper import FAMILIES, HelperTable, Registration
-from cthelper.core.live.setup import unregister
+from cthelper.core.daemon.ruleset import unregister
+from cthelper.core.netlink.nfnetlink_cthelper import FAMILIES, HelperTable, Registration
 from cthelper.core.offline.conntrack import State
 from cthelper.core.tuples import (
     Address,

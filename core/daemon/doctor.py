@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Can this machine run the daemon: each requirement, and how to mend it."""
+
+import enum
+import gzip
+import os
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cthelper import nft
+from cthelper.core.config import Config
+from cthelper.core.errors import NetlinkError, QueueError, RulesetError
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, kernel_module
+from cthelper.core.queue.backends import LIBRARY, NATIVE, choose
+from cthelper.core.queue.protocol import bound_queues
+
+_OLDEST_KERNEL: Final = (6, 1)
+_OLDEST_NFT: Final = (1, 0)
+_CAP_NET_ADMIN: Final = 12
+_FULL: Final = 0.8
+_OTHER_DAEMON: Final = "conntrackd"
+# Module, its configuration symbol, and what it is for.
+_MODULES: Final = (
+    ("nf_conntrack", "NF_CONNTRACK", "connection tracking"),
+    ("nf_conntrack_netlink", "NF_CT_NETLINK", "expectations"),
+    ("nfnetlink_cthelper", "NF_CT_NETLINK_HELPER", "helpers in user space"),
+    ("nfnetlink_queue", "NETFILTER_NETLINK_QUEUE", "packets to user space"),
+    ("nf_tables", "NF_TABLES", "rulesets"),
+    ("nft_ct", "NFT_CT", "rules that attach helpers"),
+)
+_GLUE: Final = "NETFILTER_NETLINK_GLUE_CT"
+
+
+class Health(enum.Enum):
+    """How a requirement stands; a failure keeps the daemon from running."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILURE = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One requirement: what was found and, where it is not ok, how to mend it."""
+
+    health: Health
+    what: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.health.value:<8} {self.what}"
+        return f"{text}: {self.mend}" if self.mend else text
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where the facts are read: `root` is the file system's, `release` the kernel's."""
+
+    root: Path = Path("/")
+    release: str = field(default_factory=lambda: os.uname().release)
+
+    def text(self, path: str) -> str | None:
+        """The text of a file below the root; None where it cannot be read."""
+        try:
+            return (self.root / path).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+
+    def number(self, path: str) -> int | None:
+        """The number in a file below the root; None where there is none."""
+        text = self.text(path)
+        return int(text) if text is not None and text.strip().isdigit() else None
+
+
+def examine(config: Config, host: Host) -> Iterator[Finding]:
+    """Every requirement of running with `config`, in the order of their importance."""
+    yield kernel(host)
+    yield privileges(host)
+    yield from modules(host)
+    yield glue(host)
+    yield nft_program()
+    yield queue_backend(config)
+    yield from names(config, host)
+    yield from queues(config)
+    yield orphans()
+    yield other_daemon(host)
+    yield events(host)
+    yield from fills(host)
+
+
+def kernel(host: Host) -> Finding:
+    """The kernel's version."""
+    found = re.match(r"(\d+)\.(\d+)", host.release)
+    oldest = ".".join(map(str, _OLDEST_KERNEL))
+    if found and (int(found[1]), int(found[2])) >= _OLDEST_KERNEL:
+        return Finding(Health.OK, f"kernel {host.release}")
+    return Finding(
+        Health.FAILURE,
+        f"kernel {host.release} is older than {oldest}",
+        f"boot Linux {oldest} or later",
+    )
+
+
+def privileges(host: Host) -> Finding:
+    """CAP_NET_ADMIN of this process."""
+    status = host.text("proc/self/status") or ""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    if found and int(found[1], 16) >> _CAP_NET_ADMIN & 1:
+        return Finding(Health.OK, "capability CAP_NET_ADMIN")
+    return Finding(Health.FAILURE, "capability CAP_NET_ADMIN is missing", "run as root")
+
+
+def modules(host: Host) -> Iterator[Finding]:
+    """The modules of the kernel: loaded, built in or there to be loaded."""
+    for module, symbol, purpose in _MODULES:
+        state = _module_state(host, module, symbol)
+        if state is None:
+            yield Finding(
+                Health.FAILURE,
+                f"kernel module {module} ({purpose}) is missing",
+                f"boot one with CONFIG_{symbol}, such as Debian's linux-image-amd64",
+            )
+        else:
+            yield Finding(Health.OK, f"kernel module {module} ({purpose}), {state}")
+
+
+def _module_state(host: Host, module: str, symbol: str) -> str | None:
+    if (host.root / "sys/module" / module).exists():
+        return "loaded"
+    folder = f"lib/modules/{host.release}"
+    file = re.compile(rf"/{module}\.ko\b")
+    for name, state in (("modules.builtin", "built in"), ("modules.dep", "loadable")):
+        if file.search(host.text(f"{folder}/{name}") or ""):
+            return state
+    return "built in" if f"CONFIG_{symbol}=y" in _kernel_config(host) else None
+
+
+def glue(host: Host) -> Finding:
+    """Conntrack entries in queue messages."""
+    configuration = _kernel_config(host)
+    if f"CONFIG_{_GLUE}=y" in configuration:
+        return Finding(Health.OK, "queued packets carry their conntrack entry")
+    mend = f"boot a kernel with CONFIG_{_GLUE}=y"
+    if configuration:
+        return Finding(
+            Health.FAILURE, "queued packets do not carry their conntrack entry", mend
+        )
+    return Finding(
+        Health.WARNING, "cannot tell whether queued packets carry conntrack", mend
+    )
+
+
+def _kernel_config(host: Host) -> str:
+    plain = host.text(f"boot/config-{host.release}")
+    if plain is not None:
+        return plain
+    try:
+        data = (host.root / "proc/config.gz").read_bytes()
+        return gzip.decompress(data).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def nft_program() -> Finding:
+    """The nft program and its version."""
+    oldest = ".".join(map(str, _OLDEST_NFT))
+    try:
+        text = nft.version()
+    except RulesetError as error:
+        what, _, mend = str(error).partition(": ")
+        return Finding(Health.FAILURE, what, mend)
+    found = re.search(r"v(\d+)\.(\d+)[\d.]*", text)
+    if found and (int(found[1]), int(found[2])) >= _OLDEST_NFT:
+        return Finding(Health.OK, f"nft {found[0]}")
+    return Finding(Health.FAILURE, f"{text!r} is too old", f"install nft {oldest}")
+
+
+def queue_backend(config: Config) -> Finding:
+    """What will read the queues, and why."""
+    try:
+        backend = choose(config.daemon.backend)
+    except QueueError as error:
+        what, _, mend = str(error).rpartition(": ")
+        return Finding(Health.FAILURE, what, mend)
+    what = f"queue backend {backend.name}: {backend.reason}"
+    if backend.name == NATIVE or config.daemon.backend == LIBRARY:
+        return Finding(Health.OK, what)
+    return Finding(
+        Health.WARNING,
+        what,
+        "for less CPU install gcc and python3-dev, then install cthelper again",
+    )
+
+
+def names(config: Config, host: Host) -> Iterator[Finding]:
+    """Whether the kernel's own helpers leave the configured names free."""
+    for name in config.by_kernel_name:
+        module = kernel_module(name)
+        if (host.root / "sys/module" / module).exists():
+            yield Finding(
+                Health.FAILURE,
+                f"helper name {name} is taken by the kernel module {module}",
+                f"rmmod {module}",
+            )
+        else:
+            yield Finding(Health.OK, f"helper name {name}")
+
+
+def queues(config: Config) -> Iterator[Finding]:
+    """Whether the configured queue numbers are free."""
+    bound = bound_queues()
+    for number in sorted(config.queues):
+        if number in bound:
+            yield Finding(
+                Health.FAILURE,
+                f"queue {number} is in use (netlink port {bound[number].port})",
+                "stop the other cthelper, or set another queue number",
+            )
+        else:
+            yield Finding(Health.OK, f"queue {number} is free")
+
+
+def orphans() -> Finding:
+    """Helpers that queue to nobody, as a daemon that was killed leaves them.
+
+    The kernel lets the packets of their flows pass but never confirms a new flow
+    (nf_confirm in nf_conntrack_proto.c): a stateful ruleset drops its replies.
+    """
+    try:
+        with closing(HelperTable()) as helpers:
+            served = bound_queues()
+            names = {
+                each.name
+                for each in helpers.list()
+                if each.enabled and each.queue not in served
+            }
+    except NetlinkError as error:
+        return Finding(
+            Health.WARNING, str(error), "run as root; load nfnetlink_cthelper"
+        )
+    if not names:
+        return Finding(Health.OK, "no helper queues to nobody")
+    return Finding(
+        Health.WARNING,
+        f"helpers queue to nobody, new flows break: {', '.join(sorted(names))}",
+        "`cthelper ruleset remove`, or start the daemon",
+    )
+
+
+def other_daemon(host: Host) -> Finding:
+    """Conntrackd, whose helpers have the same tasks."""
+    for path in (host.root / "proc").glob("[0-9]*/comm"):
+        try:
+            name = path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            continue  # it has ended meanwhile
+        if name == _OTHER_DAEMON:
+            return Finding(
+                Health.WARNING,
+                f"{_OTHER_DAEMON} is running (process {path.parent.name})",
+                "leave the helpers that cthelper serves out of its configuration",
+            )
+    return Finding(Health.OK, f"{_OTHER_DAEMON} is not running")
+
+
+def events(host: Host) -> Finding:
+    """The events that tell whether an expectation in a verdict was made."""
+    if host.number("proc/sys/net/netfilter/nf_conntrack_events") == 0:
+        return Finding(
+            Health.WARNING,
+            "conntrack events are off: expectations are counted as refused",
+            "sysctl -w net.netfilter.nf_conntrack_events=2",
+        )
+    return Finding(Health.OK, "conntrack events")
+
+
+def fills(host: Host) -> Iterator[Finding]:
+    """How full the tables of entries and of expectations are."""
+    folder = "proc/sys/net/netfilter"
+    yield _fill(
+        "nf_conntrack_max",
+        host.number(f"{folder}/nf_conntrack_count"),
+        host.number(f"{folder}/nf_conntrack_max"),
+    )
+    yield _fill(
+        "nf_conntrack_expect_max",
+        _expectations(),
+        host.number(f"{folder}/nf_conntrack_expect_max"),
+    )
+
+
+def _expectations() -> int | None:
+    try:
+        with closing(Ctnetlink()) as ctnetlink:
+            return len(ctnetlink.expectations())
+    except NetlinkError:
+        return None
+
+
+def _fill(name: str, used: int | None, limit: int | None) -> Finding:
+    if used is None or not limit:
+        return Finding(
+            Health.WARNING, f"{name}: cannot be read", "run as root; load nf_conntrack"
+        )
+    share = used / limit
+    what = f"{name}: {used} of {limit} used ({share:.0%})"
+    if share < _FULL:
+        return Finding(Health.OK, what)
+    return Finding(Health.WARNING, what, f"sysctl -w net.netfilter.{name}={limit * 2}")

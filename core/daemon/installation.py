@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel holds of a running cthelper: registered helpers, and the ruleset.
+
+A helper queues while it is enabled; so it is only while somebody serves its queue.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from cthelper import nft
+from cthelper.core.config import Config, plain_name
+from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.ruleset import unregister
+from cthelper.core.errors import CthelperError, RestartNeeded
+from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
+from cthelper.core.queue.protocol import bound_queues
+from cthelper.core.tuples import Transport
+
+
+class Installation:
+    """Registers helpers and loads the ruleset, and remembers what there is to undo.
+
+    Methods raise CthelperError; those that say so log it and go on.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._table = HelperTable()
+        self._leavings: list[Registration] = []
+        self._known: dict[tuple[str, int, Transport], Registration] = {}
+
+    def close(self) -> None:
+        """Close the socket; everything stays as it is."""
+        self._table.close()
+
+    def take_over(self, config: Config) -> None:
+        """Have what a daemon that was killed has left queue no more.
+
+        Between binding a queue and setting its copy mode the kernel drops what comes to
+        it (nfqnl_enqueue_packet in nfnetlink_queue.c), while packets for a queue that
+        nobody has bound pass. Where a queue is bound its daemon lives, and whoever
+        binds it will be told so.
+        """
+        bound = bound_queues()
+        self._leavings = [
+            each
+            for each in self._table.list()
+            if each.queue not in bound
+            and (each.queue in config.queues or plain_name(each.name) in config.helpers)
+        ]
+        self._put(replace(each, enabled=False) for each in self._leavings)
+        # Rules that queue are of a table whose helpers are registered.
+        if self._leavings and bound.keys().isdisjoint(config.queues):
+            nft.pause(config)
+
+    def install(self, wanted: Sequence[Registration], config: Config) -> None:
+        """Register the helpers, whose queues must be bound, and load the ruleset."""
+        try:
+            self._put(wanted)
+        except RestartNeeded:
+            # A daemon of another version left them, with other policies.
+            nft.remove()
+            unregister(self._table, self._leavings)
+            self._put(wanted)
+        nft.install(config)
+
+    def abandon(self) -> None:
+        """Unregister what was not there before `take_over`; logs what fails."""
+        before = {each.key for each in self._leavings}
+        added = [each for key, each in self._known.items() if key not in before]
+        self.attempt(lambda: unregister(self._table, added))
+
+    def change(
+        self,
+        wanted: Sequence[Registration],
+        config: Config,
+        load: Callable[[Callable[[], None]], None],
+    ) -> None:
+        """Have these registrations and this ruleset in the place of those before.
+
+        `load` is called with the step that loads the ruleset, which takes its time.
+        Where something fails it is all as it was before.
+        """
+        before = dict(self._known)
+        keys = {each.key for each in wanted}
+        try:
+            self._put(wanted)
+            load(lambda: nft.install(config))
+            self.disable(each for key, each in before.items() if key not in keys)
+        except CthelperError:
+            self.attempt(lambda: self._put(before.values()))
+            self.disable(each for key, each in self._known.items() if key not in before)
+            raise
+
+    def enable(self, wanted: Iterable[Registration]) -> None:
+        """Have these helpers queue, whose queues must be bound."""
+        self._put(wanted)
+
+    def disable(self, unwanted: Iterable[Registration]) -> None:
+        """Have these helpers queue no more; logs what fails.
+
+        They stay registered until the end: when a helper is unregistered the kernel
+        drops every packet that waits in any queue (nf_ct_iterate_destroy in
+        nf_conntrack_core.c).
+        """
+        for each in list(unwanted):
+            self.attempt(partial(self._put, [replace(each, enabled=False)]))
+
+    def disable_named(self, names: Collection[str]) -> None:
+        """Have the helpers of these names queue no more, whoever registered them."""
+        self.disable(each for each in self._table.list() if each.name in names)
+
+    def stop(self, config: Config) -> None:
+        """Have no helper queue any more, in either mode; logs what fails."""
+        self.disable(self._known.values())
+        if config.chained:
+            self.attempt(lambda: nft.pause(config))
+
+    def remove(self) -> None:
+        """Delete the ruleset and unregister all helpers; logs what fails.
+
+        Let no packet wait in a queue meanwhile.
+        """
+        self.attempt(nft.remove)
+        self.attempt(lambda: unregister(self._table, list(self._known.values())))
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Take a step after which others are wanted even where it fails."""
+        try:
+            step()
+        except CthelperError as error:
+            self._log.event("step-failed", "error", detail=str(error))
+
+    def _put(self, wanted: Iterable[Registration]) -> None:
+        """Register or update helpers; all of them are unregistered at the end."""
+        for registration in wanted:
+            self._table.put(registration)
+            self._known[registration.key] = registration

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``cthelper ruleset`` does to the kernel: registrations and table together."""
+
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from typing import Final
+
+from cthelper import nft
+from cthelper.core.config import Config, HelperConfig, plain_name
+from cthelper.core.daemon.retag import retag
+from cthelper.core.errors import Busy
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.nfnetlink_cthelper import FAMILIES, HelperTable, Registration
+from cthelper.core.queue.protocol import bound_queues
+
+# nft frees a table's objects a moment after it answers (a work queue of nf_tables).
+_RELEASE_SECONDS: Final = 5.0
+_RELEASE_PAUSE: Final = 0.02
+
+
+def registrations(
+    helpers: Iterable[HelperConfig], *, enabled: bool
+) -> list[Registration]:
+    """The registrations that these helpers need: a family and a transport each.
+
+    In chain mode none is ever enabled: then the kernel would queue, too.
+    """
+    return [
+        Registration(
+            name=config.kernel_name,
+            family=family,
+            transport=transport,
+            queue=config.queue,
+            policies=config.policies,
+            enabled=enabled and not config.chained,
+        )
+        for config in helpers
+        for family in FAMILIES
+        for transport in sorted(config.helper.transports)
+    ]
+
+
+def check(config: Config) -> None:
+    """Have the kernel check the ruleset.
+
+    Helpers that are registered stay as they are, so that a running daemon's limits do
+    not change; the others are registered while it checks. Raises CthelperError.
+    """
+    with closing(HelperTable()) as helpers:
+        present = {each.key for each in helpers.list()}
+        added = [
+            each
+            for each in registrations(config.served, enabled=False)
+            if each.key not in present
+        ]
+        try:
+            for registration in added:
+                helpers.put(registration)
+            nft.check(config)
+        finally:
+            unregister(helpers, added)
+
+
+def install(config: Config, *, retag_flows: bool) -> int | None:
+    """Register the helpers and load the ruleset.
+
+    A helper whose queue nobody serves is registered disabled, for the daemon to enable.
+    How many conntrack entries were deleted to be tagged anew, or None where that was
+    not asked for. Raises CthelperError.
+    """
+    served = bound_queues()
+    with closing(HelperTable()) as helpers:
+        for each in registrations(config.served, enabled=True):
+            enabled = each.enabled and each.queue in served
+            helpers.put(replace(each, enabled=enabled))
+    nft.install(config)
+    if not retag_flows:
+        return None
+    with closing(Ctnetlink()) as ctnetlink:
+        return retag(ctnetlink, config.helpers.values())
+
+
+def remove(config: Config) -> None:
+    """Delete the table, and the helpers whose queue nobody serves.
+
+    Raises CthelperError.
+    """
+    nft.remove()
+    served = bound_queues()
+    names = config.helpers.keys()
+    with closing(HelperTable()) as helpers:
+        unregister(
+            helpers,
+            [
+                each
+                for each in helpers.list()
+                if plain_name(each.name) in names and each.queue not in served
+            ],
+        )
+
+
+def unregister(helpers: HelperTable, unwanted: Iterable[Registration]) -> None:
+    """Unregister helpers, waiting for nft to let go of them. Raises NetlinkError.
+
+    Let no packet wait in a queue meanwhile: when a helper goes, the kernel drops them
+    all (nf_ct_iterate_destroy in nf_conntrack_core.c).
+    """
+    for registration in unwanted:
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while True:
+            try:
+                helpers.delete(registration)
+                break
+            except Busy:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_RELEASE_PAUSE)

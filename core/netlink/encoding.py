@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Netlink attributes encoded by hand, for what is asked with packets or flows.
+
+The counterpart of decoding.py: pyroute2's declarations (messages.py) say the same
+some hundred times slower, and a test holds the two against each other byte for byte.
+"""
+
+import struct
+from typing import Final
+
+from cthelper.core.netlink.decoding import (
+    EXP_CLASS,
+    EXP_FLAGS,
+    EXP_FN,
+    EXP_HELP_NAME,
+    EXP_MASK,
+    EXP_MASTER,
+    EXP_NAT,
+    EXP_TIMEOUT,
+    EXP_TUPLE,
+    EXP_ZONE,
+    NAT_DIR,
+    NAT_TUPLE,
+    PERMANENT,
+)
+from cthelper.core.tuples import (
+    ORIGINAL,
+    Expectation,
+    Translation,
+    Transport,
+    Tuple,
+)
+
+# include/uapi/linux/netfilter/nfnetlink_conntrack.h
+_ORIG, _HELP, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 5, 7, 8, 18, 21
+_HELP_NAME: Final = 1
+
+_NESTED: Final = 0x8000
+_FOLLOW_MASTER: Final = b"nat-follow-master\0"  # net/netfilter/nf_nat_core.c
+
+_ATTRIBUTE = struct.Struct("=HH")
+_U16 = struct.Struct("=HH2s2x")
+_U32 = struct.Struct("=HH4s")
+# CTA_TUPLE_IP with two addresses, and CTA_TUPLE_PROTO with number and ports.
+_IPV4 = struct.Struct("=HHHH4sHH4s")
+_IPV6 = struct.Struct("=HHHH16sHH16s")
+_PROTO = struct.Struct("=HHHHB3xHH2s2xHH2s2x")
+
+_FULL: Final = b"\xff\xff"
+_NONE: Final = b"\0\0"
+
+
+def entry_key(original: Tuple, zone: int) -> bytes:
+    """What names a conntrack entry: CTA_TUPLE_ORIG, and CTA_ZONE where it has one."""
+    key = _tuple(_ORIG, original)
+    return key + _u16(_ZONE, zone) if zone else key
+
+
+def entry_timeout(seconds: int) -> bytes:
+    """CTA_TIMEOUT."""
+    return _u32(_TIMEOUT, seconds)
+
+
+def entry_mark(value: int, mask: int) -> bytes:
+    """CTA_MARK of which the bits of `mask` are to be written."""
+    return _u32(_MARK, value) + _u32(_MARK_MASK, mask)
+
+
+def entry_helper(name: str) -> bytes:
+    """CTA_HELP with the name of a helper; empty: none."""
+    return _nested(_HELP, _attribute(_HELP_NAME, name.encode("ascii") + b"\0"))
+
+
+def master(original: Tuple) -> bytes:
+    """CTA_EXPECT_MASTER, which stands before the expectation's own attributes."""
+    return _tuple(EXP_MASTER, original)
+
+
+def expectation(value: Expectation) -> bytes:
+    """The attributes of an expectation, all but its master."""
+    end = value.destination
+    packed = end.address.packed
+    port = end.port.to_bytes(2)
+    if value.source is None:
+        source = mask = bytes(len(packed))
+    else:
+        source = value.source.network_address.packed
+        mask = value.source.netmask.packed
+    from_port, from_mask = _NONE, _NONE
+    if value.source_port is not None:
+        from_port, from_mask = value.source_port.to_bytes(2), _FULL
+    transport = value.transport
+    parts = [
+        _sides(EXP_TUPLE, source, packed, transport, from_port, port),
+        # The kernel reads no mask of the destination: it is exact.
+        _sides(EXP_MASK, mask, b"\xff" * len(packed), transport, from_mask, _FULL),
+        # The kernel takes the policy's timeout whatever stands here, but wants it.
+        _u32(EXP_TIMEOUT, value.timeout),
+    ]
+    if value.helper is not None:
+        parts += [
+            _attribute(EXP_HELP_NAME, value.helper.encode("ascii") + b"\0"),
+            _u32(EXP_CLASS, value.class_),
+        ]
+    if value.zone:
+        parts.append(_u16(EXP_ZONE, value.zone))
+    parts.append(_u32(EXP_FLAGS, PERMANENT if value.permanent else 0))
+    if value.translation is not None:
+        # One without the other leads to port 0, or to no translation.
+        parts += [
+            _translation(value.translation, transport, len(packed)),
+            _attribute(EXP_FN, _FOLLOW_MASTER),
+        ]
+    return b"".join(parts)
+
+
+def _translation(value: Translation, transport: Transport, size: int) -> bytes:
+    """Direction and port of CTA_EXPECT_NAT; the rest of its tuple is not read."""
+    nowhere = bytes(size)
+    port = value.port.to_bytes(2)
+    return _nested(
+        EXP_NAT,
+        _u32(NAT_DIR, 0 if value.direction is ORIGINAL else 1)
+        + _sides(NAT_TUPLE, nowhere, nowhere, transport, port, _NONE),
+    )
+
+
+def _tuple(kind: int, value: Tuple) -> bytes:
+    ours, theirs = value.source, value.destination
+    return _sides(
+        kind,
+        ours.address.packed,
+        theirs.address.packed,
+        value.transport,
+        ours.port.to_bytes(2),
+        theirs.port.to_bytes(2),
+    )
+
+
+def _sides(
+    kind: int,
+    source: bytes,
+    destination: bytes,
+    transport: Transport,
+    source_port: bytes,
+    destination_port: bytes,
+) -> bytes:
+    """A tuple of an attribute's type; nested ones must say that they are."""
+    if len(source) == 4:
+        ip = _IPV4.pack(20, 0x8001, 8, 1, source, 8, 2, destination)
+    else:
+        ip = _IPV6.pack(44, 0x8001, 20, 3, source, 20, 4, destination)
+    ports = _PROTO.pack(
+        *(28, 0x8002, 5, 1, transport, 6, 2, source_port, 6, 3, destination_port)
+    )
+    return _ATTRIBUTE.pack(len(ip) + 32, _NESTED | kind) + ip + ports
+
+
+def _nested(kind: int, value: bytes) -> bytes:
+    return _attribute(_NESTED | kind, value)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + bytes(-len(value) % 4)
+
+
+def _u16(kind: int, value: int) -> bytes:
+    return _U16.pack(6, kind, value.to_bytes(2))
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return _U32.pack(8, kind, value.to_bytes(4))

@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Each finding of the doctor, on hosts that are folders."""
+
+import gzip
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cthelper import nft
+from cthelper.core.config import Config, DaemonConfig, parse
+from cthelper.core.daemon import doctor
+from cthelper.core.daemon.doctor import Finding, Health, Host
+from cthelper.core.errors import RulesetError
+from cthelper.core.queue import protocol
+from cthelper.core.registry import builtin_helpers
+
+OK, WARNING, FAILURE = Health.OK, Health.WARNING, Health.FAILURE
+RELEASE = "6.1.0-test"
+SYSCTL = "proc/sys/net/netfilter"
+
+
+def config(settings: str = "") -> Config:
+    helpers = builtin_helpers()
+    two = {name: helpers[name] for name in ("mdns", "sunrpc")}
+    return parse(settings, Path("test.toml"), two)
+
+
+class Folder:
+    """A host's files below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def host(self) -> Host:
+        return Host(self.root, RELEASE)
+
+    def write(self, path: str, content: str | bytes = "") -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        data = content.encode() if isinstance(content, str) else content
+        file.write_bytes(data)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_finding_is_a_line_with_its_mending_text() -> None:
+    assert str(Finding(OK, "all well")) == "ok       all well"
+    assert str(Finding(WARNING, "nearly full", "empty it")) == (
+        "warning  nearly full: empty it"
+    )
+    assert str(Finding(FAILURE, "gone", "get it")) == "FAIL     gone: get it"
+
+
+def test_files_that_are_not_there_have_neither_text_nor_number(folder: Folder) -> None:
+    assert folder.host.text("absent") is None
+    assert folder.host.number("absent") is None
+    folder.write("words", "many\n")
+    assert folder.host.number("words") is None
+    folder.write("number", "42\n")
+    assert folder.host.number("number") == 42
+
+
+# The kernel.
+
+
+@pytest.mark.parametrize(
+    ("release", "health"),
+    [
+        ("6.1.0-56-amd64", OK),
+        ("6.10.3", OK),
+        ("7.0", OK),
+        ("6.0.19", FAILURE),
+        ("5.15.0-1-cloud", FAILURE),
+        ("unknown", FAILURE),
+    ],
+)
+def test_kernel_is_6_1_or_later(release: str, health: Health) -> None:
+    finding = doctor.kernel(Host(release=release))
+    assert finding.health is health
+    assert release in finding.what
+    assert finding.mend == ("" if health is OK else "boot Linux 6.1 or later")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "health"),
+    [
+        ("000001ffffffffff", OK),
+        ("0000000000001000", OK),
+        ("0000000000000000", FAILURE),
+        ("000001ffffffefff", FAILURE),
+    ],
+    ids=["all", "the one", "none", "all but the one"],
+)
+def test_process_has_the_capability(
+    folder: Folder, capabilities: str, health: Health
+) -> None:
+    folder.write(
+        "proc/self/status",
+        f"Name:\tcthelper\nCapPrm:\t000001ffffffffff\nCapEff:\t{capabilities}\n"
+        "CapBnd:\t000001ffffffffff\n",
+    )
+    finding = doctor.privileges(folder.host)
+    assert finding.health is health
+    assert "CAP_NET_ADMIN" in finding.what
+    assert finding.mend == ("" if health is OK else "run as root")
+
+
+def test_capability_that_cannot_be_read_is_a_failure(folder: Folder) -> None:
+    assert doctor.privileges(folder.host).health is FAILURE
+
+
+MODULES = [
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nfnetlink_cthelper",
+    "nfnetlink_queue",
+    "nf_tables",
+    "nft_ct",
+]
+
+
+def modules(folder: Folder) -> dict[str, Finding]:
+    """The findings by module."""
+    return {
+        finding.what.removeprefix("kernel module ").split()[0]: finding
+        for finding in doctor.modules(folder.host)
+    }
+
+
+def test_missing_modules_are_failures_that_name_their_symbol(folder: Folder) -> None:
+    found = modules(folder)
+    assert list(found) == MODULES
+    assert all(each.health is FAILURE for each in found.values())
+    assert str(found["nfnetlink_cthelper"]) == (
+        "FAIL     kernel module nfnetlink_cthelper (helpers in user space) is missing: "
+        "boot one with CONFIG_NF_CT_NETLINK_HELPER, such as Debian's linux-image-amd64"
+    )
+
+
+def test_modules_are_found_wherever_they_are(folder: Folder) -> None:
+    folder.write("sys/module/nf_conntrack/refcnt", "1")
+    folder.write(
+        f"lib/modules/{RELEASE}/modules.builtin",
+        "kernel/net/netfilter/nf_conntrack_netlink.ko\n",
+    )
+    folder.write(
+        f"lib/modules/{RELEASE}/modules.dep",
+        "kernel/net/netfilter/nfnetlink_cthelper.ko.xz: kernel/net/x/nft_ct2.ko\n"
+        "kernel/net/netfilter/nfnetlink_queue.ko: kernel/net/netfilter/nfnetlink.ko\n",
+    )
+    folder.write(f"boot/config-{RELEASE}", "CONFIG_NF_TABLES=y\nCONFIG_NFT_CT=m\n")
+    found = modules(folder)
+    assert {name: each.health for name, each in found.items()} == {
+        **dict.fromkeys(MODULES, OK),
+        "nft_ct": FAILURE,
+    }
+    states = [each.what.split(", ")[-1] for each in found.values()]
+    assert states[:5] == ["loaded", "built in", "loadable", "loadable", "built in"]
+
+
+GLUE = "CONFIG_NETFILTER_NETLINK_GLUE_CT"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "health", "what", "mend"),
+    [
+        (f"{GLUE}=y\n", OK, "queued packets carry their conntrack entry", ""),
+        (
+            f"# {GLUE} is not set\n",
+            FAILURE,
+            "queued packets do not carry their conntrack entry",
+            f"boot a kernel with {GLUE}=y",
+        ),
+        (
+            None,
+            WARNING,
+            "cannot tell whether queued packets carry conntrack",
+            f"boot a kernel with {GLUE}=y",
+        ),
+    ],
+    ids=["set", "not set", "no configuration"],
+)
+@pytest.mark.parametrize("compressed", [False, True], ids=["boot", "proc"])
+def test_queued_packets_carry_conntrack(
+    folder: Folder,
+    configuration: str | None,
+    health: Health,
+    what: str,
+    mend: str,
+    compressed: bool,
+) -> None:
+    if configuration is not None:
+        if compressed:
+            folder.write("proc/config.gz", gzip.compress(configuration.encode()))
+        else:
+            folder.write(f"boot/config-{RELEASE}", configuration)
+    assert doctor.glue(folder.host) == Finding(health, what, mend)
+
+
+# Programs.
+
+
+@pytest.mark.parametrize(
+    ("version", "finding"),
+    [
+        ("nftables v1.0.6 (Lester Gooch #5)", Finding(OK, "nft v1.0.6")),
+        ("nftables v1.1.0 (Commodore)", Finding(OK, "nft v1.1.0")),
+        (
+            "nftables v0.9.8 (E.D.S.)",
+            Finding(
+                FAILURE, "'nftables v0.9.8 (E.D.S.)' is too old", "install nft 1.0"
+            ),
+        ),
+    ],
+    ids=["1.0.6", "1.1.0", "0.9.8"],
+)
+def test_nft_is_1_0_or_later(
+    monkeypatch: pytest.MonkeyPatch, version: str, finding: Finding
+) -> None:
+    monkeypatch.setattr(nft, "version", lambda: version)
+    assert doctor.nft_program() == finding
+
+
+def test_missing_nft_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> str:
+        raise RulesetError("nft is not installed: apt-get install nftables")
+
+    monkeypatch.setattr(nft, "version", absent)
+    expected = Finding(FAILURE, "nft is not installed", "apt-get install nftables")
+    assert doctor.nft_program() == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "native", "library", "health", "what"),
+    [
+        ("auto", True, True, OK, "queue backend native: the extension in C is there"),
+        ("auto", True, False, OK, "queue backend native: the extension in C is there"),
+        ("auto", False, True, WARNING, "queue backend netfilterqueue: the extension"),
+        ("auto", False, False, FAILURE, "no queue backend"),
+        ("native", True, True, OK, "queue backend native: it is configured"),
+        ("native", False, True, FAILURE, "the native queue backend cannot be used"),
+        ("netfilterqueue", True, True, OK, "queue backend netfilterqueue: it is conf"),
+        ("netfilterqueue", True, False, FAILURE, "no queue backend: it is configured"),
+    ],
+)
+def test_queue_backend_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    native: bool,
+    library: bool,
+    health: Health,
+    what: str,
+) -> None:
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: object() if library else None
+    )
+    module = SimpleNamespace(NativeQueue=None, wait=None) if native else None
+    monkeypatch.setitem(sys.modules, "cthelper.core.queue.native", module)
+    monkeypatch.delattr("cthelper.core.queue.native", raising=False)
+    if native:
+        monkeypatch.setattr("cthelper.core.queue.native", module, raising=False)
+    daemon = DaemonConfig(backend=wanted)
+    finding = doctor.queue_backend(Config(daemon=daemon, helpers={}))
+    assert finding.health is health
+    assert finding.what.startswith(what)
+    assert bool(finding.mend) is (health is not OK)
+
+
+# What others hold.
+
+
+def test_names_are_free(folder: Folder) -> None:
+    assert list(doctor.names(config(), folder.host)) == [
+        Finding(OK, "helper name mdns"),
+        Finding(OK, "helper name sunrpc"),
+    ]
+
+
+def test_name_that_a_kernel_module_serves_is_a_failure(folder: Folder) -> None:
+    folder.write("sys/module/nf_conntrack_sunrpc/refcnt", "0")
+    _, finding = doctor.names(config(), folder.host)
+    assert str(finding) == (
+        "FAIL     helper name sunrpc is taken by the kernel module "
+        "nf_conntrack_sunrpc: rmmod nf_conntrack_sunrpc"
+    )
+
+
+def test_names_of_disabled_helpers_do_not_matter(folder: Folder) -> None:
+    folder.write("sys/module/nf_conntrack_sunrpc/refcnt", "0")
+    only = config("[helpers.sunrpc]\nenabled = false\n")
+    assert [each.health for each in doctor.names(only, folder.host)] == [OK]
+
+
+def test_queue_that_is_bound_is_a_failure(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write("queues", " 2077  31621     0 2 65531     0     0        0  1\n")
+    monkeypatch.setattr(protocol, "PROC", folder.root / "queues")
+    found = doctor.queues(config("[helpers.sunrpc]\nqueue = 9\n"))
+    assert list(map(str, found)) == [
+        "ok       queue 9 is free",
+        "FAIL     queue 2077 is in use (netlink port 31621): "
+        "stop the other cthelper, or set another queue number",
+    ]
+
+
+def test_names_and_queues_of_all_workers_are_looked_at(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write("queues", " 2079  31621     0 2 65531     0     0        0  1\n")
+    monkeypatch.setattr(protocol, "PROC", folder.root / "queues")
+    workers = config("daemon.workers = 3\nhelpers.mdns.enabled = false\n")
+    # The kernel's own helper has the plain name, which workers leave free.
+    folder.write("sys/module/nf_conntrack_sunrpc/refcnt", "0")
+    assert list(doctor.names(workers, folder.host)) == [
+        Finding(OK, f"helper name sunrpc.{worker}") for worker in range(3)
+    ]
+    found = [each.what for each in doctor.queues(workers)]
+    assert found == [
+        "queue 2077 is free",
+        "queue 2078 is free",
+        "queue 2079 is in use (netlink port 31621)",
+    ]
+
+
+def test_conntrackd_that_runs_is_a_warning(folder: Folder) -> None:
+    folder.write("proc/7/comm", "conntrack\n")
+    assert doctor.other_daemon(folder.host) == Finding(OK, "conntrackd is not running")
+    folder.write("proc/4711/comm", "conntrackd\n")
+    finding = doctor.other_daemon(folder.host)
+    assert finding.health is WARNING
+    assert finding.what == "conntrackd is running (process 4711)"
+    assert "leave the helpers" in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("value", "health"), [("0", WARNING), ("1", OK), ("2", OK), (None, OK)]
+)
+def test_events_that_are_off_are_a_warning(
+    folder: Folder, value: str | None, health: Health
+) -> None:
+    if value is not None:
+        folder.write(f"{SYSCTL}/nf_conntrack_events", f"{value}\n")
+    finding = doctor.events(folder.host)
+    assert finding.health is health
+    if health is WARNING:
+        assert finding.mend == "sysctl -w net.netfilter.nf_conntrack_events=2"
+
+
+# How full the tables are.
+
+
+@pytest.mark.parametrize(
+    ("used", "health"), [(0, OK), (799, OK), (800, WARNING), (1000, WARNING)]
+)
+def test_conntrack_table_is_full_at_80_percent(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, used: int, health: Health
+) -> None:
+    monkeypatch.setattr(doctor, "_expectations", lambda: 0)
+    folder.write(f"{SYSCTL}/nf_conntrack_count", f"{used}\n")
+    folder.write(f"{SYSCTL}/nf_conntrack_max", "1000\n")
+    finding, _ = doctor.fills(folder.host)
+    assert finding.health is health
+    assert finding.what.startswith(f"nf_conntrack_max: {used} of 1000 used (")
+    assert finding.mend == (
+        "" if health is OK else "sysctl -w net.netfilter.nf_conntrack_max=2000"
+    )
+
+
+@pytest.mark.parametrize(("used", "health"), [(0, OK), (40, OK), (52, WARNING)])
+def test_expectation_table_is_full_at_80_percent(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, used: int, health: Health
+) -> None:
+    monkeypatch.setattr(doctor, "_expectations", lambda: used)
+    folder.write(f"{SYSCTL}/nf_conntrack_expect_max", "64\n")
+    _, finding = doctor.fills(folder.host)
+    assert finding.health is health
+    assert finding.mend == (
+        "" if health is OK else "sysctl -w net.netfilter.nf_conntrack_expect_max=128"
+    )
+
+
+def test_tables_that_cannot_be_read_are_warnings(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_expectations", lambda: None)
+    folder.write(f"{SYSCTL}/nf_conntrack_expect_max", "64\n")
+    folder.write(f"{SYSCTL}/nf_conntrack_count", "64\n")
+    folder.write(f"{SYSCTL}/nf_conntrack_max", "0\n")
+    expected = [
+        Finding(WARNING, f"{name}: cannot be read", "run as root; load nf_conntrack")
+        for name in ("nf_conntrack_max", "nf_conntrack_expect_max")
+    ]
+    assert list(doctor.fills(folder.host)) == expected
+
+
+def test_examination_ends_on_an_empty_host_and_whatever_is_wrong_has_its_mending(
+    folder: Folder,
+) -> None:
+    found = list(doctor.examine(config(), folder.host))
+    assert len(found) >= len(MODULES) + 10
+    assert all(each.mend for each in found if each.health is not OK)
+    assert FAILURE in [each.health for each in found]
