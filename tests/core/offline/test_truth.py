@@ -39,7 +39,9 @@ pytestmark = pytest.mark.skipif(not TABLES, reason="no captures beside the proje
 # The rows of the protocols that have a helper. The address of an RPC answer is that of
 # its sender.
 _RPC: Final = re.compile(r"(?:RPCB|PMAP).*(tcp|udp) (?:port |\S+:)(\d+)$")
-_FTP: Final = re.compile(r"FTP (?:PORT|EPRT|227 PASV|229 EPSV) tcp (\S+):(\d+)$")
+_FTP: Final = re.compile(
+    r"FTP (?:PORT|EPRT|227 PASV|229 EPSV)(?: \(\S+\))? tcp (\S+):(\d+)$"
+)
 _SECTION: Final = re.compile(r"## (\S+\.pcap(?:ng)?) ")
 _ROW: Final = re.compile(r"\| (\d+) \| (\S+)>\S+ \| (.*?) \| (.*?) \|$")
 _MET: Final = re.compile(r"YES frame (\d+) ")
