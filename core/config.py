@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TOML to frozen dataclasses. Every error names file, key, value and what is allowed.
+"""What the configuration's keys mean: TOML to frozen dataclasses.
 
 A missing key has its default; an unknown one is an error. ``cthelper.toml`` beside this
 module shows every key.
@@ -7,31 +7,29 @@ module shows every key.
 
 import os
 import re
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from cthelper.core.api import (
     Helper,
     Hook,
     Network,
-    Option,
     OptionValue,
     Policy,
     Prefilter,
 )
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS, IN_ALL, Rules
+from cthelper.core.tables import Table, one_of, read_document
 from cthelper.core.tuples import Address, Tuple
 
 DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
 DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 
-_T = TypeVar("_T")
 # Expectations a minute, far above what a kernel's table holds.
 _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
@@ -45,7 +43,6 @@ _EVERYWHERE: Final[tuple[Network, ...]] = (
     IPv4Network("0.0.0.0/0"),
     IPv6Network("::/0"),
 )
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 # What the kernel takes as an interface's name (dev_valid_name in net/core/dev.c) and
 # nft between quotes; a * at the end matches the rest.
 _INTERFACE = re.compile(r"[!-~]{1,15}")
@@ -233,7 +230,7 @@ def plugin_folder(path: Path | None) -> Path | None:
     there; the default one need not be.
     """
     text, path = _read(path)
-    table = _Table(path, "", _document(text, path)).table("plugins")
+    table = read_document(text, path).table("plugins")
     folder = _folder(table)
     # Path.is_dir() raises where a folder above must not be read.
     if folder is None or os.path.isdir(folder):
@@ -259,7 +256,7 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
 
     Raises ConfigError.
     """
-    root = _Table(path, "", _document(text, path))
+    root = read_document(text, path)
     daemon = _daemon(root.table("daemon"))
     guard = root.table("guard")
     denied = guard.list_of("denied_ports", _port, tuple(sorted(DENIED_PORTS)))
@@ -353,130 +350,7 @@ def _check_workers(path: Path, config: Config) -> None:
             )
 
 
-def _document(text: str, path: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        # TOMLDecodeError is a ValueError; plain ones are of numbers without end.
-        raise _syntax_error(path, text, error) from None
-
-
-def _syntax_error(path: Path, text: str, error: Exception) -> ConfigError:
-    found = re.search(r"at line (\d+)", str(error))
-    lines = text.splitlines()
-    number = int(found[1]) if found else len(lines)
-    line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
-    return ConfigError(path, f"line {number}", line, f"not TOML: {error}")
-
-
-class _Table:
-    """One TOML table: hands out its keys once and refuses those nobody asked for."""
-
-    def __init__(self, path: Path, name: str, values: dict[str, object]) -> None:
-        self._path = path
-        self._name = name
-        self._values = dict(values)
-        self._known: list[str] = []
-
-    def error(self, key: str, value: object, allowed: str) -> ConfigError:
-        return ConfigError(self._path, self._full(key), value, allowed)
-
-    def table(self, key: str) -> "_Table":
-        value = self._pop(key, {})
-        if not isinstance(value, dict):
-            raise self.error(key, value, f"must be a table [{self._full(key)}]")
-        return _Table(self._path, self._full(key), value)
-
-    def integer(self, key: str, default: int, low: int, high: int) -> int:
-        value = self._pop(key, default)
-        if type(value) is not int or not low <= value <= high:
-            raise self.error(key, value, f"must be a number from {low} to {high}")
-        return value
-
-    def boolean(self, key: str, *, default: bool) -> bool:
-        value = self._pop(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, value, "must be true or false")
-        return value
-
-    def text(self, key: str, default: str) -> str:
-        value = self._pop(key, default)
-        if not isinstance(value, str):
-            raise self.error(key, value, "must be a string")
-        return value
-
-    def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
-        value = self._pop(key, default)
-        if not isinstance(value, str) or value not in choices:
-            raise self.error(key, value, "must be one of " + ", ".join(choices))
-        return value
-
-    def option(self, option: Option[Any]) -> OptionValue:
-        if isinstance(option.default, tuple):
-            read = option.element or _one_of(option.choices)
-            return self.list_of(option.name, read, option.default)
-        value = self._pop(option.name, option.default)
-        kind = type(option.default)
-        if type(value) is not kind:
-            names = {bool: "true or false", int: "a number", str: "a string"}
-            raise self.error(option.name, value, f"must be {names[kind]}")
-        assert isinstance(value, bool | int | str)  # noqa: S101 - kind is one of them
-        if option.choices and value not in option.choices:
-            allowed = ", ".join(str(each) for each in option.choices)
-            raise self.error(option.name, value, f"must be one of {allowed}")
-        return value
-
-    def list_of(
-        self, key: str, read: Callable[[object], _T], default: tuple[_T, ...]
-    ) -> tuple[_T, ...]:
-        """A list whose elements `read` takes.
-
-        `read` raises ValueError with what is allowed. No element may stand twice.
-        """
-        if key not in self._values:
-            self._known.append(key)
-            return default
-        values = self._pop(key, [])
-        if not isinstance(values, list):
-            raise self.error(key, values, "must be a list")
-        result: list[_T] = []
-        for value in values:
-            try:
-                element = read(value)
-            except ValueError as error:
-                raise self.error(key, value, str(error)) from None
-            if element in result:
-                raise self.error(key, value, "stands there twice")
-            result.append(element)
-        return tuple(result)
-
-    def close(self) -> None:
-        """Raise ConfigError where a key is left that nothing has read."""
-        for key, value in self._values.items():
-            allowed = ", ".join(self._known) or "none"
-            raise self.error(key, value, f"unknown key, known are {allowed}")
-
-    def _pop(self, key: str, default: object) -> object:
-        self._known.append(key)
-        return self._values.pop(key, default)
-
-    def _full(self, key: str) -> str:
-        # A quoted key may hold anything, such as a dot or the end of a line.
-        shown = key if _BARE_KEY.fullmatch(key) else repr(key)
-        return f"{self._name}.{shown}" if self._name else shown
-
-
-def _one_of(choices: tuple[_T, ...]) -> Callable[[object], _T]:
-    def read(value: object) -> _T:
-        for choice in choices:
-            if type(value) is type(choice) and value == choice:
-                return choice
-        raise ValueError(f"must be one of {', '.join(map(str, choices))}")
-
-    return read
-
-
-def _folder(table: _Table) -> Path | None:
+def _folder(table: Table) -> Path | None:
     text = table.text("folder", str(DEFAULT_PLUGINS))
     folder = Path(text)
     if text and not folder.is_absolute():
@@ -484,7 +358,7 @@ def _folder(table: _Table) -> Path | None:
     return folder if text else None
 
 
-def _daemon(table: _Table) -> DaemonConfig:
+def _daemon(table: Table) -> DaemonConfig:
     plain = DaemonConfig()
     daemon = DaemonConfig(
         queue=table.integer("queue", plain.queue, 0, 0xFFFF),
@@ -514,7 +388,7 @@ def _daemon(table: _Table) -> DaemonConfig:
 
 
 def _helper(
-    table: _Table,
+    table: Table,
     helper: type[Helper],
     daemon: DaemonConfig,
     denied: tuple[int, ...],
@@ -525,7 +399,7 @@ def _helper(
     if not ports:
         raise table.error("ports", [], "must name a port; enabled = false turns it off")
     own = tuple(hook.value for hook in helper.hooks)
-    hooks = table.list_of("hooks", _one_of(_HOOKS), own)
+    hooks = table.list_of("hooks", one_of(_HOOKS), own)
     if not hooks:
         raise table.error("hooks", [], "must name a hook; enabled = false turns it off")
     config = HelperConfig(
@@ -560,7 +434,7 @@ def _helper(
     return config if enabled else None
 
 
-def _rules(table: _Table, helper: type[Helper], denied: tuple[int, ...]) -> Rules:
+def _rules(table: Table, helper: type[Helper], denied: tuple[int, ...]) -> Rules:
     plain = Rules()
     rules = Rules(
         denied_ports=frozenset(table.list_of("denied_ports", _port, denied)),
@@ -573,7 +447,7 @@ def _rules(table: _Table, helper: type[Helper], denied: tuple[int, ...]) -> Rule
     return rules
 
 
-def _nat(table: _Table, helper: type[Helper]) -> NatConfig:
+def _nat(table: Table, helper: type[Helper]) -> NatConfig:
     config = NatConfig()
     if helper.nat:
         pairs = table.list_of("outside", _pair, ())
@@ -626,7 +500,7 @@ def _networks_meet(
     )
 
 
-def _policies(table: _Table, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+def _policies(table: Table, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     result = []
     for policy in policies:
         limits = table.table(policy.name)

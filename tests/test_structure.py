@@ -32,6 +32,7 @@ PURE: Final = frozenset(
         "reference",
         "registry",
         "stream",
+        "tables",
     }
 )
 # The rooms of core/, and what each may import of core/ beside itself.
