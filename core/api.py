@@ -313,8 +313,7 @@ class Helper(ABC):
     def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:
         """Whether the ruleset tags the flows that the helper expected with it, too.
 
-        For redirects that lead to redirects. Such a flow stays in the queue to its end,
-        unread once it is finished: the kernel does not detach a flow that has a master.
+        For redirects that lead to redirects.
         """
         return False
 

@@ -34,10 +34,6 @@ DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
 _MARK_LIMIT: Final = 0xFFFFFFFF
-_HELPER, _CHAIN = "helper", "chain"
-# Between a helper's name and a worker's number; no helper's name has one.
-_WORKER: Final = "."
-_NAME_LIMIT: Final = 15  # NF_CT_HELPER_NAME_LEN without the zero byte
 _HOOKS: Final = tuple(hook.value for hook in Hook)
 _EVERYWHERE: Final[tuple[Network, ...]] = (
     IPv4Network("0.0.0.0/0"),
@@ -56,11 +52,11 @@ class DaemonConfig:
     `queue` is the NFQUEUE number, 0 to 65535. `receive_buffer` bounds what may wait in
     a queue, in bytes of packets and their bookkeeping; packets beyond it pass without
     being inspected. `flow_limit` bounds the flows that are followed at a time.
-    `workers` is how many processes share the flows, 1 to 16; `queue` is that of the
+    `workers` is how many servers share the flows, 1 to 16; `queue` is that of the
     first, and each has a `receive_buffer` and a `flow_limit` of its own. `backend` is
     what reads the queues (core/queue/backends.py). `mark` is the bit of the conntrack
-    mark that says in chain mode that a flow is no longer inspected; `user_mask` holds
-    the bits that are the user's, and `mark` is none of them.
+    mark that says that a flow is no longer inspected, 0 for none; `user_mask` holds the
+    bits that are the user's, and `mark` is none of them.
     """
 
     queue: int = 2077
@@ -94,10 +90,9 @@ class HelperConfig:
     `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
     empty ones do not. `hooks` are where it tags them: without PREROUTING flows of
     other hosts open nothing. `policies` are the helper's own with the configured
-    limits. With `chained` the ruleset queues the helper's packets (chain mode), not the
-    kernel by itself; with `fail_closed` those that nobody can inspect are dropped.
-    `worker` is the number of the worker that serves it, from 0, where there are
-    several.
+    limits. With `fail_closed` packets that nobody can inspect are dropped. `queue` is
+    the one that the first server reads; where helpers that fail closed have the number
+    of others that do not, it is the first after theirs.
     """
 
     helper: type[Helper]
@@ -111,18 +106,7 @@ class HelperConfig:
     interfaces: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
     destinations: tuple[Network, ...] = ()
-    chained: bool = False
     fail_closed: bool = False
-    worker: int | None = None
-
-    @property
-    def kernel_name(self) -> str:
-        """The name that the helper is registered under."""
-        return self.kernel_name_of(self.helper.name)
-
-    def kernel_name_of(self, name: str) -> str:
-        """The name under which the same worker registers the helper `name`."""
-        return name if self.worker is None else f"{name}{_WORKER}{self.worker}"
 
     @property
     def prefilter(self) -> Prefilter:
@@ -133,6 +117,12 @@ class HelperConfig:
     def tags_expected(self) -> bool:
         """Whether the ruleset attaches the helper to the flows that it expected."""
         return self.helper.tags_expected(self.options)
+
+    def shared_port(self, other: "HelperConfig") -> str | None:
+        """Transport and port that both helpers have; None: they have none in common."""
+        transports = self.helper.transports & other.helper.transports
+        ports = set(self.ports) & set(other.ports)
+        return f"{min(transports)} {min(ports)}" if transports and ports else None
 
     def tags(self, original: Tuple) -> bool:
         """Whether the ruleset attaches the helper to a flow with this original tuple.
@@ -152,65 +142,33 @@ class Config:
     """The whole configuration. `helpers` holds the enabled ones, by name.
 
     `expectations_in_all` is how many a minute all helpers may have; 0 is no limit.
+    `warnings` say what stands in the file without effect.
     """
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     expectations_in_all: int = IN_ALL
     helpers: Mapping[str, HelperConfig]
+    warnings: tuple[str, ...] = ()
 
     @property
     def queues(self) -> frozenset[int]:
         """The numbers of all queues that the enabled helpers use."""
-        return frozenset(each.queue for each in self.served)
+        servers = range(self.daemon.workers)
+        return frozenset().union(*map(self.queues_of, servers))
+
+    def queues_of(self, server: int) -> frozenset[int]:
+        """The numbers of the queues that a server reads; servers count from 0."""
+        return frozenset(each.queue + server for each in self.helpers.values())
 
     @property
     def closed_queues(self) -> frozenset[int]:
         """The queues whose packets are dropped where nobody can inspect them."""
-        return frozenset(each.queue for each in self.served if each.fail_closed)
-
-    @property
-    def marks(self) -> dict[str, int]:
-        """What marks finished flows, by the kernel's names of helpers in chain mode."""
-        return {each.kernel_name: self.daemon.mark for each in self.chained}
-
-    @property
-    def chained(self) -> tuple[HelperConfig, ...]:
-        """The enabled helpers whose packets the ruleset queues (chain mode)."""
-        return tuple(each for each in self.helpers.values() if each.chained)
-
-    @property
-    def served(self) -> tuple[HelperConfig, ...]:
-        """The enabled helpers as the kernel knows them: each once for every worker."""
-        parts = self.by_worker
-        return tuple(part.helpers[name] for name in self.helpers for part in parts)
-
-    @property
-    def by_kernel_name(self) -> dict[str, HelperConfig]:
-        """The enabled helpers by the names that they are registered under."""
-        return {each.kernel_name: each for each in self.served}
-
-    @property
-    def by_worker(self) -> tuple["Config", ...]:
-        """The configuration of each worker; of a single process, this one."""
-        if self.daemon.workers == 1:
-            return (self,)
-        return tuple(map(self._for_worker, range(self.daemon.workers)))
-
-    def _for_worker(self, number: int) -> "Config":
-        """What the worker serves: its own queues, under names of its own."""
-        return replace(
-            self,
-            daemon=replace(self.daemon, workers=1),
-            helpers={
-                name: replace(each, worker=number, queue=each.queue + number)
-                for name, each in self.helpers.items()
-            },
+        return frozenset(
+            each.queue + server
+            for each in self.helpers.values()
+            if each.fail_closed
+            for server in range(self.daemon.workers)
         )
-
-
-def plain_name(kernel_name: str) -> str:
-    """The helper's own name, out of one that it is registered under."""
-    return kernel_name.partition(_WORKER)[0]
 
 
 def load(path: Path | None, helpers: Mapping[str, type[Helper]]) -> Config:
@@ -266,8 +224,9 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
     _folder(plugins)
     plugins.close()
     tables = root.table("helpers")
+    warnings: list[str] = []
     configured = {
-        name: _helper(tables.table(name), helper, daemon, denied)
+        name: _helper(tables.table(name), helper, daemon, denied, warnings)
         for name, helper in helpers.items()
     }
     tables.close()
@@ -282,57 +241,35 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
                 f"{shared} is tagged by {one.helper.name} already: let their ports, "
                 "networks or interfaces differ, or set enabled = false for one",
             )
-    config = Config(daemon=daemon, expectations_in_all=in_all, helpers=enabled)
-    _check_chains(path, config)
-    if daemon.workers > 1:
-        _check_workers(path, config)
+    config = Config(
+        daemon=daemon,
+        expectations_in_all=in_all,
+        helpers=_separated(enabled, daemon.workers),
+        warnings=tuple(f"{path}: {each}" for each in warnings),
+    )
+    _check_queues(path, config)
     return config
 
 
-def _check_chains(path: Path, config: Config) -> None:
-    """Raise ConfigError where helpers in chain mode and others get in each other's way.
+def _separated(
+    helpers: Mapping[str, HelperConfig], workers: int
+) -> dict[str, HelperConfig]:
+    """The helpers, those that fail closed with queues apart from all others'.
 
-    A rule that queues knows a flow by its port, and that it has a helper: of which one,
-    nft cannot tell.
+    Whether packets pass a full queue or are dropped is the queue's, not the helper's.
     """
-    for one in config.chained:
-        name = one.helper.name
-        if config.daemon.workers > 1:
-            raise ConfigError(
-                *(path, f"helpers.{name}.queueing", _CHAIN),
-                'must be "helper" where there are several workers',
-            )
-        for other in config.helpers.values():
-            if other is one:
-                continue
-            theirs = other.helper.name
-            if one.helper.transports & other.helper.transports:
-                shared = set(one.ports) & set(other.ports)
-                if shared:
-                    raise ConfigError(
-                        *(path, f"helpers.{name}.ports", list(one.ports)),
-                        f"{min(shared)} is a port of {theirs}, too: in chain mode the "
-                        "port tells the helper, whatever the addresses",
-                    )
-            if other.queue == one.queue and one.fail_closed and not other.fail_closed:
-                raise ConfigError(
-                    *(path, f"helpers.{name}.queue", one.queue),
-                    f"is that of {theirs}, too, which does not fail closed: it takes "
-                    "a queue of its own",
-                )
+    shared = {each.queue for each in helpers.values() if not each.fail_closed}
+    return {
+        name: replace(each, queue=each.queue + workers)
+        if each.fail_closed and each.queue in shared
+        else each
+        for name, each in helpers.items()
+    }
 
 
-def _check_workers(path: Path, config: Config) -> None:
-    """Raise ConfigError where the workers' names or queues are not possible."""
+def _check_queues(path: Path, config: Config) -> None:
+    """Raise ConfigError where queues overlap, or differ on a port that is shared."""
     workers = config.daemon.workers
-    for each in config.served:
-        name = each.kernel_name
-        if len(name) > _NAME_LIMIT:
-            raise ConfigError(
-                *(path, "daemon.workers", workers),
-                f"worker {each.worker} would register {each.helper.name} as {name!r}, "
-                f"and the kernel's names have at most {_NAME_LIMIT} characters",
-            )
     helpers = sorted(config.helpers.values(), key=lambda each: each.queue)
     for each in helpers:
         if each.queue + workers - 1 > 0xFFFF:
@@ -342,11 +279,29 @@ def _check_workers(path: Path, config: Config) -> None:
                 "takes the next number",
             )
     for one, other in pairwise(helpers):
+        key, name = f"helpers.{other.helper.name}.queue", one.helper.name
         if 0 < other.queue - one.queue < workers:
             raise ConfigError(
-                *(path, f"helpers.{other.helper.name}.queue", other.queue),
-                f"must be that of {one.helper.name}, {one.queue}, or {workers} away "
-                "from it: each worker takes the next number",
+                *(path, key, other.queue),
+                f"must be that of {name}, {one.queue}, or {workers} away from it: each "
+                "worker takes the next number",
+            )
+        if other.queue == one.queue and other.fail_closed != one.fail_closed:
+            raise ConfigError(
+                *(path, key, other.queue),
+                f"is that of {name}, which fails in another way: set another number",
+            )
+    for one, other in combinations(config.helpers.values(), 2):
+        port = one.shared_port(other)
+        if port is not None and (one.queue, one.fail_closed) != (
+            other.queue,
+            other.fail_closed,
+        ):
+            key = "queue" if one.fail_closed == other.fail_closed else "fail_closed"
+            raise ConfigError(
+                *(path, f"helpers.{other.helper.name}.{key}", getattr(other, key)),
+                f"must be that of {one.helper.name}: they share {port}, whose packets "
+                "one rule queues",
             )
 
 
@@ -374,11 +329,13 @@ def _daemon(table: Table) -> DaemonConfig:
         backend=table.choice(
             "backend", plain.backend, ("auto", "native", "netfilterqueue")
         ),
-        mark=table.integer("mark", plain.mark, 1, _MARK_LIMIT),
+        mark=table.integer("mark", plain.mark, 0, _MARK_LIMIT),
         user_mask=table.integer("user_mask", plain.user_mask, 0, _MARK_LIMIT),
     )
-    if daemon.mark.bit_count() != 1:
-        raise table.error("mark", hex(daemon.mark), "must be a single bit")
+    if daemon.mark.bit_count() > 1:
+        raise table.error(
+            "mark", hex(daemon.mark), "must be a single bit, or 0 for none"
+        )
     if daemon.mark & daemon.user_mask:
         raise table.error(
             "mark", hex(daemon.mark), f"is in user_mask, {daemon.user_mask:#x}"
@@ -392,8 +349,12 @@ def _helper(
     helper: type[Helper],
     daemon: DaemonConfig,
     denied: tuple[int, ...],
+    warnings: list[str],
 ) -> HelperConfig | None:
-    """The helper's configuration, checked in any case; None where it is disabled."""
+    """The helper's configuration, checked in any case; None where it is disabled.
+
+    `warnings` takes what stands there without effect.
+    """
     enabled = table.boolean("enabled", default=True)
     ports = table.list_of("ports", _port, helper.ports)
     if not ports:
@@ -414,12 +375,14 @@ def _helper(
         interfaces=table.list_of("interfaces", _interface, ()),
         sources=table.list_of("sources", _network, ()),
         destinations=table.list_of("destinations", _network, helper.destinations),
-        chained=table.choice("queueing", _HELPER, (_HELPER, _CHAIN)) == _CHAIN,
         fail_closed=table.boolean("fail_closed", default=False),
     )
+    if table.text("queueing", ""):
+        warnings.append(
+            f"{table.name}.queueing has no effect any more: the ruleset's chain queues "
+            "the packets of all helpers; take the line out"
+        )
     table.close()
-    if config.fail_closed and not config.chained:
-        raise table.error("fail_closed", value=True, allowed='needs queueing = "chain"')
     versions = [
         {each.version for each in networks}
         for networks in (config.sources, config.destinations)
@@ -463,10 +426,10 @@ def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
     A flow keeps the helper that it got first (nft_ct_helper_obj_eval), so the other
     rule would be without effect, and which one it is would hang on the names.
     """
-    transports = one.helper.transports & other.helper.transports
-    ports = set(one.ports) & set(other.ports)
+    port = one.shared_port(other)
     if (
-        not (transports and ports and one.hooks & other.hooks)
+        port is None
+        or not one.hooks & other.hooks
         or not _interfaces_meet(one.interfaces, other.interfaces)
         or not any(
             _networks_meet(one.sources, other.sources, version)
@@ -475,7 +438,7 @@ def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
         )
     ):
         return None
-    return f"{min(transports)} {min(ports)}"
+    return port
 
 
 def _interfaces_meet(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:

@@ -92,7 +92,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The flow is not inspected any longer, and may be detached from its helper."""
+    """The flow is not inspected any longer."""
 
     reason: str
 
@@ -107,8 +107,7 @@ class Decision(NamedTuple):
     are in. `packet` is the whole IP packet to send in place of the received one, or
     None: as it came. It goes on in any case but one: with `drop` it cannot be
     rewritten as it must be, and the configuration has such packets dropped. `flow` is
-    None where no helper of ours inspects the packet; where ``flow.finished`` is set the
-    flow waits to be detached.
+    None where no helper of ours inspects the packet.
     """
 
     flow: Flow | None = None
@@ -239,7 +238,7 @@ class Engine:
             flow.group = self._to_group(entry)
             self.flows.add(flow)
         else:
-            config = self.helpers.get(flow.kernel_name)
+            config = self.helpers.get(flow.name)
         side = flow.side(direction)
         inspected = flow.finished is None
         # Of a finished flow, what was rewritten may be sent again.

@@ -52,7 +52,7 @@ class ExpectationRefused(CthelperError):
 
 
 class HelperFault(CthelperError):
-    """A helper broke its contract. A bug: the flow is detached, the packet accepted."""
+    """A helper broke its contract, a bug: its flow is inspected no more."""
 
 
 class RegistryError(CthelperError):

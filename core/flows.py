@@ -45,9 +45,9 @@ _NO_DAMAGE: Final = Side()
 class Flow:
     """A flow that a helper inspects. There may be a hundred thousand of them.
 
-    `name` is the helper's, `kernel_name` the one that it is registered under; its
-    instance, `helper`, is made for the first packet that is read. `depth` and `group`
-    are what its messages say. `finished` says why the flow is no longer inspected.
+    `name` is the helper's; its instance, `helper`, is made for the first packet that is
+    read. `depth` and `group` are what its messages say. `finished` says why the flow is
+    no longer inspected.
     """
 
     key: FlowKey
@@ -55,7 +55,6 @@ class Flow:
     name: str
     sent: Side
     answered: Side
-    kernel_name: str
     helper: Helper | None = None
     depth: int = 0
     group: bool = False
@@ -74,7 +73,6 @@ class Flow:
             helper.name,
             sent,
             answered,
-            kernel_name=entry.helper or helper.name,
         )
 
     def side(self, direction: Direction) -> Side:
@@ -118,7 +116,7 @@ class FlowTable:
     """Flows by conntrack id and zone; the least recently used go when it is full.
 
     A flow that was evicted and goes on is met again as new: on TCP in mid-stream, so
-    that it is detached, on UDP with a fresh instance. `evicted` counts them.
+    that it is finished, on UDP with a fresh instance. `evicted` counts them.
     """
 
     def __init__(self, limit: int) -> None:

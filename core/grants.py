@@ -108,9 +108,7 @@ class Grants:
                     timeout=policy.timeout,
                     class_=class_,
                     permanent=wish.permanent,
-                    helper=None
-                    if wish.helper is None
-                    else config.kernel_name_of(wish.helper),
+                    helper=wish.helper,
                     zone=entry.zone,
                     translation=opening.translation,
                 ),

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Care for master flows: kept while they have expectations, detached when finished.
+"""Care for master flows: kept while they have expectations, marked when finished.
 
 An expectation dies with its master, and every packet sets the master's timeout anew: a
 UDP flow's to 30 or 120 s, a closing TCP flow's to 10 to 120 s. The verdict of the
-packet that announced something lengthens it. All later packets pass the queue too, and
-for these it is enough that the next sweep puts the timeout right. (IPS_FIXED_TIMEOUT
-would need no second look, but it cannot be taken back from a flow that goes on.) In
-chain mode a prefilter hides packets: there masters are looked after without being told.
+packet that announced something lengthens it. Later packets that pass the queue are told
+of, and for these it is enough that the next sweep puts the timeout right. Those that a
+prefilter hides are not: UDP masters are looked after without being told.
+(IPS_FIXED_TIMEOUT would need no second look, but it cannot be taken back from a flow
+that goes on.)
 
-A rule ``ct helper "x"`` reads the helper that the master has when the expected flow's
-first packet passes, and detaching deletes expectations: so a finished flow is detached
-a moment after its last expectation has ended. In chain mode a mark takes detaching's
-place, at the same time: a master whose packets nobody sees would not be kept.
+A bit of a finished flow's mark says that it is no longer inspected. It is set a moment
+after the flow's last expectation has ended, since a master whose packets nobody sees
+would not be kept.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Final, Protocol
 
-from cthelper.core.errors import Busy, NetlinkError, NotFound, NotSupported
+from cthelper.core.errors import NetlinkError, NotFound
 from cthelper.core.tuples import (
     UDP,
     Conntrack,
@@ -63,7 +63,6 @@ class Updater(Protocol):
         *,
         timeout: int | None = None,
         mark: tuple[int, int] | None = None,
-        helper: str | None = None,
     ) -> None:
         """Change an entry; a mark is value and mask. Raises NetlinkError."""
 
@@ -73,7 +72,6 @@ class _Leaving:
     original: Tuple
     helper: str
     reason: str
-    mark: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +85,23 @@ class _Kept:
 class Masters:
     """The master flows that have expectations, and the finished flows.
 
-    `marks` has the bit of the mark that ends inspection in chain mode, by the kernel's
-    names of the helpers that are in it.
+    `mark` is the bit of the mark that ends inspection, 0 for none: then packets of
+    finished flows stay queued, unread.
     """
 
     def __init__(
-        self, updater: Updater, log: Reporter, clock: Callable[[], float]
+        self,
+        updater: Updater,
+        log: Reporter,
+        clock: Callable[[], float],
+        *,
+        mark: int,
     ) -> None:
+        self._mark = mark
         self._updater = updater
         self._log = log
         self._clock = clock
         self._kept: dict[FlowKey, _Kept] = {}
-        self.marks: Mapping[str, int] = {}
         # When masters that have packets unseen are to be kept again, in this order.
         self._unseen: dict[FlowKey, float] = {}
         # The entries of masters that had packets since the last sweep.
@@ -119,7 +122,7 @@ class Masters:
         if key in self._kept:
             until = max(self._kept[key].until, until)
         self._kept[key] = _Kept(until, entry)
-        if entry.helper in self.marks and entry.original.transport is UDP:
+        if entry.original.transport is UDP:
             self._unseen.setdefault(key, self._clock() + _UNSEEN)
         wanted = self._wanted(until)
         return wanted if entry.confirmed and entry.timeout < wanted else None
@@ -141,12 +144,11 @@ class Masters:
         self._keep(key_of(entry), entry)
 
     def finish(self, entry: Conntrack, helper: str, reason: str) -> None:
-        """The flow of `entry` is no longer inspected; detach it when it can be."""
+        """The flow of `entry` is no longer inspected; mark it when it can be."""
         key = key_of(entry)
         # The kernel may give a key to another flow.
         if self._left.get(key) != entry.original:
-            mark = self.marks.get(entry.helper or "")
-            leaving = _Leaving(entry.original, helper, reason, mark)
+            leaving = _Leaving(entry.original, helper, reason)
             self._leaving.setdefault(key, leaving)
 
     def forget(self, key: FlowKey) -> None:
@@ -167,7 +169,7 @@ class Masters:
             else:
                 self._keep(key, entry)
         if key in self._leaving:
-            self._detach(key)
+            self._let_go(key)
 
     def keeps(self, key: FlowKey) -> bool:
         """Whether the flow has expectations, so that its packets must be told of."""
@@ -181,7 +183,7 @@ class Masters:
             self._passed[key] = replace(kept.entry, timeout=timeout, status=status)
 
     def sweep(self) -> None:
-        """Keep the masters that had packets; detach the finished flows that can be.
+        """Keep the masters that had packets; mark the finished flows that can be.
 
         Call it every second.
         """
@@ -196,7 +198,7 @@ class Masters:
                 self._unseen[key] = now + _UNSEEN
                 self._look_at(key, kept.entry.original)
         for key in list(self._leaving):
-            self._detach(key)
+            self._let_go(key)
 
     def _look_at(self, key: FlowKey, original: Tuple) -> None:
         """Keep a master whose packets are not seen, as it is in the kernel now."""
@@ -231,34 +233,27 @@ class Masters:
         """The timeout in seconds of a master whose expectations last until then."""
         return math.ceil(until - self._clock()) + _MARGIN
 
-    def _detach(self, key: FlowKey) -> None:
+    def _let_go(self, key: FlowKey) -> None:
         kept = self._kept.get(key)
         if kept is not None and kept.until + _MARGIN > self._clock():
             return
         leaving = self._leaving.pop(key)
         self._kept.pop(key, None)
-        mark = leaving.mark
-        try:
-            if mark is None:
-                self._updater.update(leaving.original, key[1], helper="")
-            else:
-                self._updater.update(leaving.original, key[1], mark=(mark, mark))
-        except (NotFound, NotSupported):
-            return  # it has ended, or has no helper any more
-        except Busy:
-            # The kernel does not change the helper of an expected flow: its packets
-            # keep coming and are accepted unread.
-            outcome = "kept"
-        except NetlinkError as error:
-            self._failed("detach-failed", error)
-            return
-        else:
-            outcome = "detached" if mark is None else "marked"
+        if self._mark:
+            try:
+                self._updater.update(
+                    leaving.original, key[1], mark=(self._mark, self._mark)
+                )
+            except NotFound:
+                return  # it has ended
+            except NetlinkError as error:
+                self._failed("mark-failed", error)
+                return
         self._left[key] = leaving.original
         if len(self._left) > _LEFT:
             del self._left[next(iter(self._left))]
         self._log.event(
-            outcome,
+            "marked" if self._mark else "kept",
             reason=leaving.reason,
             helper=leaving.helper,
             flow=leaving.original,

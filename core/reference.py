@@ -53,17 +53,11 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
         ("sources", (), "Only flows from and to these networks. Empty: all."),
         ("destinations", helper.destinations, ""),
         (
-            "queueing",
-            "helper",
-            "What queues the packets. helper: the kernel, all of a flow's. chain: the "
-            "ruleset, without what the helper need not read, until a bit of the flow's "
-            "mark ends it. Changing it needs a restart.",
-        ),
-        (
             "fail_closed",
             False,
-            "With chain: packets that nobody can inspect are dropped, where else they "
-            "pass. It takes a queue of its own. Changing it needs a restart.",
+            "true: packets that nobody can inspect are dropped, where else they pass. "
+            "Helpers that fail closed have queues apart: where others have the same "
+            "number, the next one (after those of all workers).",
         ),
     ]
     options: list[_Key] = [

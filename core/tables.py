@@ -46,7 +46,7 @@ class Table:
 
     def __init__(self, path: Path, name: str, values: dict[str, object]) -> None:
         self._path = path
-        self._name = name
+        self.name = name
         self._values = dict(values)
         self._known: list[str] = []
 
@@ -142,7 +142,7 @@ class Table:
     def _full(self, key: str) -> str:
         # A quoted key may hold anything, such as a dot or the end of a line.
         shown = key if _BARE_KEY.fullmatch(key) else repr(key)
-        return f"{self._name}.{shown}" if self._name else shown
+        return f"{self.name}.{shown}" if self.name else shown
 
 
 def one_of(choices: tuple[_T, ...]) -> Callable[[object], _T]:

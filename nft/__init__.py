@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The nft ruleset that attaches helpers to flows: table ``inet cthelper``.
+"""The nft ruleset that attaches helpers and queues packets: table ``inet cthelper``.
 
 Rendering is pure text; `check`, `install` and `remove` call ``nft`` and raise
 RulesetError with its first line where it refuses. The helpers must be registered before
@@ -9,11 +9,11 @@ a ruleset is checked or installed. Nothing outside the table is ever touched.
 import json
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from string import Template
-from typing import Final
+from typing import Any, Final
 
 from cthelper.core.api import (
     ORIGINAL,
@@ -33,29 +33,9 @@ TABLE: Final = "inet cthelper"
 
 _FAMILY: Final = {4: "ip", 6: "ip6"}
 _INTERFACE: Final = {Hook.PREROUTING: "iifname", Hook.OUTPUT: "oifname"}
-# The chain with the rules that queue, in chain mode.
+# The chain with the rules that queue.
 _INSPECTED: Final = "inspected"
-# A helper is attached to the flow (IPS_HELPER in nf_conntrack_common.h); `ct helper`
-# matches that of the master.
-_HAS_HELPER: Final = "ct status & 0x2000 == 0x2000"
 _SECONDS: Final = 30
-_CHAINS: Final = Template("""
-	# What the helpers in chain mode read.
-	chain $inspected {
-$rules	}
-
-	# A verdict confirms the packet's flow, so that this must be after source NAT (100).
-	# The mark says that a flow is no longer inspected.
-	chain postrouting {
-		type filter hook postrouting priority 300; policy accept;
-		ct mark & $mark == 0 jump $inspected
-	}
-
-	chain input {
-		type filter hook input priority 300; policy accept;
-		ct mark & $mark == 0 jump $inspected
-	}
-""")
 # Any number; without one every loading would spread the flows anew.
 _SEED: Final = "0x63746821"
 
@@ -82,17 +62,17 @@ def pause(config: Config) -> None:
     """
     if ("chain", _INSPECTED) not in _loaded():
         return
-    rules = [
-        f"{match} drop"
-        for each in config.chained
-        if each.fail_closed
-        for match in _inspected(each)
-    ]
-    body = "".join(f"\t\t{rule}\n" for rule in rules)
+    drops = (
+        " ".join(filter(None, (flow.match, read, "drop")))
+        for group in _groups(config)
+        if group[0].fail_closed
+        for flow in _inspected(group)
+        for read in flow.reads
+    )
+    chain = _chain(_INSPECTED, drops)
     _nft(
         *("-f", "-"),
-        text=f"flush chain {TABLE} {_INSPECTED}\n"
-        f"table {TABLE} {{\n\tchain {_INSPECTED} {{\n{body}\t}}\n}}\n",
+        text=f"flush chain {TABLE} {_INSPECTED}\ntable {TABLE} {{\n{chain}}}\n",
     )
 
 
@@ -100,6 +80,18 @@ def remove() -> None:
     """Delete the table, if it is there."""
     # nft cannot delete what is not there, so it adds the table first.
     _nft("-f", "-", text=f"table {TABLE}\ndelete table {TABLE}\n")
+
+
+def loaded_ruleset() -> list[dict[str, Any]]:
+    """All that is loaded but our own table, in nft's JSON. Raises RulesetError."""
+    family, name = TABLE.split()
+    listed: list[dict[str, Any]] = json.loads(_nft("-j", "list", "ruleset"))["nftables"]
+    return [
+        each
+        for each in listed
+        for content in each.values()
+        if (content.get("family"), content.get("table")) != (family, name)
+    ]
 
 
 def version() -> str:
@@ -111,13 +103,13 @@ def _ruleset(config: Config, loaded: Collection[str] = ()) -> str:
     """The table; helper objects that are `loaded` already are left out."""
     template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
     return template.substitute(
-        accepting=_accepting(config),
-        objects="".join(_objects(each, loaded) for each in config.served),
-        spreading=_spreading(config),
-        expected=_expected(config.served),
+        objects="".join(_objects(each, loaded) for each in config.helpers.values()),
+        expected=_expected(config),
         prerouting=_rules(config, Hook.PREROUTING),
         output=_rules(config, Hook.OUTPUT),
-        chains=_chains(config),
+        spreading=_spreading(config),
+        inspected=_queueing(config),
+        marked=_marked(config),
     )
 
 
@@ -148,29 +140,9 @@ def _loaded() -> set[tuple[str, str]]:
     }
 
 
-def _accepting(config: Config) -> str:
-    """The rules of a user's firewall that accept what all workers' helpers expect."""
-    if config.daemon.workers == 1:
-        return ""
-    lines = [
-        "",
-        " Each helper is there once for every worker. These rules of yours accept what",
-        " one of them expects, whatever worker serves it:",
-        *(
-            f"   ct state related ct helper {_set(_quoted_names(config, name))} accept"
-            for name in config.helpers
-        ),
-    ]
-    return "".join(f"#{line}\n" for line in lines)
-
-
-def _quoted_names(config: Config, name: str) -> list[str]:
-    return [f'"{part.helpers[name].kernel_name}"' for part in config.by_worker]
-
-
 def _objects(config: HelperConfig, loaded: Collection[str]) -> str:
-    name = config.kernel_name
-    several = len(config.helper.transports) > 1 and not config.worker
+    name = config.helper.name
+    several = len(config.helper.transports) > 1
     note = "\t# An object serves one transport, and IPv4 and IPv6 alike.\n"
     return "".join(
         [
@@ -187,107 +159,172 @@ def _objects(config: HelperConfig, loaded: Collection[str]) -> str:
 
 
 def _object(config: HelperConfig, transport: Transport) -> str:
-    return f"{config.kernel_name}-{transport}"
+    return f"{config.helper.name}-{transport}"
 
 
-def _spreading(config: Config) -> str:
-    """A chain for each helper and transport that attaches the helper of one worker."""
-    if config.daemon.workers == 1:
-        return ""
-    parts = config.by_worker
-    chains = [
-        f"\tchain {_object(helper, transport)} {{\n"
-        f"{_spread([part.helpers[name] for part in parts], transport)}\t}}\n"
-        for name, helper in config.helpers.items()
-        for transport in sorted(helper.helper.transports)
-    ]
-    note = (
-        "\t# Both addresses of a flow choose its worker, in either order: the sum of\n"
-        f"\t# their hashes, modulo {len(parts)}.\n"
-    )
-    return f"\n{note}" + "\n".join(chains)
-
-
-def _spread(workers: Sequence[HelperConfig], transport: Transport) -> str:
-    """Rules that attach the helper of worker hash(source) + hash(destination) mod N.
-
-    nft cannot add two hashes, so that each first one has its rule.
-    """
-    count = len(workers)
-    objects = [f'"{_object(each, transport)}"' for each in workers]
-    rules = []
-    for family in _FAMILY.values():
-        source, destination = (
-            f"jhash {family} {side} mod {count} seed {_SEED}"
-            for side in ("saddr", "daddr")
-        )
-        for first in range(count):
-            elements = [
-                f"{second} : {objects[(first + second) % count]}"
-                for second in range(count)
-            ]
-            rules.append(
-                f"\t\t{source} {first} ct helper set {destination} "
-                f"map {{ {', '.join(elements)} }}\n"
-            )
-    return "".join(rules)
-
-
-def _expected(helpers: Collection[HelperConfig]) -> str:
+def _expected(config: Config) -> str:
     """Rules for flows that a helper expected and inspects itself, whatever way they go.
 
     Linux attaches the helper that an expectation names, or does not, by its version.
     """
     rules = [
         f"meta l4proto {transport} ct state related "
-        f'ct helper "{config.kernel_name}" ct helper set "{_object(config, transport)}"'
-        for config in helpers
-        if config.tags_expected
-        for transport in sorted(config.helper.transports)
+        f'ct helper "{each.helper.name}" ct helper set "{_object(each, transport)}"'
+        for each in config.helpers.values()
+        if each.tags_expected
+        for transport in sorted(each.helper.transports)
     ]
     if not rules:
         return ""
+    # One cheap test for what is neither.
+    known = "ct state & (new | related) == 0 return"
     note = "# Flows that a helper expected and goes on with."
-    return "".join(f"\t\t{line}\n" for line in (note, *rules))
+    return "".join(f"\t\t{line}\n" for line in (known, note, *rules))
 
 
-def _chains(config: Config) -> str:
-    """The chains that queue the packets of helpers in chain mode."""
-    if not config.chained:
+def _marked(config: Config) -> str:
+    """The rule that lets packets of finished flows pass, where a mark says so."""
+    mark = config.daemon.mark
+    if not mark:
         return ""
-    rules = [
-        line
-        for each in config.chained
-        for line in (f"# {each.helper.name}", *_queueing(each))
-    ]
-    body = "".join(f"\t\t{line}\n" for line in rules)
-    return _CHAINS.substitute(
-        inspected=_INSPECTED, mark=f"{config.daemon.mark:#x}", rules=body
+    return (
+        "\t\t# The mark says that a flow is no longer inspected.\n"
+        f"\t\tct mark & {mark:#x} != 0 return\n"
     )
 
 
-def _queueing(config: HelperConfig) -> list[str]:
-    bypass = "" if config.fail_closed else " bypass"
-    return [f"{match} queue num {config.queue}{bypass}" for match in _inspected(config)]
+def _groups(config: Config) -> list[list[HelperConfig]]:
+    """The helpers, those together that share a port: one rule queues for them.
+
+    Which helper a flow has nft cannot tell, as ``ct helper`` matches the master's. The
+    configuration sees to it that they have one queue.
+    """
+    groups: list[list[HelperConfig]] = []
+    for helper in config.helpers.values():
+        sharing = [group for group in groups if any(map(helper.shared_port, group))]
+        merged = [each for group in sharing for each in group]
+        groups = [group for group in groups if group not in sharing]
+        groups.append([*merged, helper])
+    return groups
 
 
-def _inspected(config: HelperConfig) -> list[str]:
-    """What matches the packets that the helper reads."""
-    rules = []
-    for transport in sorted(config.helper.transports):
-        flows = [
-            f"meta l4proto {transport} ct original proto-dst "
-            f"{_set(sorted(config.ports))} {_HAS_HELPER}"
-        ]
+def _queueing(config: Config) -> str:
+    """The chains with what the helpers read: of which flows, and which packets."""
+    flows: list[str] = []
+    chains = []
+    for group in _groups(config):
+        flows.append("# " + ", ".join(each.helper.name for each in group))
+        to = _to_queue(config, group[0])
+        for flow in _inspected(group):
+            if flow.reads == [""]:
+                flows.append(f"{flow.match} {to}")
+            else:
+                flows.append(f"{flow.match} goto {flow.name}")
+                chains.append(
+                    _chain(flow.name, (f"{each} {to}" for each in flow.reads))
+                )
+    return "\n".join([*chains, _chain(_INSPECTED, flows)])
+
+
+def _chain(name: str, lines: Iterable[str]) -> str:
+    rules = "".join(f"\t\t{line}\n" for line in lines)
+    return f"\tchain {name} {{\n{rules}\t}}\n"
+
+
+def _to_queue(config: Config, helper: HelperConfig) -> str:
+    if config.daemon.workers > 1:
+        return f"goto {_spread_chain(helper)}"
+    return f"queue num {helper.queue}{'' if helper.fail_closed else ' bypass'}"
+
+
+def _spread_chain(helper: HelperConfig) -> str:
+    return f"queue-{helper.queue}"
+
+
+def _spreading(config: Config) -> str:
+    """A chain for each queue that several workers read: who gets which flow."""
+    count = config.daemon.workers
+    if count == 1:
+        return ""
+    queues = {each.queue: each for each in config.helpers.values()}
+    chains = [
+        _chain(_spread_chain(each), _spread(each, count))
+        for _, each in sorted(queues.items())
+    ]
+    note = (
+        "\t# Each end's own address chooses a flow's worker, in either order: the sum\n"
+        f"\t# of their hashes, modulo {count}. So all flows between two hosts have\n"
+        "\t# one, and what a helper expects stays with its worker, behind NAT, too.\n"
+    )
+    return f"\n{note}" + "\n".join(chains)
+
+
+def _spread(helper: HelperConfig, count: int) -> Iterator[str]:
+    """Rules that queue to worker hash(one end) + hash(other end) mod `count`.
+
+    nft cannot add two hashes, so that each first one has its rule.
+    """
+    flags = "" if helper.fail_closed else " flags bypass"
+    for family in _FAMILY.values():
+        one, other = (
+            f"jhash ct {direction} {family} saddr mod {count} seed {_SEED}"
+            for direction in ("original", "reply")
+        )
+        for first in range(count):
+            queues = ", ".join(
+                f"{second} : {helper.queue + (first + second) % count}"
+                for second in range(count)
+            )
+            yield f"{one} {first} queue{flags} to {other} map {{ {queues} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """Flows that a rule matches; packets of theirs are read that match one of `reads`.
+
+    `name` is that of a chain for these.
+    """
+
+    name: str
+    match: str
+    reads: list[str]
+
+
+def _inspected(group: Sequence[HelperConfig]) -> Iterator[_Flow]:
+    """The flows of these helpers, which share ports."""
+    ports: dict[tuple[Transport, int], list[HelperConfig]] = {}
+    for config in group:
+        for transport in config.helper.transports:
+            for port in config.ports:
+                ports.setdefault((transport, port), []).append(config)
+    alike: dict[tuple[Transport, tuple[str, ...]], list[int]] = {}
+    for (transport, port), sharing in sorted(ports.items(), key=lambda each: each[0]):
+        reads = tuple(_reads(sharing, transport))
+        alike.setdefault((transport, reads), []).append(port)
+    for (transport, reads), numbers in alike.items():
+        yield _Flow(
+            f"{transport}-{numbers[0]}",
+            f"meta l4proto {transport} ct original proto-dst {_set(numbers)}",
+            list(reads),
+        )
+    for config in group:
         if config.tags_expected:
-            name = f'"{config.kernel_name}"'
-            flows.append(f"meta l4proto {transport} ct helper {name}")
-        rules += [
-            f"{flow}{read}"
-            for flow in flows
-            for read in _read(config.prefilter, transport)
-        ]
-    return rules
+            for transport in sorted(config.helper.transports):
+                yield _Flow(
+                    f"{_object(config, transport)}-expected",
+                    f'meta l4proto {transport} ct helper "{config.helper.name}"',
+                    _reads([config], transport),
+                )
+
+
+def _reads(helpers: Sequence[HelperConfig], transport: Transport) -> list[str]:
+    """What matches the packets that one of their prefilters does not leave out."""
+    found = [_read(each.prefilter, transport) for each in helpers]
+    return (
+        [""]
+        if [""] in found
+        else list(dict.fromkeys(read for reads in found for read in reads))
+    )
 
 
 def _read(prefilter: Prefilter, transport: Transport) -> list[str]:
@@ -296,7 +333,7 @@ def _read(prefilter: Prefilter, transport: Transport) -> list[str]:
         return [""]
     sides = {ORIGINAL: prefilter.request, REPLY: prefilter.reply}
     return [
-        f" ct direction {direction.value}{bits}"
+        f"ct direction {direction.value}{bits}"
         for direction, alternatives in sides.items()
         for bits in ([""] if alternatives is None else map(_bits, alternatives))
     ]
@@ -309,20 +346,16 @@ def _bits(matches: Iterable[Match]) -> str:
 
 
 def _rules(config: Config, hook: Hook) -> str:
-    several = config.daemon.workers > 1
     return "".join(
         f"\t\t{rule}\n"
         for helper in config.helpers.values()
         if hook in helper.hooks
-        for rule in [
-            f"# {helper.helper.name}",
-            *_helper_rules(helper, hook, several=several),
-        ]
+        for rule in [f"# {helper.helper.name}", *_helper_rules(helper, hook)]
     )
 
 
-def _helper_rules(config: HelperConfig, hook: Hook, *, several: bool) -> list[str]:
-    """Rules that attach the helper, or with `several` workers have its chain do so."""
+def _helper_rules(config: HelperConfig, hook: Hook) -> list[str]:
+    """Rules that attach the helper."""
     rules = []
     for addresses in _address_matches(config.sources, config.destinations):
         for transport in sorted(config.helper.transports):
@@ -330,8 +363,7 @@ def _helper_rules(config: HelperConfig, hook: Hook, *, several: bool) -> list[st
             if config.interfaces:
                 names = [f'"{name}"' for name in config.interfaces]
                 parts.insert(0, f"{_INTERFACE[hook]} {_set(names)}")
-            name = _object(config, transport)
-            parts.append(f"jump {name}" if several else f'ct helper set "{name}"')
+            parts.append(f'ct helper set "{_object(config, transport)}"')
             rules.append(" ".join(parts))
     return rules
 

@@ -2,6 +2,7 @@
 """Options that several commands share."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from cthelper.core.config import DEFAULT_PATH, Config, load, plugin_folder
@@ -42,8 +43,16 @@ def found_helpers(options: argparse.Namespace) -> dict[str, Found]:
 
 
 def configuration(options: argparse.Namespace) -> Config:
-    """The configuration that ``--config`` names.
+    """The configuration that ``--config`` names; warnings go to standard error.
 
     Raises ConfigError, RegistryError.
     """
+    config = read_configuration(options)
+    for warning in config.warnings:
+        print(f"cthelper: warning: {warning}", file=sys.stderr)
+    return config
+
+
+def read_configuration(options: argparse.Namespace) -> Config:
+    """The configuration that ``--config`` names. Raises ConfigError, RegistryError."""
     return load(options.config, classes(found_helpers(options)))

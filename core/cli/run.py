@@ -3,7 +3,7 @@
 
 import argparse
 
-from cthelper.core.cli.options import Commands, add_config, configuration
+from cthelper.core.cli.options import Commands, add_config, read_configuration
 from cthelper.core.errors import CthelperError, NetlinkError
 
 
@@ -21,20 +21,20 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--keep-ruleset",
         action="store_true",
         help="at the end leave the ruleset, and the helpers that it refers to, where "
-        "they are; the helpers are disabled until the next run",
+        "they are; packets pass until the next run, or where a helper fails closed are "
+        "dropped",
     )
     parser.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cthelper.core.daemon.server import Daemon
     from cthelper.core.daemon.supervisor import Supervisor
 
-    config = configuration(options)
-    runner = Daemon if config.daemon.workers == 1 else Supervisor
     try:
-        runner(
-            config, lambda: configuration(options), keep_ruleset=options.keep_ruleset
+        Supervisor(
+            read_configuration(options),
+            lambda: read_configuration(options),
+            keep_ruleset=options.keep_ruleset,
         ).run()
     except NetlinkError as error:
         raise CthelperError(

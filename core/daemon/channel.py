@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a supervisor and a worker say to each other: an order, then its answer.
+"""What the supervisor and a server say to each other: an order, then its answer.
 
 A message is one packet of a socket pair. When one of the two dies the kernel closes its
 end, whatever killed it, and the other one reads that.
@@ -9,18 +9,20 @@ import enum
 import hashlib
 import json
 import socket
+from collections.abc import Sequence
 from typing import Self
 
 from cthelper.core.config import Config
 
 # Above any message: the longest has a counter for each event and reason.
 _RECEIVE = 1 << 17
+_DESCRIPTORS = 253  # SCM_MAX_FD
 
 Message = dict[str, object]
 
 
 class Order(enum.StrEnum):
-    """What a worker is told to do; `Server` says what each is."""
+    """What a server is told to do; `Server` says what each is."""
 
     PREPARE = "prepare"
     COMMIT = "commit"
@@ -53,18 +55,23 @@ class Channel:
         """Close this end."""
         self._socket.close()
 
-    def send(self, message: Message) -> None:
-        """Send a message. Raises Gone."""
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, and descriptors of this process with it. Raises Gone."""
         try:
-            self._socket.sendall(json.dumps(message).encode())
+            socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
         except (BrokenPipeError, ConnectionResetError):
             raise Gone from None
 
     def receive(self, seconds: float) -> Message:
-        """The next message. Raises Gone, and TimeoutError where none comes in time."""
+        """The next message. Raises Gone, and TimeoutError where none comes in time.
+
+        Descriptors that came with it are its ``descriptors``, for the caller to close.
+        """
         self._socket.settimeout(seconds)
         try:
-            data = self._socket.recv(_RECEIVE)
+            data, descriptors, _, _ = socket.recv_fds(
+                self._socket, _RECEIVE, _DESCRIPTORS
+            )
         except BlockingIOError:  # what a timeout of 0 s gives
             raise TimeoutError from None
         except ConnectionResetError:
@@ -72,7 +79,7 @@ class Channel:
         if not data:
             raise Gone
         message: Message = json.loads(data)
-        return message
+        return {**message, "descriptors": descriptors} if descriptors else message
 
 
 def fingerprint(config: Config) -> str:

@@ -13,11 +13,12 @@ from typing import Final
 
 from cthelper import nft
 from cthelper.core.config import Config
+from cthelper.core.daemon.mark_conflicts import conflicts
 from cthelper.core.errors import NetlinkError, QueueError, RulesetError
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, kernel_module
 from cthelper.core.queue.backends import LIBRARY, NATIVE, choose
-from cthelper.core.queue.protocol import bound_queues
+from cthelper.core.queue.binding import bound_queues
 
 _OLDEST_KERNEL: Final = (6, 1)
 _OLDEST_NFT: Final = (1, 0)
@@ -91,6 +92,7 @@ def examine(config: Config, host: Host) -> Iterator[Finding]:
     yield other_daemon(host)
     yield events(host)
     yield from fills(host)
+    yield from mark(config)
 
 
 def kernel(host: Host) -> Finding:
@@ -199,7 +201,7 @@ def queue_backend(config: Config) -> Finding:
 
 def names(config: Config, host: Host) -> Iterator[Finding]:
     """Whether the kernel's own helpers leave the configured names free."""
-    for name in config.by_kernel_name:
+    for name in config.helpers:
         module = kernel_module(name)
         if (host.root / "sys/module" / module).exists():
             yield Finding(
@@ -226,7 +228,7 @@ def queues(config: Config) -> Iterator[Finding]:
 
 
 def orphans() -> Finding:
-    """Helpers that queue to nobody, as a daemon that was killed leaves them.
+    """Helpers that queue to nobody, as other programs leave them.
 
     The kernel lets the packets of their flows pass but never confirms a new flow
     (nf_confirm in nf_conntrack_proto.c): a stateful ruleset drops its replies.
@@ -248,7 +250,7 @@ def orphans() -> Finding:
     return Finding(
         Health.WARNING,
         f"helpers queue to nobody, new flows break: {', '.join(sorted(names))}",
-        "`cthelper ruleset remove`, or start the daemon",
+        "end the program that registered them, and `cthelper ruleset remove`",
     )
 
 
@@ -269,11 +271,11 @@ def other_daemon(host: Host) -> Finding:
 
 
 def events(host: Host) -> Finding:
-    """The events that tell whether an expectation in a verdict was made."""
+    """The events that tell when a flow has ended."""
     if host.number("proc/sys/net/netfilter/nf_conntrack_events") == 0:
         return Finding(
             Health.WARNING,
-            "conntrack events are off: expectations are counted as refused",
+            "conntrack events are off: what is known of ended flows is kept too long",
             "sysctl -w net.netfilter.nf_conntrack_events=2",
         )
     return Finding(Health.OK, "conntrack events")
@@ -292,6 +294,23 @@ def fills(host: Host) -> Iterator[Finding]:
         _expectations(),
         host.number(f"{folder}/nf_conntrack_expect_max"),
     )
+
+
+def mark(config: Config) -> Iterator[Finding]:
+    """Rules that would see, or set, the bit that says that a flow has finished."""
+    bit = config.daemon.mark
+    if not bit:
+        yield Finding(Health.OK, "no bit of the mark is used")
+        return
+    try:
+        found = list(conflicts(bit))
+    except RulesetError as error:
+        yield Finding(Health.WARNING, f"rules cannot be read: {error}", "run as root")
+        return
+    for each in found:
+        yield Finding(Health.WARNING, str(each), each.mend)
+    if not found:
+        yield Finding(Health.OK, f"no other rule looks at bit {bit:#x} of the mark")
 
 
 def _expectations() -> int | None:

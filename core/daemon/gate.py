@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Lets packets go once what they announce is expected. The one rule:
 
-every expectation is acknowledged by the kernel, or rides in the verdict itself, before
-the packet is released.
+every expectation is acknowledged by the kernel before the packet is released.
 
-Three ways in. A confirmed master: ctnetlink, acknowledged, errors seen. An unconfirmed
-one (the first packet of a UDP flow), one expectation: in the verdict, whose errors the
-kernel swallows; its event says that it is in. Unconfirmed and several: a verdict that
-has the packet repeat its hook carries the first; the packet comes back with another id
-and its flow confirmed, the others go in by ctnetlink, and then it goes on.
+The kernel takes expectations of a confirmed master alone. Where the master is not (the
+first packet of a UDP flow), the packet is first sent round: a verdict has it repeat its
+hook, which confirms the flow, so that it comes back with another id.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -24,23 +21,16 @@ from cthelper.core.queue.protocol import Action, Packet, Verdict
 from cthelper.core.tuples import (
     TCP,
     Conntrack,
-    Endpoint,
     Expectation,
     FlowKey,
-    Network,
-    Transport,
     Tuple,
     key_of,
 )
 
-# An expectation in a verdict is in the kernel when the verdict has been sent; its event
-# is there at once and only waits to be read.
-_EVENT_SECONDS: Final = 2.0
-# Packets that repeat their hook at a time: they come back within the same batch or the
-# next one.
-_REPEATING_LIMIT: Final = 1024
-
-_Identity = tuple[Transport, Network | None, int | None, Endpoint]
+# Packets that repeat their hook come back within the same batch or the next one. One
+# that does not has found the queue full, or a rule of a user's that changed meanwhile.
+_ROUND_SECONDS: Final = 2.0
+_ROUND_LIMIT: Final = 1024
 
 
 class Expecter(Protocol):
@@ -60,21 +50,18 @@ class Expecter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Repeating:
+class _Round:
     """A packet under way back to the queue, and what is still to do for it."""
 
-    received: bytes
-    helper: str
-    rest: tuple[Expectation, ...]
-    packet: bytes | None
+    deadline: float
+    decision: Decision
 
 
 class Gate:
     """Turns decisions into verdicts, expectations first.
 
     `lengthen` is called for an expectation that hangs on another master than its own,
-    with that master's original tuple: it must live as long. `chained` are the kernel's
-    names of the helpers in chain mode.
+    with that master's original tuple: it must live as long.
     """
 
     def __init__(
@@ -89,9 +76,8 @@ class Gate:
         self._expecter = expecter
         self._log = log
         self._clock = clock
-        self._repeating: dict[FlowKey, _Repeating] = {}
-        self._awaited: dict[_Identity, tuple[float, str, Expectation]] = {}
-        self.chained: Collection[str] = ()
+        # By flow and packet: several of one flow may be under way.
+        self._rounds: dict[tuple[FlowKey, bytes], _Round] = {}
 
     def place(
         self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
@@ -153,18 +139,27 @@ class Gate:
                     "step-failed", "warning", reason=error.reason, detail=str(error)
                 )
 
-    def returned(self, packet: Packet, entry: Conntrack) -> Verdict | None:
-        """The verdict for a packet that came back from repeating its hook, else None.
+    def sends_round(self, entry: Conntrack, decision: Decision) -> bool:
+        """Whether a packet must come back before what it announces can be expected."""
+        return bool(decision.expectations) and not entry.confirmed
 
-        It is never repeated again: what cannot go in now is refused.
-        """
-        waiting = self._repeating.get(key_of(entry))
-        if waiting is None or waiting.received != packet.payload:
+    def send_round(
+        self, packet: Packet, entry: Conntrack, decision: Decision
+    ) -> Verdict:
+        """The verdict that has a packet come back, its flow confirmed."""
+        if len(self._rounds) >= _ROUND_LIMIT:
+            self._missed(self._rounds.pop(next(iter(self._rounds))).decision)
+        deadline = self._clock() + _ROUND_SECONDS
+        key = key_of(entry), bytes(packet.payload)
+        self._rounds[key] = _Round(deadline, decision)
+        return Verdict(packet.id, Action.REPEAT)
+
+    def returned(self, packet: Packet, entry: Conntrack) -> Decision | None:
+        """What was decided on a packet that comes back; None: it comes first."""
+        if not self._rounds:
             return None
-        del self._repeating[key_of(entry)]
-        for expectation in waiting.rest:
-            self._put(expectation, waiting.helper)
-        return self.accept(packet, entry, waiting.packet)
+        under_way = self._rounds.pop((key_of(entry), bytes(packet.payload)), None)
+        return None if under_way is None else under_way.decision
 
     def verdict(
         self,
@@ -173,32 +168,17 @@ class Gate:
         decision: Decision,
         timeout: int | None = None,
     ) -> Verdict:
-        """The verdict for a packet, once all that can be expected now is.
+        """The verdict for a packet, once what it announces is expected.
 
         It sets the entry's timeout to so many seconds where that is given.
         """
         if decision.drop:
             return Verdict(packet.id, Action.DROP)
-        expectations = decision.expectations
         change = b"" if timeout is None else encoding.entry_timeout(timeout)
-        if not expectations or decision.flow is None:
-            return self.accept(packet, entry, decision.packet, change)
-        helper = decision.flow.name
-        if entry.confirmed:
-            for expectation in expectations:
-                self._put(expectation, helper)
-            return self.accept(packet, entry, decision.packet, change)
-        first, *rest = expectations
-        self._await(first, helper)
-        attributes = encoding.expectation(first)
-        if not rest:
-            return Verdict(packet.id, payload=decision.packet, expectation=attributes)
-        if len(self._repeating) >= _REPEATING_LIMIT:
-            del self._repeating[next(iter(self._repeating))]
-        self._repeating[key_of(entry)] = _Repeating(
-            bytes(packet.payload), helper, tuple(rest), decision.packet
-        )
-        return Verdict(packet.id, Action.REPEAT, expectation=attributes)
+        if decision.flow is not None:
+            for expectation in decision.expectations:
+                self._put(expectation, decision.flow.name)
+        return self.accept(packet, entry, decision.packet, change)
 
     def accept(
         self,
@@ -209,47 +189,34 @@ class Gate:
     ) -> Verdict:
         """The verdict that lets a packet go on.
 
-        In chain mode the kernel adjusts TCP's sequence numbers when the verdict comes,
-        for a flow with a helper in user space (nf_confirm_cthelper), and once more at
-        the end of the hook (nf_confirm): so the hook ends here.
+        The kernel adjusts TCP's sequence numbers when the verdict comes, for a flow
+        with a helper in user space (nf_confirm_cthelper), and once more at the end of
+        the hook (nf_confirm): so the hook ends here. Seen on Linux 6.1, 6.12 and 7.2.
         """
         stop = (
             (payload is not None or entry.adjusted)
             and entry.original.transport is TCP
             and entry.confirmed
-            and entry.helper in self.chained
         )
         action = Action.STOP if stop else Action.ACCEPT
         return Verdict(packet.id, action, payload, conntrack=change)
 
-    @property
-    def waits(self) -> bool:
-        """Whether an expectation that rode in a verdict waits for its event."""
-        return bool(self._awaited)
-
-    def confirm(self, expectation: Expectation) -> None:
-        """The kernel says that it has made this expectation."""
-        awaited = self._awaited.pop(_identity(expectation), None)
-        if awaited is not None:
-            _, helper, wanted = awaited
-            self._created(wanted, helper)
-
-    def give_up_waiting(self, *, forget: bool = False) -> None:
-        """Count as refused what rode in a verdict and never showed in an event.
-
-        With `forget` events were lost: nothing is known of what is awaited.
-        """
-        if forget:
-            self._awaited.clear()
+    def give_up_waiting(self) -> None:
+        """Count as refused what packets announced that did not come back in time."""
         now = self._clock()
-        late = [key for key, each in self._awaited.items() if each[0] <= now]
+        late = [key for key, each in self._rounds.items() if each.deadline <= now]
         for key in late:
-            _, helper, expectation = self._awaited.pop(key)
-            self._refused(expectation, helper, "kernel-silent", "no event")
+            self._missed(self._rounds.pop(key).decision)
 
-    def _await(self, expectation: Expectation, helper: str) -> None:
-        deadline = self._clock() + _EVENT_SECONDS
-        self._awaited[_identity(expectation)] = deadline, helper, expectation
+    def _missed(self, decision: Decision) -> None:
+        if decision.flow is not None:
+            for expectation in decision.expectations:
+                self._refused(
+                    expectation,
+                    decision.flow.name,
+                    "not-returned",
+                    "the flow's first packet did not come back to the queue",
+                )
 
     def _put(self, expectation: Expectation, helper: str) -> None:
         try:
@@ -284,12 +251,3 @@ class Gate:
             expects=expectation,
             detail=detail,
         )
-
-
-def _identity(expectation: Expectation) -> _Identity:
-    return (
-        expectation.transport,
-        expectation.source,
-        expectation.source_port,
-        expectation.destination,
-    )

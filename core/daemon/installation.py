@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel holds of a running cthelper: registered helpers, and the ruleset.
+"""What the kernel holds of a running cthelper: registered helpers, and the ruleset."""
 
-A helper queues while it is enabled; so it is only while somebody serves its queue.
-"""
-
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable
 
 from cthelper import nft
-from cthelper.core.config import Config, plain_name
+from cthelper.core.config import Config
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.ruleset import unregister
+from cthelper.core.daemon.ruleset import registrations, unregister
 from cthelper.core.errors import CthelperError, RestartNeeded
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
-from cthelper.core.queue.protocol import bound_queues
+from cthelper.core.queue.binding import bound_queues
 from cthelper.core.tuples import Transport
 
 
@@ -42,20 +37,16 @@ class Installation:
         nobody has bound pass. Where a queue is bound its daemon lives, and whoever
         binds it will be told so.
         """
-        bound = bound_queues()
         self._leavings = [
-            each
-            for each in self._table.list()
-            if each.queue not in bound
-            and (each.queue in config.queues or plain_name(each.name) in config.helpers)
+            each for each in self._table.list() if each.name in config.helpers
         ]
-        self._put(replace(each, enabled=False) for each in self._leavings)
         # Rules that queue are of a table whose helpers are registered.
-        if self._leavings and bound.keys().isdisjoint(config.queues):
+        if self._leavings and bound_queues().keys().isdisjoint(config.queues):
             nft.pause(config)
 
-    def install(self, wanted: Sequence[Registration], config: Config) -> None:
-        """Register the helpers, whose queues must be bound, and load the ruleset."""
+    def install(self, config: Config) -> None:
+        """Register the helpers and load the ruleset; the queues must be bound."""
+        wanted = registrations(config.helpers.values())
         try:
             self._put(wanted)
         except RestartNeeded:
@@ -71,51 +62,21 @@ class Installation:
         added = [each for key, each in self._known.items() if key not in before]
         self.attempt(lambda: unregister(self._table, added))
 
-    def change(
-        self,
-        wanted: Sequence[Registration],
-        config: Config,
-        load: Callable[[Callable[[], None]], None],
-    ) -> None:
-        """Have these registrations and this ruleset in the place of those before.
+    def change(self, config: Config) -> None:
+        """Have these helpers and this ruleset in the place of those before.
 
-        `load` is called with the step that loads the ruleset, which takes its time.
-        Where something fails it is all as it was before.
-        """
-        before = dict(self._known)
-        keys = {each.key for each in wanted}
-        try:
-            self._put(wanted)
-            load(lambda: nft.install(config))
-            self.disable(each for key, each in before.items() if key not in keys)
-        except CthelperError:
-            self.attempt(lambda: self._put(before.values()))
-            self.disable(each for key, each in self._known.items() if key not in before)
-            raise
-
-    def enable(self, wanted: Iterable[Registration]) -> None:
-        """Have these helpers queue, whose queues must be bound."""
-        self._put(wanted)
-
-    def disable(self, unwanted: Iterable[Registration]) -> None:
-        """Have these helpers queue no more; logs what fails.
-
-        They stay registered until the end: when a helper is unregistered the kernel
+        Where something fails it is all as it was before. A helper that is not wanted
+        any more stays registered until the end: when one is unregistered the kernel
         drops every packet that waits in any queue (nf_ct_iterate_destroy in
         nf_conntrack_core.c).
         """
-        for each in list(unwanted):
-            self.attempt(partial(self._put, [replace(each, enabled=False)]))
-
-    def disable_named(self, names: Collection[str]) -> None:
-        """Have the helpers of these names queue no more, whoever registered them."""
-        self.disable(each for each in self._table.list() if each.name in names)
-
-    def stop(self, config: Config) -> None:
-        """Have no helper queue any more, in either mode; logs what fails."""
-        self.disable(self._known.values())
-        if config.chained:
-            self.attempt(lambda: nft.pause(config))
+        before = list(self._known.values())
+        try:
+            self._put(registrations(config.helpers.values()))
+            nft.install(config)
+        except CthelperError:
+            self.attempt(lambda: self._put(before))
+            raise
 
     def remove(self) -> None:
         """Delete the ruleset and unregister all helpers; logs what fails.

@@ -4,37 +4,30 @@
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
 from typing import Final
 
 from cthelper import nft
-from cthelper.core.config import Config, HelperConfig, plain_name
+from cthelper.core.config import Config, HelperConfig
 from cthelper.core.daemon.retag import retag
 from cthelper.core.errors import Busy
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import FAMILIES, HelperTable, Registration
-from cthelper.core.queue.protocol import bound_queues
+from cthelper.core.queue.binding import bound_queues
 
 # nft frees a table's objects a moment after it answers (a work queue of nf_tables).
 _RELEASE_SECONDS: Final = 5.0
 _RELEASE_PAUSE: Final = 0.02
 
 
-def registrations(
-    helpers: Iterable[HelperConfig], *, enabled: bool
-) -> list[Registration]:
-    """The registrations that these helpers need: a family and a transport each.
-
-    In chain mode none is ever enabled: then the kernel would queue, too.
-    """
+def registrations(helpers: Iterable[HelperConfig]) -> list[Registration]:
+    """The registrations that these helpers need: a family and a transport each."""
     return [
         Registration(
-            name=config.kernel_name,
+            name=config.helper.name,
             family=family,
             transport=transport,
             queue=config.queue,
             policies=config.policies,
-            enabled=enabled and not config.chained,
         )
         for config in helpers
         for family in FAMILIES
@@ -52,7 +45,7 @@ def check(config: Config) -> None:
         present = {each.key for each in helpers.list()}
         added = [
             each
-            for each in registrations(config.served, enabled=False)
+            for each in registrations(config.helpers.values())
             if each.key not in present
         ]
         try:
@@ -66,15 +59,12 @@ def check(config: Config) -> None:
 def install(config: Config, *, retag_flows: bool) -> int | None:
     """Register the helpers and load the ruleset.
 
-    A helper whose queue nobody serves is registered disabled, for the daemon to enable.
     How many conntrack entries were deleted to be tagged anew, or None where that was
     not asked for. Raises CthelperError.
     """
-    served = bound_queues()
     with closing(HelperTable()) as helpers:
-        for each in registrations(config.served, enabled=True):
-            enabled = each.enabled and each.queue in served
-            helpers.put(replace(each, enabled=enabled))
+        for each in registrations(config.helpers.values()):
+            helpers.put(each)
     nft.install(config)
     if not retag_flows:
         return None
@@ -89,14 +79,13 @@ def remove(config: Config) -> None:
     """
     nft.remove()
     served = bound_queues()
-    names = config.helpers.keys()
     with closing(HelperTable()) as helpers:
         unregister(
             helpers,
             [
                 each
                 for each in helpers.list()
-                if plain_name(each.name) in names and each.queue not in served
+                if each.name in config.helpers and each.queue not in served
             ],
         )
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Several workers: starts them, registers their helpers, loads the ruleset for all.
+"""``cthelper run``: binds the queues, registers helpers, loads the ruleset, and has
+servers read the packets. It reads none itself.
 
-Each worker is a fork, so that one that is started again has the very configuration that
+A server is a fork, so that one that is started again has the very configuration that
 the others have, whatever stands in the file by then. There is one thread here, and no
 packet: nothing that a fork would tear.
 
-A worker's helpers are enabled while it serves its queues. When it dies the kernel is
-told at once to queue to it no more; so its flows pass, and new ones are confirmed,
-until its successor serves.
+The queues' sockets stay here. When a server dies its queues are paused and what waits
+there is released, so that its flows pass until its successor reads the same queues.
 """
 
 import os
@@ -18,36 +18,42 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from cthelper.core.config import Config
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.ruleset import registrations
-from cthelper.core.daemon.server import check_change, reload
+from cthelper.core.daemon.server import Server
 from cthelper.core.daemon.signals import Signals, empty, waker_pair
-from cthelper.core.daemon.worker import Worker
-from cthelper.core.errors import CthelperError, QueueError
-from cthelper.core.netlink.nfnetlink_cthelper import Registration
+from cthelper.core.errors import CthelperError, QueueError, RestartNeeded
 from cthelper.core.queue.backends import choose
+from cthelper.core.queue.binding import Binding, bound_queues
 
-# A worker that does not answer for so long is ended. Draining takes 2 s at most, and
+# A server that does not answer for so long is ended. Draining takes 2 s at most, and
 # reading the configuration what plugins take for their import.
 _ANSWER_SECONDS: Final = 30.0
-# Until a worker that died is started again; doubled each time that it dies young.
+# Until a server that died is started again; doubled each time that it dies young.
 _PAUSE_SECONDS: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _YOUNG_SECONDS: Final = 60.0
 
+# Servers whose supervisor was killed let go of their queues within a moment.
+_LEAVING_SECONDS: Final = 3.0
+_LEAVING_PAUSE: Final = 0.05
+
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# What a reload does not change.
+_FIXED: Final = ("workers", "receive_buffer", "flow_limit", "backend", "mark")
 
 
 @dataclass(slots=True)
 class _Process:
-    """A worker's process; `serving` once its queues are bound."""
+    """A server's process; `serving` once it reads its queues."""
 
     number: int
     pid: int
@@ -57,7 +63,7 @@ class _Process:
 
 
 class Supervisor:
-    """Runs the configured helpers on live traffic, in ``daemon.workers`` processes.
+    """Runs the configured helpers on live traffic, in ``daemon.workers`` servers.
 
     `read_config` reads the configuration again, for SIGHUP. Use `run`.
     """
@@ -68,17 +74,17 @@ class Supervisor:
         read_config: Callable[[], Config],
         *,
         keep_ruleset: bool = False,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._read_config = read_config
         self._keep_ruleset = keep_ruleset
-        self._clock = clock
         daemon = config.daemon
-        self._log = Log(daemon.log_level, daemon.log_format, clock=clock)
+        self._backend = choose(daemon.backend)
+        self._log = Log(daemon.log_level, daemon.log_format, clock=time.monotonic)
         self._installation = Installation(self._log)
+        self._bindings: dict[int, Binding] = {}
         self._processes: dict[int, _Process] = {}
-        # When workers that died are to be started again, and how often they died young.
+        # When servers that died are to be started again, and how often they died young.
         self._due: dict[int, float] = {}
         self._young: Counter[int] = Counter()
         self._totals: Counter[str] = Counter()
@@ -91,24 +97,24 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT. Raises CthelperError where it cannot start."""
         with self._signals:
             self._start()
-            backend = choose(self._config.daemon.backend)
+            self._warn()
             self._log.event(
                 "started",
                 helpers=",".join(self._config.helpers),
-                queues=",".join(map(str, sorted(self._config.queues))),
+                queues=",".join(map(str, sorted(self._bindings))),
                 workers=self._config.daemon.workers,
-                backend=backend.name,
-                because=backend.reason,
+                backend=self._backend.name,
+                because=self._backend.reason,
             )
             try:
                 while not self._signals.stop:
                     self._turn()
                     if self._signals.taken_reload():
-                        reload(self._log, self._read_config, self._change)
+                        self._reload()
             finally:
                 self._stop()
             totals = self._totals + self._log.counters
-            first = ("packets", "bypassed", "verdicts_refused")
+            first = ("packets", "bypassed", "dropped", "verdicts_refused")
             self._log.event(
                 "stopped",
                 **{name: totals[name] for name in first},
@@ -120,48 +126,52 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
-        now = self._clock()
         next_due = min(self._due.values(), default=None)
-        wait = None if next_due is None else max(0.0, next_due - now)
+        wait = None if next_due is None else max(0.0, next_due - time.monotonic())
         for key, _ in self._selector.select(wait):
             key.data()
         for number, due in list(self._due.items()):
-            if due <= self._clock():
+            if due <= time.monotonic():
                 del self._due[number]
                 self._fork(number)
 
     # Starting and ending all
 
     def _start(self) -> None:
-        """Have all bind their queues, then register, then load the ruleset."""
+        """Bind, have all read, register, load: so no packet is queued to nobody."""
         config = self._config
         try:
+            _await_free(config.queues)
             self._installation.take_over(config)
+            self._bindings = self._bind(config, config.queues)
             for number in range(config.daemon.workers):
                 self._fork(number)
             for process in list(self._processes.values()):
                 answer = self._answer(process)
                 if answer is None:
-                    raise QueueError(f"worker {process.number} died at its start")
+                    raise QueueError(f"server {process.number} died at its start")
                 if "error" in answer:
                     raise QueueError(str(answer["error"]))
                 self._serves(process)
-            self._installation.install(self._wanted(config), config)
+            self._installation.install(config)
         except CthelperError:
             self._installation.abandon()
             self._dismiss()
+            self._unbind(list(self._bindings))
             raise
 
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
-        self._installation.stop(self._config)
+        for binding in self._bindings.values():
+            self._installation.attempt(binding.pause)
         self._failed(self._order_all(Order.DRAIN))
         self._dismiss()
         if not self._keep_ruleset:
             self._installation.remove()
+        self._unbind(list(self._bindings))
 
     def _dismiss(self) -> None:
-        """Have all workers end; their queues must be empty."""
+        """Have all servers end; their queues must be empty."""
         for process in list(self._processes.values()):
             if not process.serving:
                 os.kill(process.pid, signal.SIGKILL)
@@ -171,24 +181,53 @@ class Supervisor:
                 if answer is None:
                     continue  # it has died
                 totals = answer["totals"]
-                assert isinstance(totals, dict)  # noqa: S101 - as Worker answers it
+                assert isinstance(totals, dict)  # noqa: S101 - as Server answers it
                 self._totals.update(totals)
             self._bury(process)
         self._due.clear()
 
-    # One worker
+    # Queues
+
+    def _bind(self, config: Config, numbers: Iterable[int]) -> dict[int, Binding]:
+        """Bind all of these queues, which are paused then, or none and raise."""
+        bound: dict[int, Binding] = {}
+        try:
+            for number in sorted(numbers):
+                bound[number] = self._backend.bind(
+                    number,
+                    config.daemon.receive_buffer,
+                    fail_open=number not in config.closed_queues,
+                )
+        except CthelperError:
+            for binding in bound.values():
+                binding.close()
+            raise
+        return bound
+
+    def _unbind(self, numbers: Iterable[int]) -> None:
+        """Let go of paused queues, and of what a server has left there."""
+        for number in numbers:
+            binding = self._bindings.pop(number)
+            self._installation.attempt(binding.release)
+            binding.close()
+
+    def _bindings_of(self, number: int) -> list[Binding]:
+        """The queues that a server reads."""
+        return [self._bindings[each] for each in self._config.queues_of(number)]
+
+    # One server
 
     def _fork(self, number: int) -> None:
-        """Start a worker; it answers when its queues are bound, or cannot be."""
+        """Start a server; it answers when it reads its queues, or cannot."""
         ours, theirs = Channel.pair()
-        # A signal that came before the worker ignores it would be the supervisor's.
+        # A signal that came before the server ignores it would be the supervisor's.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid == 0:
             self._become(number, ours, theirs, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        process = _Process(number, pid, ours, self._clock())
+        process = _Process(number, pid, ours, time.monotonic())
         self._processes[number] = process
         self._watch(ours, lambda: self._hear(process))
 
@@ -199,7 +238,7 @@ class Supervisor:
         theirs: Channel,
         mask: Iterable[signal.Signals | int],
     ) -> None:
-        """Be the worker, in the process that was forked for it; does not return."""
+        """Be the server, in the process that was forked for it; does not return."""
         status = 1
         try:
             # A terminal and systemd send them to all processes.
@@ -213,11 +252,20 @@ class Supervisor:
                 process.channel.close()
             self._selector.close()
             self._installation.close()
-            part = self._config.by_worker[number]
-            Worker(number, part, self._read_config, theirs).run()
-            status = 0
+            own = self._bindings_of(number)
+            for binding in self._bindings.values():
+                if binding not in own:
+                    binding.socket.close()
+            try:
+                server = Server(number, self._config, own, self._read_config, theirs)
+            except CthelperError as error:
+                with suppress(Gone):
+                    theirs.send({"error": str(error)})
+            else:
+                server.run()
+                status = 0
         except CthelperError:
-            pass  # the worker has logged it
+            pass  # the server has logged it
         except BaseException:
             traceback.print_exc()
         finally:
@@ -226,42 +274,59 @@ class Supervisor:
             os._exit(status)
 
     def _hear(self, process: _Process) -> None:
-        """A worker is ready, or has died."""
+        """A server is ready, or has died."""
         answer = self._answer(process)
         if answer is None:
             return
         if "error" in answer:
-            self._failed([f"worker {process.number}: {answer['error']}"])
+            self._failed([f"server {process.number}: {answer['error']}"])
             return
-        part = self._config.by_worker[process.number]
-        wanted = registrations(part.served, enabled=True)
-        self._installation.attempt(lambda: self._installation.enable(wanted))
         self._serves(process)
 
     def _serves(self, process: _Process) -> None:
         process.serving = True
+        for binding in self._bindings_of(process.number):
+            self._installation.attempt(binding.resume)
         self._log.event("worker-started", worker=process.number, pid=process.pid)
 
-    def _order_all(self, order: Order, **details: object) -> list[str]:
-        """Tell all that serve, at a time, and wait; the errors that they answer."""
+    def _order_all(
+        self,
+        order: Order,
+        bindings: Mapping[int, list[Binding]] | None = None,
+        **details: object,
+    ) -> list[str]:
+        """Tell all that serve, at a time, and wait; the errors that they answer.
+
+        `bindings` are of queues that are new to a server, by its number.
+        """
         serving = [each for each in self._processes.values() if each.serving]
         for process in serving:
-            self._tell(process, order, **details)
+            fresh = (bindings or {}).get(process.number, [])
+            self._tell(process, order, fresh, **details)
         errors = []
         for process in serving:
             answer = self._answer(process)
             if answer is not None and "error" in answer:
-                errors.append(f"worker {process.number}: {answer['error']}")
+                errors.append(f"server {process.number}: {answer['error']}")
         return errors
 
-    def _tell(self, process: _Process, order: Order, **details: object) -> None:
-        try:
-            process.channel.send({"order": order, **details})
-        except Gone:
-            return  # and so is the answer
+    def _tell(
+        self,
+        process: _Process,
+        order: Order,
+        fresh: Iterable[Binding] = (),
+        **details: object,
+    ) -> None:
+        queues = [each.number for each in fresh]
+        descriptors = [each.fileno() for each in fresh]
+        # Where it is gone, so is the answer.
+        with suppress(Gone):
+            process.channel.send(
+                {"order": order, "queues": queues, **details}, descriptors
+            )
 
     def _answer(self, process: _Process) -> Message | None:
-        """What a worker answers; None where it has died, which is seen to."""
+        """What a server answers; None where it has died, which is seen to."""
         try:
             return process.channel.receive(_ANSWER_SECONDS)
         except TimeoutError:
@@ -278,10 +343,10 @@ class Supervisor:
     def _died(self, process: _Process) -> None:
         """Have its flows pass, and start it again after a while."""
         number = process.number
-        if process.serving:
-            part = self._config.by_worker[number]
-            self._installation.disable(registrations(part.served, enabled=False))
-        lived = self._clock() - process.since
+        for binding in self._bindings_of(number):
+            self._installation.attempt(binding.pause)
+            self._installation.attempt(binding.release)
+        lived = time.monotonic() - process.since
         status = self._bury(process)
         how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
         self._log.event(
@@ -289,7 +354,7 @@ class Supervisor:
         )
         self._young[number] = 1 if lived > _YOUNG_SECONDS else self._young[number] + 1
         pause = _PAUSE_SECONDS * 2 ** (self._young[number] - 1)
-        self._due[number] = self._clock() + min(pause, _LONGEST_PAUSE)
+        self._due[number] = time.monotonic() + min(pause, _LONGEST_PAUSE)
 
     def _bury(self, process: _Process) -> int:
         """Wait for its end and forget it; its exit code, or minus the signal."""
@@ -301,33 +366,69 @@ class Supervisor:
 
     # Reloading
 
+    def _reload(self) -> None:
+        """Take a new configuration, or refuse it and go on with the old one."""
+        try:
+            config = self._read_config()
+            self._change(config)
+        except CthelperError as error:
+            self._log.event("reload-refused", "error", error=str(error))
+            return
+        self._warn()
+        self._log.event("reloaded", helpers=",".join(config.helpers))
+
+    def _warn(self) -> None:
+        for warning in self._config.warnings:
+            self._log.event("config-warning", "warning", detail=warning)
+
     def _change(self, config: Config) -> None:
-        check_change(self._config, config)
+        """Have all servers and the kernel take it, or none. Raises CthelperError."""
+        for key in _FIXED:
+            if getattr(self._config.daemon, key) != getattr(config.daemon, key):
+                raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
         # Those that have just begun have the old configuration, and serve nothing yet.
         for process in list(self._processes.values()):
             if not process.serving:
                 os.kill(process.pid, signal.SIGKILL)
                 self._bury(process)
-                self._due[process.number] = self._clock()
-        errors = self._order_all(Order.PREPARE, config=fingerprint(config))
+                self._due[process.number] = time.monotonic()
+        fresh = self._bind(config, config.queues - self._bindings.keys())
+        parts = {
+            number: [
+                fresh[each] for each in sorted(config.queues_of(number) & fresh.keys())
+            ]
+            for number in range(config.daemon.workers)
+        }
+        errors = self._order_all(Order.PREPARE, parts, config=fingerprint(config))
         try:
             if errors:
                 raise QueueError(errors[0])
-            self._installation.change(self._wanted(config), config, lambda step: step())
+            for process in self._processes.values():
+                for binding in parts[process.number]:
+                    binding.resume()
+            self._installation.change(config)
         except CthelperError:
             self._failed(self._order_all(Order.ABORT))
+            for binding in fresh.values():
+                binding.close()
             raise
+        unused = self._bindings.keys() - config.queues
+        self._bindings |= fresh
         self._config = config
         self._log.configure(config.daemon.log_level, config.daemon.log_format)
+        for number, binding in self._bindings.items():
+            if number in unused:
+                step = binding.pause
+            else:
+                closed = number in config.closed_queues
+                step = partial(binding.set_fail_open, not closed)
+            self._installation.attempt(step)
         self._failed(self._order_all(Order.COMMIT))
+        self._unbind(unused)
 
-    def _wanted(self, config: Config) -> list[Registration]:
-        """The registrations of all workers; those that serve have theirs enabled."""
-        return [
-            registration
-            for number, part in enumerate(config.by_worker)
-            for registration in registrations(
-                part.served,
-                enabled=number in self._processes and self._processes[number].serving,
-            )
-        ]
+
+def _await_free(queues: Collection[int]) -> None:
+    """Wait for servers that are about to end; whoever stays is met when binding."""
+    deadline = time.monotonic() + _LEAVING_SECONDS
+    while not bound_queues().keys().isdisjoint(queues) and time.monotonic() < deadline:
+        time.sleep(_LEAVING_PAUSE)

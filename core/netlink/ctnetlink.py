@@ -117,20 +117,16 @@ class Ctnetlink:
         *,
         timeout: int | None = None,
         mark: tuple[int, int] | None = None,
-        helper: str | None = None,
     ) -> None:
-        """Change an entry: timeout in seconds, mark as value and mask, helper by name.
+        """Change an entry: timeout in seconds, mark as value and mask.
 
-        The helper "" detaches the flow from its helper, which deletes its expectations;
-        Busy where the flow is an expected one. Raises NotFound, for one.
+        Raises NotFound, for one.
         """
         attributes = encoding.entry_key(original, zone)
         if timeout is not None:
             attributes += encoding.entry_timeout(timeout)
         if mark is not None:
             attributes += encoding.entry_mark(*mark)
-        if helper is not None:
-            attributes += encoding.entry_helper(helper)
         what = _Asked("update conntrack entry", original)
         # Without NLM_F_CREATE the kernel changes what is there and makes nothing.
         self._request(original, attributes, CTNETLINK | messages.NEW, 0, what)

@@ -32,8 +32,7 @@ from cthelper.core.tuples import (
 )
 
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h
-_ORIG, _HELP, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 5, 7, 8, 18, 21
-_HELP_NAME: Final = 1
+_ORIG, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 7, 8, 18, 21
 
 _NESTED: Final = 0x8000
 _FOLLOW_MASTER: Final = b"nat-follow-master\0"  # net/netfilter/nf_nat_core.c
@@ -64,11 +63,6 @@ def entry_timeout(seconds: int) -> bytes:
 def entry_mark(value: int, mask: int) -> bytes:
     """CTA_MARK of which the bits of `mask` are to be written."""
     return _u32(_MARK, value) + _u32(_MARK_MASK, mask)
-
-
-def entry_helper(name: str) -> bytes:
-    """CTA_HELP with the name of a helper; empty: none."""
-    return _nested(_HELP, _attribute(_HELP_NAME, name.encode("ascii") + b"\0"))
 
 
 def master(original: Tuple) -> bytes:

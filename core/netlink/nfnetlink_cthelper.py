@@ -34,9 +34,10 @@ class NameTaken(CthelperError):
 class Registration:
     """A helper as the kernel holds it.
 
-    `family` is AF_INET or AF_INET6. The kernel queues the packets of its flows to
-    `queue` while it is `enabled`. As long as nobody listens there they pass, but new
-    flows get no entry: the packets leave nf_confirm before it confirms them.
+    `family` is AF_INET or AF_INET6. While it is `enabled` the kernel itself queues the
+    packets of its flows to `queue`, which no helper of ours wants: rules do so. As long
+    as nobody listens there they pass, but new flows get no entry, since the packets
+    leave nf_confirm before it confirms them.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Registration:
     transport: Transport
     queue: int
     policies: tuple[Policy, ...]
-    enabled: bool = True
+    enabled: bool = False
 
     @property
     def key(self) -> tuple[str, int, Transport]:

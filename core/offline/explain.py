@@ -137,9 +137,9 @@ class _Story:
     def _untagged(self, entry: Entry) -> str:
         """Why no helper is attached to the flow."""
         original = entry.original
-        reason = self._replay.detached.get(str(original))
+        reason = self._replay.finished.get(str(original))
         if reason is not None:
-            return f"none: the flow was detached from its helper ({reason})"
+            return f"the flow is no longer inspected ({reason})"
         if entry.master is not None:
             return "none: an expected flow is related, and only new ones are tagged"
         for config in self._helpers:

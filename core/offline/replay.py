@@ -29,7 +29,7 @@ from cthelper.core.engine import (
     Finished,
     Refused,
 )
-from cthelper.core.errors import Busy, NotFound
+from cthelper.core.errors import NotFound
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
 from cthelper.core.nat import leads
@@ -127,8 +127,8 @@ class Replay:
     of the machine that would have run the daemon: packets from others count as
     forwarded; empty: nothing does. `nat` is what was translated where the capture was
     taken. `warn` is told what the user should know. With `watch` the messages and the
-    flows are events, too, and `detached` holds the reason for each flow that was
-    detached from its helper.
+    flows are events, too, and `finished` holds the reason for each flow that is no
+    longer inspected.
     """
 
     def __init__(
@@ -157,9 +157,13 @@ class Replay:
             placer=self,
             watch=self.onlooker,
         )
-        self._masters = Masters(_Kernel(self.table, self._clock), self, self._clock)
-        self._masters.marks = config.marks
-        self.detached: dict[str, str] = {}
+        self._masters = Masters(
+            _Kernel(self.table, self._clock),
+            self,
+            self._clock,
+            mark=config.daemon.mark,
+        )
+        self.finished: dict[str, str] = {}
         self._events: list[Event] = []
         self._counts = Summary()
         self._watched: dict[int, FlowEvent] = {}
@@ -218,8 +222,8 @@ class Replay:
 
     def event(self, event: str, level: str = "info", /, **fields: object) -> None:
         """What became of a master, which has no place among the events (Reporter)."""
-        if event in ("detached", "marked") and self.onlooker is not None:
-            self.detached[str(fields["flow"])] = str(fields["reason"])
+        if event in ("marked", "kept") and self.onlooker is not None:
+            self.finished[str(fields["flow"])] = str(fields["reason"])
 
     def place(
         self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
@@ -291,13 +295,12 @@ class Replay:
         decision: Decision,
     ) -> list[Expectation]:
         made = []
+        # The packet comes back confirmed before its expectations go in (gate.py).
+        self.table.confirm(entry)
         for expectation in decision.expectations:
             outcome, expected = self.table.expect(
                 self._now, entry, expectation, self._frame
             )
-            # The first of several goes in with the verdict, and the packet comes back
-            # confirmed before the next does (gate.py).
-            self.table.confirm(entry)
             if expected is None:
                 self._refuse(seen, entry, expectation, helper, outcome)
                 continue
@@ -541,19 +544,13 @@ class _Kernel:
         *,
         timeout: int | None = None,
         mark: tuple[int, int] | None = None,
-        helper: str | None = None,
     ) -> None:
-        """Set an entry's timeout, detach it from its helper, or mark it as finished.
-
-        Raises NotFound, and Busy where an expected flow is to be detached.
-        """
+        """Set an entry's timeout, or mark it as finished. Raises NotFound."""
         entry = self._find(original)
         if timeout is not None:
             self._table.keep(self._clock(), entry, timeout)
         if mark is not None:
             self._table.leave(entry)
-        if helper == "" and not self._table.detach(entry):
-            raise Busy(errno.EBUSY, f"detach {original}")
 
     def _find(self, original: Tuple) -> Entry:
         entry = self._table.find(original)

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from cthelper.core.errors import QueueError
+from cthelper.core.queue.binding import Binding
 from cthelper.core.queue.protocol import Queue
 
 
-class OpenQueue(Protocol):
-    """Binds a queue; the class of one, see `NativeQueue`."""
+class Bind(Protocol):
+    """Binds a queue, see `native.bind_queue`."""
 
     def __call__(
-        self, number: int, receive_buffer: int, flows: int, *, fail_open: bool = True
-    ) -> Queue: ...
+        self, number: int, receive_buffer: int, *, fail_open: bool
+    ) -> Binding: ...
 
+
+Read = Callable[[Binding, int], Queue]
+"""What reads a bound queue and notes something of so many flows, see `NativeQueue`."""
 
 Wait = Callable[[Iterable[Queue], int, float], bool]
 """Waits until a queue has packets to be read, a descriptor is readable, a signal has
@@ -33,7 +37,8 @@ class Backend:
 
     name: str
     reason: str
-    open: OpenQueue
+    bind: Bind
+    read: Read
     wait: Wait | None = None
 
 
@@ -56,13 +61,14 @@ def choose(wanted: str) -> Backend:
     return Backend(
         NATIVE,
         "it is configured" if wanted == NATIVE else "the extension in C is there",
+        native.bind_queue,
         native.NativeQueue,
         native.wait,
     )
 
 
 def _library(reason: str) -> Backend:
-    from cthelper.core.queue.library import LibraryQueue
+    from cthelper.core.queue import library
 
     if importlib.util.find_spec("netfilterqueue") is None:
         raise QueueError(
@@ -70,4 +76,4 @@ def _library(reason: str) -> Backend:
             "installed: install gcc and python3-dev and then cthelper again, "
             "or pip install 'cthelper[live]'"
         )
-    return Backend(LIBRARY, reason, LibraryQueue)
+    return Backend(LIBRARY, reason, library.bind_queue, library.LibraryQueue)

@@ -16,20 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 from cthelper.core.api import Prefilter
 from cthelper.core.errors import QueueError, Truncated
-from cthelper.core.netlink.socket import SO_RCVBUFFORCE
+from cthelper.core.queue.binding import Binding, refusal
+from cthelper.core.queue.messages import Decoder, batch, id_of, verdict
 from cthelper.core.queue.protocol import (
     Action,
-    Decoder,
     Packet,
     QueuedPacket,
     Statistics,
     Touched,
     Verdict,
-    accepts,
-    bound_queues,
-    id_of,
-    parameters,
-    verdict,
 )
 from cthelper.core.queue.sieve import Sieve
 from cthelper.core.tuples import FlowKey
@@ -45,36 +40,41 @@ _NLMSG_ERROR: Final = 2
 _NLMSG_TYPE: Final = struct.Struct("=4xH")
 # The package warns above net.core.rmem_max; the real size is forced afterwards.
 _LIBRARY_BUFFER: Final = 64 * 1024
-# The receive buffer is what fills first: then the packets that pass by leave gaps in
-# the packet ids and can be counted. Those beyond this length would leave none.
-_LENGTH: Final = 1 << 20
+
+
+def bind_queue(number: int, receive_buffer: int, *, fail_open: bool) -> Binding:
+    """Bind a queue; `receive_buffer`, in bytes, bounds what waits in the kernel.
+
+    Raises QueueError, also where the package is not installed.
+    """
+    try:
+        from netfilterqueue import NetfilterQueue
+    except ImportError:
+        raise QueueError(
+            "the package netfilterqueue is not installed: pip install 'cthelper[live]'"
+        ) from None
+    try:
+        library = NetfilterQueue()
+        library.bind(number, _accept, max_len=1, sock_len=_LIBRARY_BUFFER)
+    except OSError as error:
+        raise refusal(number, error) from None
+    end = socket.socket(fileno=os.dup(library.get_fd()))
+    binding = Binding(number, end, fail_open=fail_open, unbind=library.unbind)
+    binding.set_receive_buffer(receive_buffer)
+    binding.set_fail_open(fail_open)
+    binding.pause()
+    return binding
 
 
 class LibraryQueue:
-    """An NFQUEUE bound with the netfilterqueue package; see `Queue`.
+    """Reads an NFQUEUE in Python; see `Queue`.
 
-    `receive_buffer`, in bytes, bounds what waits in the kernel, `flows` those of which
-    something is noted. Where the buffer is full packets pass, or with `fail_open` false
-    are dropped. Raises QueueError where the package is not installed or the queue
-    cannot be bound.
+    Something is noted of at most `flows` flows.
     """
 
-    def __init__(
-        self,
-        number: int,
-        receive_buffer: int,
-        flows: int = 65536,
-        *,
-        fail_open: bool = True,
-    ) -> None:
-        try:
-            from netfilterqueue import NetfilterQueue
-        except ImportError:
-            raise QueueError(
-                "the package netfilterqueue is not installed: "
-                "pip install 'cthelper[live]'"
-            ) from None
-        self.number = number
+    def __init__(self, binding: Binding, flows: int) -> None:
+        self.number = binding.number
+        self._socket = binding.socket
         self._statistics = Statistics()
         self._sieve = Sieve(flows)
         self._decoder = Decoder()
@@ -83,25 +83,6 @@ class LibraryQueue:
         # not passes, with the next answer.
         self._pending: dict[int, bool] = {}
         self._last_id: int | None = None
-        try:
-            self._library = NetfilterQueue()
-            self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
-        except OSError as error:
-            raise QueueError(f"cannot open queue {number}: {error}") from None
-        try:
-            self._library.bind(
-                number, _accept, max_len=_LENGTH, sock_len=_LIBRARY_BUFFER
-            )
-        except OSError as error:
-            self._socket.close()
-            if number in bound_queues():
-                raise QueueError(
-                    f"queue {number} is bound by another process: "
-                    "stop it, or set another queue number"
-                ) from None
-            raise QueueError(f"cannot bind queue {number}: {error}") from None
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
-        self._send([parameters(number, fail_open=fail_open)])
 
     @property
     def statistics(self) -> Statistics:
@@ -155,11 +136,11 @@ class LibraryQueue:
                 last = each
                 continue
             if last is not None:
-                messages.append(accepts(self.number, last))
+                messages.append(batch(self.number, Action.ACCEPT, last))
                 last = None
             messages.append(verdict(self.number, answer))
         if last is not None:
-            messages.append(accepts(self.number, last))
+            messages.append(batch(self.number, Action.ACCEPT, last))
         self._pending.clear()
         return messages
 
@@ -181,8 +162,7 @@ class LibraryQueue:
         return self._sieve.touched()
 
     def close(self) -> None:
-        """Unbind. The kernel drops what still waits: answer everything before."""
-        self._library.unbind()
+        """Read no more."""
         self._socket.close()
 
     def _send(self, messages: Sequence[bytes]) -> None:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The queue backend in C: an NFQUEUE bound here and served by _native.c.
+"""The queue backend in C: an NFQUEUE bound here and read by _native.c.
 
 What no helper need see never enters Python. The messages that carry attributes are
-those of the other backend, `queue.verdict`.
+those of the other backend, `messages.verdict`.
 """
 
-import errno
 import os
 import socket
 import struct
@@ -14,9 +13,11 @@ from typing import Final
 
 from cthelper.core.api import Prefilter
 from cthelper.core.errors import QueueError, Truncated
-from cthelper.core.netlink.socket import NETLINK_NETFILTER, SO_RCVBUFFORCE
+from cthelper.core.netlink.socket import NETLINK_NETFILTER
 from cthelper.core.packet import Segment
 from cthelper.core.queue import _native
+from cthelper.core.queue.binding import Binding, refusal
+from cthelper.core.queue.messages import bind, entry_of, length, parameters, verdict
 from cthelper.core.queue.protocol import (
     Action,
     Hook,
@@ -25,70 +26,50 @@ from cthelper.core.queue.protocol import (
     Statistics,
     Touched,
     Verdict,
-    bind,
-    bound_queues,
-    entry_of,
-    length,
-    parameters,
-    verdict,
 )
 from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, FlowKey
 
-# See library.py: the receive buffer is what fills first.
-_LENGTH: Final = 1 << 20
 _ERRNO: Final = struct.Struct("=16xi")
 _ANSWER_SECONDS: Final = 5.0
 
 
-class NativeQueue:
-    """An NFQUEUE served in C; see `Queue`.
+def bind_queue(number: int, receive_buffer: int, *, fail_open: bool) -> Binding:
+    """Bind a queue; `receive_buffer`, in bytes, bounds what waits in the kernel.
 
-    `receive_buffer`, in bytes, bounds what waits in the kernel, `flows` those of which
-    something is noted. Where the buffer is full packets pass, or with `fail_open` false
-    are dropped. Raises QueueError where the queue cannot be bound.
+    Raises QueueError.
     """
-
-    def __init__(
-        self,
-        number: int,
-        receive_buffer: int,
-        flows: int = 65536,
-        *,
-        fail_open: bool = True,
-    ) -> None:
-        self.number = number
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER
-            )
-        except OSError as error:
-            raise QueueError(f"cannot open queue {number}: {error}") from None
-        try:
-            self._bind(receive_buffer, fail_open=fail_open)
-        except OSError as error:
-            self._socket.close()
-            if error.errno == errno.EPERM and number in bound_queues():
-                raise QueueError(
-                    f"queue {number} is bound by another process: "
-                    "stop it, or set another queue number"
-                ) from None
-            raise QueueError(f"cannot bind queue {number}: {error}") from None
-        self.native = native_queue(self._socket.fileno(), number, flows)
-
-    def _bind(self, receive_buffer: int, *, fail_open: bool) -> None:
-        self._socket.bind((0, 0))
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
-        self._socket.settimeout(_ANSWER_SECONDS)
+    end = None
+    try:
+        end = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        end.bind((0, 0))
+        binding = Binding(number, end, fail_open=fail_open)
+        binding.set_receive_buffer(receive_buffer)
+        end.settimeout(_ANSWER_SECONDS)
         # In one go: while a queue has no copy mode the kernel drops what comes to it.
-        self._socket.send(
-            bind(self.number)
-            + length(self.number, _LENGTH)
-            + parameters(self.number, fail_open=fail_open)
+        end.send(
+            bind(number) + length(number, 0) + parameters(number, fail_open=fail_open)
         )
-        (code,) = _ERRNO.unpack_from(self._socket.recv(1 << 16))
+        (code,) = _ERRNO.unpack_from(end.recv(1 << 16))
         if code:
             raise OSError(-code, os.strerror(-code))
-        self._socket.settimeout(0.0)
+        end.settimeout(0.0)
+    except OSError as error:
+        if end is not None:
+            end.close()
+        raise refusal(number, error) from None
+    return binding
+
+
+class NativeQueue:
+    """Reads an NFQUEUE in C; see `Queue`.
+
+    Something is noted of at most `flows` flows.
+    """
+
+    def __init__(self, binding: Binding, flows: int) -> None:
+        self.number = binding.number
+        self._socket = binding.socket
+        self.native = native_queue(self._socket.fileno(), binding.number, flows)
 
     @property
     def statistics(self) -> Statistics:
@@ -142,7 +123,7 @@ class NativeQueue:
         return self.native.touched()
 
     def close(self) -> None:
-        """Unbind. The kernel drops what still waits: answer everything before."""
+        """Read no more."""
         self._socket.close()
 
 

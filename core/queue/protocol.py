@@ -1,60 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an NFQUEUE gives and takes (include/uapi/linux/netfilter/nfnetlink_queue.h).
-
-This is the hot path: every packet of a tagged flow is decoded here, by hand and
-bounds-checked, into values. How the bytes travel is a backend's business (`Queue`).
-"""
+"""What an NFQUEUE gives and takes: packets, verdicts, and who reads and answers."""
 
 import enum
-import socket
-import struct
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from cthelper.core.api import Prefilter
-from cthelper.core.errors import Malformed, Truncated
-from cthelper.core.netlink.decoding import conntrack_entry, read, read_u32, walk
-from cthelper.core.packet import Segment, locate
-from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Direction, FlowKey
-
-_SUBSYSTEM: Final = 3 << 8
-VERDICT: Final = _SUBSYSTEM | 1
-CONFIG: Final = _SUBSYSTEM | 2
-VERDICT_BATCH: Final = _SUBSYSTEM | 3
-_REQUEST: Final = 1
-_ACK: Final = 4
-_NESTED: Final = 0x8000
-_HEADERS: Final = 20  # nlmsghdr and nfgenmsg
-
-_PACKET_HEADER, _VERDICT_HEADER, _INPUT, _OUTPUT = 1, 2, 5, 6
-_PAYLOAD, _CT, _CT_INFO, _EXP = 10, 11, 12, 15
-
-_IS_REPLY: Final = 3  # IP_CT_IS_REPLY: this and above are of the reply direction
-
-_CFG_COMMAND, _CFG_PARAMS, _CFG_LENGTH, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
-_BIND: Final = 1
-_COPY_PACKET: Final = 2
-_FAIL_OPEN: Final = 1
-_CONNTRACK: Final = 2
-
-_ATTRIBUTE = struct.Struct("=HH")
-_U32 = struct.Struct("!I")
-_PACKET = struct.Struct("!IHB")
-_MESSAGE = struct.Struct("=IHHIIBBH")
-# Where the kernel writes a packet's id: first, in the first attribute.
-_ID, _ID_END = _HEADERS + _ATTRIBUTE.size, _HEADERS + _ATTRIBUTE.size + 4
-_FIRST = _ATTRIBUTE.pack(_ATTRIBUTE.size + _PACKET.size, _PACKET_HEADER)
-# Flows whose messages are known again; each takes half a KiB.
-_KNOWN: Final = 4096
+from cthelper.core.packet import Segment
+from cthelper.core.tuples import Conntrack, Direction, FlowKey
 
 Touched = tuple[int, int, int]
 """Conntrack id, zone, and the entry's timeout in seconds."""
-
-PROC: Final = Path("/proc/net/netfilter/nfnetlink_queue")
 
 
 class Hook(enum.IntEnum):
@@ -122,22 +79,20 @@ class QueuedPacket:
 class Verdict:
     """The answer to a queued packet.
 
-    `payload` takes the place of the IP packet. `expectation` holds the attributes of
-    an expectation for the packet's flow, and `conntrack` what is to be changed of its
-    entry (CTA_*): the kernel takes its timeout where it is confirmed, its mark, status,
-    labels and helper (ctnetlink_glue_parse_ct in nf_conntrack_netlink.c).
+    `payload` takes the place of the IP packet. `conntrack` holds what is to be changed
+    of its entry (CTA_*): the kernel takes its timeout where it is confirmed, its mark,
+    status, labels and helper (ctnetlink_glue_parse_ct in nf_conntrack_netlink.c).
     """
 
     id: int
     action: Action = Action.ACCEPT
     payload: bytes | None = None
-    expectation: bytes | None = None
     conntrack: bytes = b""
 
     @property
     def plain(self) -> bool:
         """Whether it says what becomes of the packet, and nothing else."""
-        return self.payload is None and self.expectation is None and not self.conntrack
+        return self.payload is None and not self.conntrack
 
 
 @dataclass(slots=True)
@@ -160,7 +115,7 @@ class Statistics:
 
 
 class Queue(Protocol):
-    """A bound NFQUEUE. All its methods raise QueueError and nothing else."""
+    """What reads a bound NFQUEUE. All its methods raise QueueError and nothing else."""
 
     number: int
 
@@ -193,191 +148,4 @@ class Queue(Protocol):
         """The held flows of which packets have passed unseen since the last call."""
 
     def close(self) -> None:
-        """Unbind. The kernel drops what still waits: answer everything before."""
-
-
-def bind(number: int) -> bytes:
-    """The message that binds queue `number`; it asks for an acknowledgement."""
-    command = struct.pack("!BxH", _BIND, socket.AF_UNSPEC)
-    return _message(CONFIG, number, _attribute(_CFG_COMMAND, command), _ACK)
-
-
-def length(number: int, packets: int) -> bytes:
-    """The message that lets so many packets wait in queue `number`."""
-    return _message(CONFIG, number, _attribute(_CFG_LENGTH, _U32.pack(packets)))
-
-
-def parameters(number: int, *, fail_open: bool) -> bytes:
-    """The message that has queue `number` copy whole packets with their conntrack.
-
-    With `fail_open` packets pass that find the queue full (NFQA_CFG_F_FAIL_OPEN), else
-    they are dropped.
-    """
-    flags = _CONNTRACK | (_FAIL_OPEN if fail_open else 0)
-    return _message(
-        CONFIG,
-        number,
-        _attribute(_CFG_PARAMS, struct.pack("!IB", 0xFFFF, _COPY_PACKET))
-        + _attribute(_CFG_FLAGS, _U32.pack(flags))
-        + _attribute(_CFG_MASK, _U32.pack(_CONNTRACK | _FAIL_OPEN)),
-    )
-
-
-def accepts(number: int, last: int) -> bytes:
-    """The message that accepts every packet that waits, up to the id `last`."""
-    header = struct.pack("!II", Action.ACCEPT, last)
-    return _message(VERDICT_BATCH, number, _attribute(_VERDICT_HEADER, header))
-
-
-def verdict(number: int, answer: Verdict) -> bytes:
-    """The message that answers a packet of queue `number`."""
-    attributes = _attribute(
-        _VERDICT_HEADER, struct.pack("!II", answer.action, answer.id)
-    )
-    if answer.payload is not None:
-        attributes += _attribute(_PAYLOAD, answer.payload)
-    if not answer.plain:
-        # Without a conntrack attribute, be it empty, the kernel ignores an expectation
-        # and sets up no sequence adjustment (nfqnl_recv_verdict).
-        attributes += _attribute(_CT | _NESTED, answer.conntrack)
-    if answer.expectation is not None:
-        attributes += _attribute(_EXP | _NESTED, answer.expectation)
-    return _message(VERDICT, number, attributes)
-
-
-def decode(data: bytes) -> QueuedPacket:
-    """The packet in a message from the queue. Raises Truncated, ValueError."""
-    header: tuple[int, ...] | None = None
-    payload = b""
-    entry: Conntrack | None = None
-    direction = ORIGINAL
-    indev = outdev = 0
-    for kind, start, stop in walk(data, _HEADERS, len(data)):
-        if kind == _PAYLOAD:
-            payload = data[start:stop]
-        elif kind == _CT:
-            entry = entry_of(data[start:stop])
-        elif kind == _PACKET_HEADER:
-            header = read(_PACKET, data, start, stop)
-        elif kind == _CT_INFO:
-            info = read_u32(data, start, stop)
-            direction = REPLY if info >= _IS_REPLY else ORIGINAL
-        elif kind == _INPUT:
-            indev = read_u32(data, start, stop)
-        elif kind == _OUTPUT:
-            outdev = read_u32(data, start, stop)
-    if header is None:
-        raise Truncated("queue message without a packet header")
-    return QueuedPacket(
-        *(header[0], Hook(header[2]), payload, entry, direction, indev, outdev),
-        _segment(payload),
-    )
-
-
-class Decoder:
-    """Decodes messages, and knows again the first part of those that came before.
-
-    The kernel puts the packet last (nfqnl_build_packet_message in nfnetlink_queue.c),
-    and what stands before it is the same for all packets of a flow in one direction,
-    but for the packet's id.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, QueuedPacket] = {}
-        # Where the packet began in the messages that are known.
-        self._starts: list[int] = []
-
-    def decode(self, data: bytes) -> QueuedPacket:
-        """The packet in a message from the queue. Raises Truncated, ValueError."""
-        if data[_HEADERS:_ID] == _FIRST:
-            for start in self._starts:
-                known = self._known.get(data[_ID_END:start])
-                if known is not None and _packet_is_last(data, start):
-                    payload = data[start + _ATTRIBUTE.size :]
-                    return QueuedPacket(
-                        int.from_bytes(data[_ID:_ID_END]),
-                        known.hook,
-                        payload,
-                        known.conntrack,
-                        known.direction,
-                        known.indev,
-                        known.outdev,
-                        _segment(payload),
-                    )
-        packet = decode(data)
-        start = len(data) - len(packet.payload) - _ATTRIBUTE.size
-        if (
-            packet.payload
-            and data[_HEADERS:_ID] == _FIRST
-            and _packet_is_last(data, start)
-        ):
-            if len(self._known) >= _KNOWN:
-                self._known.clear()
-                self._starts.clear()
-            known = replace(packet, payload=b"", segment=None)
-            self._known[data[_ID_END:start]] = known
-            if start not in self._starts:
-                self._starts.append(start)
-        return packet
-
-
-def _packet_is_last(data: bytes, start: int) -> bool:
-    """Whether the attribute with the packet begins at `start` and ends the message."""
-    if len(data) < start + _ATTRIBUTE.size:
-        return False
-    header: tuple[int, int] = _ATTRIBUTE.unpack_from(data, start)
-    return header == (len(data) - start, _PAYLOAD)
-
-
-def id_of(data: bytes) -> int | None:
-    """The id of the packet in a message that cannot be decoded; None: not to be had."""
-    if data[_HEADERS:_ID] == _FIRST and len(data) >= _ID_END:
-        return int.from_bytes(data[_ID:_ID_END])
-    return None
-
-
-def _segment(payload: bytes) -> Segment | None:
-    """What `locate` finds; None where it is no packet, as whoever reads it is told."""
-    with suppress(Malformed):
-        return locate(payload)
-    return None
-
-
-# A flow's packets bring the same bytes again and again: each has put the entry's
-# timeout back to the same value.
-@lru_cache(maxsize=8192)
-def entry_of(data: bytes) -> Conntrack | None:
-    """The entry in NFQA_CT, see `conntrack_entry`. Raises Truncated."""
-    return conntrack_entry(data, 0, len(data))
-
-
-@dataclass(frozen=True, slots=True)
-class BoundQueue:
-    """A row of /proc/net/netfilter/nfnetlink_queue: its owner and what waits there."""
-
-    number: int
-    port: int
-    waiting: int
-
-
-def bound_queues() -> dict[int, BoundQueue]:
-    """The queues of this network namespace that are bound, by number."""
-    try:
-        lines = PROC.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    rows = [[int(field) for field in line.split()[:3]] for line in lines]
-    return {row[0]: BoundQueue(*row) for row in rows}
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    padding = b"\0" * (-len(value) % 4)
-    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + padding
-
-
-def _message(kind: int, number: int, attributes: bytes, flags: int = 0) -> bytes:
-    size = _HEADERS + len(attributes)
-    queue = socket.htons(number)
-    flags |= _REQUEST
-    header = _MESSAGE.pack(size, kind, flags, 0, 0, socket.AF_UNSPEC, 0, queue)
-    return header + attributes
+        """Read no more. The queue stays bound while another holds its socket."""

@@ -11,6 +11,7 @@ from bench.memory import main as measure_memory
 from bench.table import (
     Row,
     document,
+    forwarding_rows,
     live_rows,
     memory_rows,
     plot,
@@ -19,7 +20,7 @@ from bench.table import (
     text,
 )
 
-RATE, P50, SHARE = "null packets/CPU-s", "null p50 us", "TNS / untagged"
+RATE, P50, SHARE = "getport packets/CPU-s", "null p50 us", "TNS / untagged"
 
 
 def round_of(theirs: float, ours: float, **more: float) -> dict[str, dict[str, float]]:
@@ -53,6 +54,11 @@ def test_transfer_is_beside_the_same_one_untagged() -> None:
     (row,) = live_rows(rounds, {})
     assert (row.value, row.unit, row.met) == (0.96, "x untagged", True)
     assert row.also == "conntrackd 0.20"
+
+
+def test_ruleset_may_cost_a_hundredth_of_other_traffic() -> None:
+    (row,) = forwarding_rows({"ratios": [0.9951, 0.98, 0.996]})
+    assert (row.value, row.target, row.met) == (0.9951, 0.99, True)
 
 
 def row(value: float, target: float | None, *, at_most: bool = False) -> Row:

@@ -408,28 +408,6 @@ def test_flow_of_an_unknown_master_is_one_deep() -> None:
     assert host.messages[0].depth == 1
 
 
-def test_worker_knows_flows_and_names_expected_ones_by_its_kernel_names() -> None:
-    host = Host(Datagrams)
-    config = replace(configured(Datagrams), worker=1)
-    host.engine.helpers = {config.kernel_name: config}
-    original = flow_tuple(UDP)
-    host.entry = conntrack(original, helper="datagram.1")
-    (first,) = host.send(b"CHAIN datagram").expectations
-    assert first.helper == "datagram.1"
-    (second,) = host.send(b"CHAIN other").expectations
-    assert second.helper == "other.1"
-    flow = host.engine.flows.find(host.entry)
-    assert flow is not None
-    # Logs and limits have the helper's own name.
-    assert flow.name == "datagram"
-    host.entry = replace(
-        conntrack(flow_tuple(UDP, (SERVER, 9), (CLIENT, 9)), helper="datagram.1"),
-        master=original,
-    )
-    host.send(b"NOTHING")
-    assert host.messages[0].depth == 1
-
-
 def test_depths_that_are_kept_are_bounded() -> None:
     host = Host(Datagrams)
     host.engine.guard = Guard(0)

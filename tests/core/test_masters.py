@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Master flows: kept alive for their expectations, detached when they are finished."""
+"""Master flows: kept alive for their expectations, marked when they are finished."""
 
 import errno
 import io
@@ -13,6 +13,8 @@ from cthelper.core.errors import NetlinkError
 from cthelper.core.masters import Masters, Updater
 from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple, key_of
 from tests.core.builders import CLIENT, conntrack, endpoint, flow_tuple
+
+MARK = 0x4000
 
 
 class FakeUpdater:
@@ -35,9 +37,8 @@ class FakeUpdater:
         *,
         timeout: int | None = None,
         mark: tuple[int, int] | None = None,
-        helper: str | None = None,
     ) -> None:
-        change = f"timeout {timeout}" if helper is None else f"helper {helper!r}"
+        change = f"timeout {timeout}"
         if mark is not None:
             change = "mark {:#x}/{:#x}".format(*mark)
         self.updates.append(f"{original} zone {zone}: {change}")
@@ -48,13 +49,13 @@ class FakeUpdater:
 class World:
     """Masters between a fake kernel and a clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: int = MARK) -> None:
         self.now = 1000.0
         self.updater = FakeUpdater()
         updater: Updater = self.updater
         self.output = io.StringIO()
         self.log = Log(clock=lambda: self.now, output=self.output)
-        self.masters = Masters(updater, self.log, lambda: self.now)
+        self.masters = Masters(updater, self.log, lambda: self.now, mark=mark)
 
     def updates(self) -> list[str]:
         """What has been changed since the last call."""
@@ -102,12 +103,15 @@ def keeps(seconds: int) -> list[str]:
     return [f"{FLOW} zone 0: timeout {seconds}"]
 
 
-DETACHED = [f"{FLOW} zone 0: helper ''"]
+MARKED = [f"{FLOW} zone 0: mark 0x4000/0x4000"]
 
 
 @pytest.fixture
 def world() -> World:
-    return World()
+    """The kernel knows the master."""
+    world = World()
+    world.updater.entries[master().original] = master(432000)
+    return world
 
 
 # Keeping.
@@ -232,6 +236,7 @@ def test_timeout_is_not_touched_when_the_expectations_have_ended(
 
 def test_zone_goes_with_the_update(world: World) -> None:
     entry = master(zone=7)
+    world.updater.entries[entry.original] = entry
     world.masters.expect(entry, [wanted(300)])
     world.passes(entry)
     world.masters.finish(entry, "sunrpc", "done")
@@ -239,7 +244,7 @@ def test_zone_goes_with_the_update(world: World) -> None:
     world.masters.sweep()
     assert world.updates() == [
         f"{FLOW} zone 7: timeout 301",
-        f"{FLOW} zone 7: helper ''",
+        f"{FLOW} zone 7: mark 0x4000/0x4000",
     ]
 
 
@@ -267,35 +272,35 @@ def test_timeout_that_the_kernel_refuses_is_counted_and_tried_again(
     assert world.counters() == {"keep-failed.kernel-eperm": 2}
 
 
-# Detaching.
+# Marking.
 
 
-def test_finished_flow_without_expectations_is_detached_at_once(world: World) -> None:
+def test_finished_flow_without_expectations_is_marked_at_once(world: World) -> None:
     world.masters.finish(master(), "sunrpc", "mid-stream")
     world.masters.passed(master())
-    assert world.updates() == DETACHED
-    assert world.counters() == {"detached.mid-stream": 1}
+    assert world.updates() == MARKED
+    assert world.counters() == {"marked.mid-stream": 1}
     line = world.output.getvalue()
-    assert f'event=detached reason=mid-stream helper=sunrpc flow="{FLOW}"' in line
+    assert f'event=marked reason=mid-stream helper=sunrpc flow="{FLOW}"' in line
 
 
-def test_finished_flow_that_has_no_more_packets_is_detached_by_the_sweep(
+def test_finished_flow_that_has_no_more_packets_is_marked_by_the_sweep(
     world: World,
 ) -> None:
     world.masters.finish(master(), "sunrpc", "done")
     world.masters.sweep()
-    assert world.updates() == DETACHED
+    assert world.updates() == MARKED
 
 
-def test_flow_is_detached_once(world: World) -> None:
+def test_flow_is_marked_once(world: World) -> None:
     world.masters.finish(master(), "sunrpc", "done")
     for _ in range(3):
         world.masters.passed(master())
         world.masters.sweep()
-    assert world.updates() == DETACHED
+    assert world.updates() == MARKED
 
 
-def test_packet_that_was_on_its_way_does_not_detach_the_flow_again(
+def test_packet_that_was_on_its_way_does_not_mark_the_flow_again(
     world: World,
 ) -> None:
     entry = master()
@@ -303,7 +308,7 @@ def test_packet_that_was_on_its_way_does_not_detach_the_flow_again(
         world.masters.finish(entry, "sunrpc", "done")
         world.masters.passed(entry)
     assert len(world.updates()) == 1
-    assert world.counters()["detached.done"] == 1
+    assert world.counters()["marked.done"] == 1
     # Another flow may be given the same key.
     other = replace(entry, original=flow_tuple(UDP, (CLIENT, 999)))
     world.masters.finish(other, "sunrpc", "done")
@@ -320,22 +325,22 @@ def test_first_reason_stays(world: World) -> None:
     world.masters.finish(master(), "sunrpc", "done")
     world.masters.finish(master(), "sunrpc", "gap")
     world.masters.sweep()
-    assert world.counters() == {"detached.done": 1}
+    assert world.counters() == {"marked.done": 1}
 
 
 @pytest.mark.parametrize(
-    ("seconds", "detached"),
+    ("seconds", "marked"),
     [(0, False), (299, False), (300, False), (300.9, False), (301, True), (999, True)],
 )
-def test_flow_is_detached_a_second_after_its_last_expectation(
-    world: World, seconds: float, detached: bool
+def test_flow_is_marked_a_second_after_its_last_expectation(
+    world: World, seconds: float, marked: bool
 ) -> None:
-    # Detaching deletes them, and a rule `ct helper` reads the master's helper.
+    # A master whose packets nobody sees would not be kept.
     world.masters.expect(master(), [wanted(300)])
     world.masters.finish(master(), "sunrpc", "done")
     world.now += seconds
     world.masters.sweep()
-    assert world.updates() == DETACHED * detached
+    assert world.updates() == MARKED * marked
 
 
 def test_packet_of_a_finished_flow_keeps_its_expectations_alive(world: World) -> None:
@@ -345,43 +350,31 @@ def test_packet_of_a_finished_flow_keeps_its_expectations_alive(world: World) ->
     assert world.updates() == keeps(301)
 
 
-def test_last_packet_may_detach_the_flow(world: World) -> None:
+def test_last_packet_may_mark_the_flow(world: World) -> None:
     world.masters.expect(master(), [wanted(300)])
     world.masters.finish(master(), "sunrpc", "done")
     world.now += 301
     world.masters.passed(master())
-    assert world.updates() == DETACHED
+    assert world.updates() == MARKED
 
 
-def test_expected_flow_that_cannot_be_detached_is_kept(world: World) -> None:
-    world.updater.error = errno.EBUSY
+def test_flow_that_has_ended_is_forgotten(world: World) -> None:
+    world.updater.error = errno.ENOENT
     world.masters.finish(master(), "sunrpc", "done")
     world.masters.sweep()
     world.masters.sweep()
-    assert world.updates() == DETACHED
-    assert world.counters() == {"kept.done": 1}
-
-
-@pytest.mark.parametrize("code", [errno.ENOENT, errno.EOPNOTSUPP])
-def test_flow_that_ended_or_lost_its_helper_is_forgotten(
-    world: World, code: int
-) -> None:
-    world.updater.error = code
-    world.masters.finish(master(), "sunrpc", "done")
-    world.masters.sweep()
-    world.masters.sweep()
-    assert world.updates() == DETACHED
+    assert world.updates() == MARKED
     assert world.counters() == {}
 
 
-def test_detaching_that_the_kernel_refuses_is_counted(world: World) -> None:
+def test_marking_that_the_kernel_refuses_is_counted(world: World) -> None:
     world.updater.error = errno.EPERM
     world.masters.finish(master(), "sunrpc", "done")
     world.masters.sweep()
-    assert world.counters() == {"detach-failed.kernel-eperm": 1}
+    assert world.counters() == {"mark-failed.kernel-eperm": 1}
 
 
-def test_forgotten_flow_is_neither_kept_nor_detached(world: World) -> None:
+def test_forgotten_flow_is_neither_kept_nor_marked(world: World) -> None:
     world.masters.expect(master(), [wanted(300)])
     world.masters.finish(master(), "sunrpc", "done")
     world.masters.forget(key_of(master()))
@@ -402,67 +395,47 @@ def test_flows_are_told_apart(world: World) -> None:
     world.masters.finish(master(), "sunrpc", "done")
     world.masters.finish(other, "sunrpc", "done")
     world.masters.sweep()
-    assert world.updates() == DETACHED
+    assert world.updates() == MARKED
     world.now += 301
     world.masters.sweep()
-    assert world.updates() == [f"{flow_tuple(TCP)} zone 0: helper ''"]
+    assert world.updates() == [f"{flow_tuple(TCP)} zone 0: mark 0x4000/0x4000"]
 
 
-def test_master_of_anothers_expectation_is_lengthened_at_once_and_kept() -> None:
-    world = World()
+def test_without_a_mark_a_finished_flow_is_told_and_left_as_it_is() -> None:
+    world = World(mark=0)
+    world.masters.finish(master(), "sunrpc", "done")
+    for _ in range(3):
+        world.masters.passed(master())
+        world.masters.sweep()
+    assert world.updates() == []
+    assert world.counters() == {"kept.done": 1}
+
+
+def test_master_of_anothers_expectation_is_lengthened_at_once_and_kept(
+    world: World,
+) -> None:
     entry = master(timeout=5)
     world.updater.entries[entry.original] = entry
     world.masters.lengthen(entry.original, wanted(60))
     assert world.updates() == [f"{entry.original} zone 0: timeout 61"]
-    world.now += 20
+    world.now += 10
     world.passes(entry)
-    assert world.updates() == [f"{entry.original} zone 0: timeout 41"]
+    assert world.updates() == [f"{entry.original} zone 0: timeout 51"]
 
 
-def test_master_of_anothers_expectation_may_be_gone() -> None:
-    world = World()
+def test_master_of_anothers_expectation_may_be_gone(world: World) -> None:
+    world.updater.entries.clear()
     world.masters.lengthen(master().original, wanted(60))
     assert world.updates() == []
     assert world.counters() == {}
 
 
-# In chain mode.
-
-MARK = 0x4000
+# Packets that a prefilter hides.
 
 
-def chained(timeout: int = 30, *, transport: Transport = UDP) -> Conntrack:
-    return replace(master(timeout, transport=transport), helper="line")
-
-
-@pytest.fixture
-def chain_mode(world: World) -> World:
-    """The kernel knows an entry, whose helper is in chain mode."""
-    world.masters.marks = {"line": MARK}
-    world.updater.entries[chained().original] = chained()
-    return world
-
-
-def test_finished_flow_is_marked_when_it_would_be_detached(chain_mode: World) -> None:
-    world = chain_mode
-    world.masters.expect(chained(), [wanted(300)])
-    world.masters.finish(chained(), "line", "done")
-    world.masters.sweep()
-    assert world.updates() == []
-    world.now += 301
-    world.masters.passed(chained())
-    world.masters.sweep()
-    assert world.updates() == [f"{FLOW} zone 0: mark 0x4000/0x4000"]
-    assert world.counters() == {"marked.done": 1}
-    # Another helper is not in chain mode.
-    world.masters.finish(replace(chained(), id=2, helper="other"), "other", "done")
-    world.masters.sweep()
-    assert world.updates() == DETACHED
-
-
-def test_master_whose_packets_are_not_seen_is_looked_after(chain_mode: World) -> None:
-    world = chain_mode
-    world.masters.expect(chained(400), [wanted(300)])
+def test_master_whose_packets_are_not_seen_is_looked_after(world: World) -> None:
+    world.updater.entries[master().original] = master()
+    world.masters.expect(master(400), [wanted(300)])
     for _ in range(14):
         world.now += 1
         world.masters.sweep()
@@ -471,31 +444,29 @@ def test_master_whose_packets_are_not_seen_is_looked_after(chain_mode: World) ->
     world.now += 1
     world.masters.sweep()
     assert world.updates() == keeps(286)
-    world.updater.entries[chained().original] = chained(286)
+    world.updater.entries[master().original] = master(286)
     world.now += 15
     world.masters.sweep()
     assert world.updates() == []
     world.now += 300
-    world.updater.entries[chained().original] = chained(5)
+    world.updater.entries[master().original] = master(5)
     world.masters.sweep()
     world.masters.sweep()
     assert world.updates() == []
 
 
-def test_unseen_master_that_is_gone_is_forgotten(chain_mode: World) -> None:
-    world = chain_mode
-    world.masters.expect(chained(400), [wanted(300)])
+def test_unseen_master_that_is_gone_is_forgotten(world: World) -> None:
+    world.masters.expect(master(400), [wanted(300)])
     world.updater.entries.clear()
     world.now += 15
     world.masters.sweep()
-    assert not world.masters.keeps(key_of(chained()))
+    assert not world.masters.keeps(key_of(master()))
     assert world.updates() == []
     assert world.counters() == {}
 
 
-def test_tcp_master_in_chain_mode_has_all_its_packets_seen(chain_mode: World) -> None:
-    world = chain_mode
-    world.masters.expect(chained(transport=TCP), [wanted(300)])
+def test_tcp_master_has_all_its_packets_seen(world: World) -> None:
+    world.masters.expect(master(transport=TCP), [wanted(300)])
     world.now += 60
     world.masters.sweep()
     assert world.updates() == []

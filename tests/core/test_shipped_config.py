@@ -47,7 +47,7 @@ def test_every_key_is_there() -> None:
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}
     common = {
         *("enabled", "queue", "ports", "hooks", "interfaces", "sources"),
-        *("destinations", "queueing", "fail_closed", "policies", "guard"),
+        *("destinations", "fail_closed", "policies", "guard"),
     }
     for name, helper in builtin_helpers().items():
         nat = {"nat"} if helper.nat else set()

@@ -30,7 +30,7 @@ from cthelper.core.offline.events import (
 from cthelper.core.offline.fragments import Reassembler
 from cthelper.core.offline.replay import Replay
 from cthelper.core.packet import locate, replace_payload
-from cthelper.core.queue import protocol
+from cthelper.core.queue import messages
 from cthelper.core.registry import builtin_helpers, register
 from cthelper.core.stream import Stream
 from cthelper.core.tuples import TCP, Transport
@@ -44,7 +44,7 @@ from cthelper.plugins.ftp import Ftp
 from tests.core.netlink import test_decoding as netlink
 from tests.core.offline import test_capture as captures_by_hand
 from tests.core.offline import test_fragments as fragments_by_hand
-from tests.core.queue import test_protocol as queue_messages
+from tests.core.queue import test_messages as queue_messages
 from tests.fuzz.script import Script, Step
 from tests.fuzz.seeds import captures, frames, packets
 
@@ -287,7 +287,7 @@ def queue_message(data: bytes) -> None:
     """A message of a queue is a packet, Truncated or ValueError."""
     _forget()
     try:
-        found = protocol.decode(data)
+        found = messages.decode(data)
     except (Truncated, ValueError):
         return
     assert found.payload in data

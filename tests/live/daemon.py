@@ -2,6 +2,7 @@
 """A `cthelper run` on the gateway, as a user starts it, and other commands of it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -88,6 +89,17 @@ class Daemon:
         """Its process."""
         assert self._process
         return self._process.pid
+
+    @property
+    def processes(self) -> list[int]:
+        """Its process and those of its servers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [self.pid, *map(int, children.split())]
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to its process and to its servers."""
+        for pid in self.processes:
+            os.kill(pid, number)
 
     @property
     def text(self) -> str:

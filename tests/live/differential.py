@@ -153,17 +153,7 @@ class Keep:
         return f"delete {self.flow}"
 
 
-@dataclass(frozen=True, slots=True)
-class Detach:
-    """An entry's helper is taken off."""
-
-    flow: Tuple
-
-    def __str__(self) -> str:
-        return f"detach {self.flow}"
-
-
-Operation = Send | Expect | Keep | Detach
+Operation = Send | Expect | Keep
 
 
 class _Author:
@@ -215,8 +205,6 @@ class _Author:
                 return Keep(self._any(), rng.choice(_SECONDS))
             case 5:
                 return Keep(self._any(), 0)
-            case 6:
-                return Detach(self._any())
             case _:
                 return self._begin(*self._ends(_DATA_PORTS))
 
@@ -426,7 +414,7 @@ class _Sequence:
                 wanted = operation.expectation
                 flows = [wanted.master]
                 to = wanted.transport, wanted.destination
-            case Keep() | Detach():
+            case Keep():
                 flows = [operation.flow]
             case None:
                 flows = list(self.entries)
@@ -528,8 +516,6 @@ class Batch:
                 kernel, model = self._expect(sequence, operation.expectation, now)
             case Keep():
                 kernel, model = self._keep(sequence, operation, now)
-            case Detach():
-                kernel, model = self._detach(sequence, operation, now)
         self.report.operations += 1
         result = kernel if kernel == model else f"{kernel}, in the model {model}"
         sequence.history.append((now, operation, result))
@@ -585,16 +571,6 @@ class Batch:
             # It is no end that comes near.
             entry.expires = 0.0
         return _error(error), _error(0)
-
-    def _detach(
-        self, sequence: _Sequence, detached: Detach, now: float
-    ) -> tuple[str, str]:
-        error = self._lab.detach(detached.flow)
-        entry = sequence.entry(detached.flow, now)
-        if entry is None:
-            return _error(error), _error(errno.ENOENT)
-        free = sequence.table.detach(entry)
-        return _error(error), _error(0 if free else errno.EBUSY)
 
     def _compare(self) -> None:
         begin = _now()

@@ -78,6 +78,20 @@ table inet lab {{
 }}
 """
 
+# Has the packets of tagged flows queued.
+_QUEUEING: Final = f"""
+table inet lab {{
+    chain postrouting {{
+        type filter hook postrouting priority 300; policy accept;
+        ct status & 0x2000 != 0 queue num {QUEUE} bypass
+    }}
+    chain input {{
+        type filter hook input priority 300; policy accept;
+        ct status & 0x2000 != 0 queue num {QUEUE} bypass
+    }}
+}}
+"""
+
 # Expectations of two masters may not clash, so no test takes another's port.
 _ports = itertools.count(20000)
 
@@ -85,13 +99,13 @@ _ports = itertools.count(20000)
 class Lab:
     """The helpers and the rules; a context manager that removes them again.
 
-    `enabled` helpers queue to QUEUE, which the test then has to serve: a flow whose
-    first packet finds nobody there passes, but the kernel does not keep its entry.
+    With `queueing` the packets of tagged flows go to QUEUE, where the test serves it.
     """
 
-    def __init__(self, world: World, *, enabled: bool = False) -> None:
+    def __init__(self, world: World, *, queueing: bool = False) -> None:
         self.world = world
-        self._registrations = _registrations(enabled=enabled)
+        self._rules = _TABLE + (_QUEUEING if queueing else "")
+        self._registrations = _registrations()
         with world.gateway.entered():
             self.ctnetlink = Ctnetlink()
             self.helpers = HelperTable()
@@ -100,7 +114,7 @@ class Lab:
         self.world.reset()
         for registration in self._registrations:
             self.helpers.put(registration)
-        self.world.gateway.run("nft", "-f", "-", input=_TABLE, check=True)
+        self.world.gateway.run("nft", "-f", "-", input=self._rules, check=True)
         return self
 
     def __exit__(
@@ -242,7 +256,7 @@ def readable(descriptor: int, seconds: float = 5.0) -> bool:
     return bool(select.select([descriptor], [], [], seconds)[0])
 
 
-def _registrations(*, enabled: bool) -> list[Registration]:
+def _registrations() -> list[Registration]:
     return [
         Registration(
             name=NAME,
@@ -250,7 +264,6 @@ def _registrations(*, enabled: bool) -> list[Registration]:
             transport=transport,
             queue=QUEUE,
             policies=POLICIES,
-            enabled=enabled,
         )
         for family in FAMILIES
         for transport in Transport
@@ -261,6 +274,5 @@ def _registrations(*, enabled: bool) -> list[Registration]:
             transport=UDP,
             queue=QUEUE,
             policies=OTHER_POLICIES,
-            enabled=enabled,
         )
     ]

@@ -36,7 +36,6 @@ from tests.live.netlink_lab import (
     NAME,
     OTHER,
     OTHER_PORT,
-    TAGGED_PORT,
     TIMEOUT,
     UNTAGGED_PORT,
     ZONE,
@@ -257,31 +256,6 @@ def test_update_of_an_unknown_tuple_is_not_found_and_makes_nothing(
     with pytest.raises(NotFound, match="update conntrack entry"):
         ctnetlink.update(missing, timeout=60)
     assert missing not in {each.original for each in ctnetlink.entries()}
-
-
-def test_detaching_the_helper_deletes_the_expectations(lab: Lab, flow: Flow) -> None:
-    wanted = flow.expectation()
-    lab.ctnetlink.expect(wanted)
-    assert lab.held(wanted)
-    lab.ctnetlink.update(flow.original, helper="")
-    assert lab.ctnetlink.get(flow.original).helper is None
-    assert not lab.held(wanted)
-    with pytest.raises(NotSupported):
-        lab.ctnetlink.expect(wanted)
-
-
-def test_helper_of_an_expected_flow_cannot_be_changed(lab: Lab, flow: Flow) -> None:
-    destination = Endpoint(flow.original.source.address, TAGGED_PORT)
-    wanted = flow.expectation(destination=destination)
-    lab.ctnetlink.expect(wanted)
-    with expected_flow(lab.world, wanted) as original:
-        entry = lab.ctnetlink.get(original)
-        assert entry.master == flow.original
-        assert entry.helper == NAME
-        assert Status.EXPECTED in entry.status
-        with pytest.raises(Busy):
-            lab.ctnetlink.update(original, helper="")
-        assert lab.ctnetlink.get(original).helper == NAME
 
 
 def test_delete_removes_the_entry_and_its_expectations(lab: Lab, flow: Flow) -> None:

@@ -84,14 +84,6 @@ RULES: Final = {
     "both": MASQUERADE + FORWARD,
 }
 
-# Chain mode, of the helpers that clients behind NAT need.
-CHAIN: Final = """
-[helpers]
-sunrpc.queueing = "chain"
-tns.queueing = "chain"
-"""
-MODES: Final = {"helper": "", "chain": CHAIN}
-
 FAILING_SECONDS: Final = 6.0
 WORKING_SECONDS: Final = 20.0
 
@@ -152,12 +144,11 @@ class Result:
     """What came of all cells of one kind of NAT, without the daemon and with it."""
 
     without: dict[Cell, bool] = field(default_factory=dict)
-    working: dict[str, dict[Cell, bool]] = field(default_factory=dict)
-    """By what queues, the kernel by its helpers or the ruleset's chain."""
+    working: dict[Cell, bool] = field(default_factory=dict)
     theirs: dict[Cell, bool] = field(default_factory=dict)
     """With conntrackd, in the whole matrix only."""
     leaks: list[bytes] = field(default_factory=list)
-    logs: dict[str, str] = field(default_factory=dict)
+    log: str = ""
 
 
 def answers() -> dict[int, dict[str, Answer]]:
@@ -260,12 +251,11 @@ def result(
         result.without = run(world, clients, nat, FAILING_SECONDS)
         daemon = Daemon(world.gateway, tmp_path_factory.mktemp("daemon"))
         with daemon, overheard(world) as frames:
-            for mode, settings in MODES.items():
-                world.conntrack("-F")
-                daemon.start(settings)
-                result.working[mode] = run(world, clients, nat, WORKING_SECONDS)
-                daemon.stop()
-                result.logs[mode] = daemon.text
+            world.conntrack("-F")
+            daemon.start()
+            result.working = run(world, clients, nat, WORKING_SECONDS)
+            daemon.stop()
+            result.log = daemon.text
         if WHOLE:
             world.conntrack("-F")
             with conntrackd(world, tmp_path_factory.mktemp("conntrackd")):
@@ -273,16 +263,12 @@ def result(
     result.leaks = inside(frames)
     yield nat, result
     if result.theirs:
-        print(f"\n\n| {nat} | without | cthelper | chain mode | conntrackd |")
-        print("|---|---|---|---|---|")
+        print(f"\n\n| {nat} | without | cthelper | conntrackd |")
+        print("|---|---|---|---|")
         for cell, name in zip(CELLS, IDS, strict=True):
             marks = [
                 "works" if each[cell] else "fails"
-                for each in (
-                    result.without,
-                    *(result.working[mode] for mode in MODES),
-                    result.theirs,
-                )
+                for each in (result.without, result.working, result.theirs)
             ]
             print(f"| {name} | {' | '.join(marks)} |")
 
@@ -294,19 +280,13 @@ def test_client_fails_without_the_daemon(
     assert not result[1].without[cell]
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cell", CELLS, ids=IDS)
-def test_client_works_with_the_daemon(
-    result: tuple[str, Result], cell: Cell, mode: str
-) -> None:
-    assert result[1].working[mode][cell], result[1].logs[mode]
+def test_client_works_with_the_daemon(result: tuple[str, Result], cell: Cell) -> None:
+    assert result[1].working[cell], result[1].log
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_nothing_was_refused_and_nothing_failed(
-    result: tuple[str, Result], mode: str
-) -> None:
-    events = re.findall(r'"event": ?"([a-z-]+)"', result[1].logs[mode])
+def test_nothing_was_refused_and_nothing_failed(result: tuple[str, Result]) -> None:
+    events = re.findall(r'"event": ?"([a-z-]+)"', result[1].log)
     assert "expectation" in events
     assert not {"refused", "malformed", "helper-fault", "step-failed"} & {*events}
 
@@ -370,7 +350,7 @@ class Redirecting(threading.Thread):
 
 @contextmanager
 def redirected(
-    world: World, daemon: Daemon, public: str, *, separate: bool, mode: str = "helper"
+    world: World, daemon: Daemon, public: str, *, separate: bool
 ) -> Iterator[tuple[socket.socket, int, bytes]]:
     """A connection to `public`, and the redirect that came: its length and text."""
     world.firewall()
@@ -379,7 +359,7 @@ def redirected(
     server = Redirecting(world, separate=separate)
     try:
         server.start()
-        daemon.start(MODES[mode])
+        daemon.start()
         with dial(world.client, public, CONTROL_PORT) as stream:
             stream.sendall(encode_connect(b"(DESCRIPTION=(CONNECT_DATA=))"))
             (length,) = struct.unpack("!H", receive_packet(stream).body)
@@ -389,16 +369,15 @@ def redirected(
         world.gateway.tell(f"ip address del {public}/32 dev {LAN}")
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("public", "separate"),
     [(PUBLIC_LONG, False), (PUBLIC_SHORT, False), (PUBLIC_SHORT, True)],
     ids=["longer", "shorter", "shorter, in segments of their own"],
 )
 def test_connection_goes_on_after_a_redirect_of_another_length(
-    world: World, daemon: Daemon, public: str, separate: bool, mode: str
+    world: World, daemon: Daemon, public: str, separate: bool
 ) -> None:
-    with redirected(world, daemon, public, separate=separate, mode=mode) as came:
+    with redirected(world, daemon, public, separate=separate) as came:
         stream, length, text = came
         assert len(text) == length
         assert f"(HOST={public})".encode() in text

@@ -11,19 +11,19 @@ from typing import Final
 import pytest
 
 from cthelper.core.api import Match, Prefilter
-from cthelper.core.errors import QueueError
+from cthelper.core.errors import NotFound, QueueError
 from cthelper.core.netlink import encoding
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.packet import locate, replace_payload
 from cthelper.core.queue.backends import Backend, choose
+from cthelper.core.queue.binding import Binding, bound_queues
+from cthelper.core.queue.messages import verdict
 from cthelper.core.queue.protocol import (
     Action,
     Hook,
     Packet,
     Queue,
     Verdict,
-    bound_queues,
-    verdict,
 )
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status
 from tests.live.netlink_lab import (
@@ -57,7 +57,7 @@ SMALL: Final = 64 * 1024
 @pytest.fixture(scope="module")
 def lab(world: World) -> Iterator[Lab]:
     """The helpers of this module, whose packets are queued."""
-    with Lab(world, enabled=True) as lab:
+    with Lab(world, queueing=True) as lab:
         yield lab
 
 
@@ -69,13 +69,23 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @contextmanager
 def bound(lab: Lab, backend: Backend, receive_buffer: int = LARGE) -> Iterator[Queue]:
-    """The queue of the helpers, bound for a while."""
+    """The queue of the rules, bound and read for a while."""
+    with held(lab, backend, receive_buffer) as binding:
+        binding.resume()
+        yield backend.read(binding, 65536)
+
+
+@contextmanager
+def held(
+    lab: Lab, backend: Backend, receive_buffer: int = LARGE, *, fail_open: bool = True
+) -> Iterator[Binding]:
+    """The queue of the rules, bound and paused for a while."""
     with lab.world.gateway.entered():
-        queue = backend.open(QUEUE, receive_buffer, 65536)
+        binding = backend.bind(QUEUE, receive_buffer, fail_open=fail_open)
     try:
-        yield queue
+        yield binding
     finally:
-        queue.close()
+        binding.close()
 
 
 @pytest.fixture
@@ -245,7 +255,7 @@ def test_segments_of_a_handshake_come_and_its_acknowledgement_passes(
         data = take(queue)
         accept(queue, data)
         # What closing it sends would come to the queue of the next test.
-        lab.ctnetlink.update(entry_of(data).original, helper="")
+        lab.ctnetlink.delete(entry_of(data).original)
     entries = [entry_of(packet) for packet in packets]
     assert [each.confirmed for each in entries] == [False, True]
     assert len({each.id for each in entries}) == 1
@@ -355,7 +365,7 @@ def test_queue_that_is_bound_is_refused_to_another(
         lab.world.gateway.entered(),
         pytest.raises(QueueError, match=f"queue {QUEUE} is bound by another process"),
     ):
-        backend.open(QUEUE, LARGE, 65536)
+        backend.bind(QUEUE, LARGE, fail_open=True)
     with Flow(lab.world) as flow:
         establish(queue, flow)
 
@@ -383,6 +393,77 @@ def test_closed_queue_can_be_bound_again_and_flows_pass_meanwhile(
         assert flow.server.recv(100) == b"meanwhile"
         with bound(lab, backend) as queue:
             establish(queue, flow)
+
+
+def arrives(flow: Flow, content: bytes) -> bool:
+    """Whether the server is sent a datagram that the client sends now."""
+    flow.client.send(content)
+    if not readable(flow.server.fileno(), 1.0):
+        return False
+    assert flow.server.recv(100) == content
+    return True
+
+
+def test_packets_pass_by_a_paused_queue_and_none_waits(
+    lab: Lab, backend: Backend
+) -> None:
+    with Flow(lab.world) as flow, held(lab, backend) as binding:
+        assert arrives(flow, b"before")
+        binding.resume()
+        queue = backend.read(binding, 65536)
+        establish(queue, flow)
+        flow.client.send(b"waits")
+        packet = take(queue)
+        binding.pause()
+        assert arrives(flow, b"passes")
+        with lab.world.gateway.entered():
+            assert bound_queues()[QUEUE].waiting == 1
+        accept(queue, packet)
+        assert flow.server.recv(100) == b"waits"
+        binding.resume()
+        establish(queue, flow)
+
+
+def test_what_a_reader_leaves_is_released_and_the_next_one_goes_on(
+    lab: Lab, backend: Backend
+) -> None:
+    """One packet that it has read, and one that it has not."""
+    with Flow(lab.world) as flow, held(lab, backend) as binding:
+        binding.resume()
+        first = backend.read(binding, 65536)
+        establish(first, flow)
+        flow.client.send(b"read")
+        take(first)
+        flow.client.send(b"unread")
+        with lab.world.gateway.entered():
+            until(lambda: bound_queues()[QUEUE].waiting == 2)
+            binding.release()
+            assert bound_queues()[QUEUE].waiting == 0
+        assert {flow.server.recv(100) for _ in range(2)} == {b"read", b"unread"}
+        second = backend.read(binding, 65536)
+        # It reads what nobody had read, and is told that it waits no more.
+        accept(second, take(second))
+        until(lambda: not second.read(64) and second.statistics.refused == 1)
+        establish(second, flow)
+        assert not readable(flow.server.fileno(), 0.2), "delivered twice"
+
+
+def test_queue_that_fails_closed_drops_what_it_is_paused_for_and_what_is_released(
+    lab: Lab, backend: Backend
+) -> None:
+    with Flow(lab.world) as flow, held(lab, backend, fail_open=False) as binding:
+        assert not arrives(flow, b"paused")
+        binding.resume()
+        queue = backend.read(binding, 65536)
+        establish(queue, flow)
+        flow.client.send(b"left")
+        take(queue)
+        with lab.world.gateway.entered():
+            binding.release()
+        assert not readable(flow.server.fileno(), 0.5)
+        binding.set_fail_open(True)
+        binding.pause()
+        assert arrives(flow, b"open now")
 
 
 # Verdicts
@@ -427,41 +508,6 @@ def test_payload_of_a_verdict_is_delivered(
         assert flow.client.recv(100) == payload
 
 
-@pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("payload", [None, b"other"], ids=["as it was", "replaced"])
-def test_expectation_in_the_verdict_of_an_unconfirmed_packet_is_met(
-    lab: Lab, queue: Queue, family: Family, payload: bytes | None
-) -> None:
-    with Flow(lab.world, family=family) as flow:
-        wanted = flow.expectation()
-        flow.client.send(b"call")
-        packet = take(queue)
-        assert not entry_of(packet).confirmed
-        queue.answer(
-            [
-                Verdict(
-                    packet.id,
-                    payload=payload and with_payload(packet, payload),
-                    expectation=encoding.expectation(wanted),
-                )
-            ]
-        )
-        # The verdict has been sent, so it is there: no waiting.
-        (found,) = lab.held(wanted)
-        assert replace(found, timeout=wanted.timeout) == replace(
-            wanted, policy=None, helper=NAME
-        )
-        assert flow.server.recv(100) == (payload or b"call")
-        with expected_flow(lab.world, wanted) as original:
-            entry = lab.ctnetlink.get(original)
-        assert entry.master == flow.original
-        assert Status.EXPECTED in entry.status
-
-        other = flow.expectation()
-        with expected_flow(lab.world, other) as original:
-            assert lab.ctnetlink.get(original).master is None
-
-
 def test_verdict_sets_the_timeout_of_a_confirmed_entry(lab: Lab, queue: Queue) -> None:
     with Flow(lab.world) as flow:
         establish(queue, flow)
@@ -481,8 +527,9 @@ def test_repeated_packet_comes_back_confirmed_and_with_another_id(
         first, second = flow.expectation(), flow.expectation()
         flow.client.send(b"call")
         packet = take(queue)
-        attributes = encoding.expectation(first)
-        queue.answer([Verdict(packet.id, Action.REPEAT, expectation=attributes)])
+        with pytest.raises(NotFound):
+            lab.ctnetlink.expect(first)
+        queue.answer([Verdict(packet.id, Action.REPEAT)])
 
         again = take(queue)
         assert again.id != packet.id
@@ -490,9 +537,9 @@ def test_repeated_packet_comes_back_confirmed_and_with_another_id(
         assert not entry_of(packet).confirmed
         assert entry_of(again).confirmed
         assert entry_of(again).id == entry_of(packet).id
-        lab.ctnetlink.expect(second)
-        assert lab.held(first)
-        assert lab.held(second)
+        for wanted in (first, second):
+            lab.ctnetlink.expect(wanted)
+            assert lab.held(wanted)
         accept(queue, again)
         assert flow.server.recv(100) == b"call"
         flow.client.send(b"next")

@@ -4,7 +4,6 @@
 import itertools
 import socket
 import subprocess
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ import pytest
 
 from cthelper import nft
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy, Transport
-from cthelper.core.config import Config, DaemonConfig, HelperConfig
+from cthelper.core.config import Config, HelperConfig
 from cthelper.core.daemon import ruleset
 from cthelper.core.daemon.retag import retag
 from cthelper.core.daemon.ruleset import registrations, unregister
@@ -32,7 +31,7 @@ from cthelper.core.netlink.nfnetlink_cthelper import (
     Registration,
     kernel_module,
 )
-from cthelper.core.queue.library import LibraryQueue
+from cthelper.core.queue.library import bind_queue
 from tests.live.netlink_lab import Flow, tcp_flow
 from tests.live.world import CLIENT, SERVER, World
 
@@ -92,7 +91,7 @@ HELPER_CONFIG = HelperConfig(
     helper=LabHelper, queue=QUEUE, ports=(PORT,), policies=POLICIES, options={}
 )
 CONFIG = Config(helpers={LabHelper.name: HELPER_CONFIG})
-WANTED = registrations([HELPER_CONFIG], enabled=False)
+WANTED = registrations([HELPER_CONFIG])
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ def test_put_again_changes_queue_limits_and_enabled_in_place(
         UDP4,
         queue=QUEUE + 1,
         policies=(Policy("data", 9, 31), Policy("brief", 1, 2)),
-        enabled=False,
+        enabled=True,
     )
     # What a ruleset refers to cannot be deleted, and so was not made anew.
     with referring(gateway):
@@ -317,28 +316,6 @@ def test_install_and_remove_can_be_repeated(gateway: World, table: HelperTable) 
 
 
 @pytest.mark.usefixtures("ruleset_removed")
-def test_helpers_of_all_workers_are_registered_and_removed(table: HelperTable) -> None:
-    several = replace(CONFIG, daemon=DaemonConfig(workers=3))
-
-    def kept() -> dict[str, set[int]]:
-        found = defaultdict(set)
-        for each in table.list():
-            found[each.name].add(each.queue)
-        return dict(found)
-
-    ruleset.check(several)
-    assert kept() == {}
-    ruleset.install(several, retag_flows=False)
-    workers = {f"{LabHelper.name}.{number}": {QUEUE + number} for number in range(3)}
-    assert kept() == workers
-    # The ruleset of one process takes their place; they stay until the table goes.
-    ruleset.install(CONFIG, retag_flows=False)
-    assert kept() == {**workers, LabHelper.name: {QUEUE}}
-    ruleset.remove(CONFIG)
-    assert kept() == {}
-
-
-@pytest.mark.usefixtures("ruleset_removed")
 def test_flows_of_an_installed_ruleset_are_tracked_without_a_daemon(
     gateway: World,
 ) -> None:
@@ -355,15 +332,11 @@ def test_flows_of_an_installed_ruleset_are_tracked_without_a_daemon(
 
 
 @pytest.mark.usefixtures("ruleset_removed")
-def test_helpers_of_a_served_queue_stay_enabled_and_registered(
-    table: HelperTable,
-) -> None:
-    enabled = [replace(each, enabled=True) for each in WANTED]
-    with closing(LibraryQueue(QUEUE, 1 << 20)):
+def test_helpers_of_a_served_queue_stay_registered(table: HelperTable) -> None:
+    with closing(bind_queue(QUEUE, 1 << 20, fail_open=True)):
         ruleset.install(CONFIG, retag_flows=False)
-        assert in_order(named(table, LabHelper.name)) == in_order(enabled)
         ruleset.remove(CONFIG)
-        assert in_order(named(table, LabHelper.name)) == in_order(enabled)
+        assert in_order(named(table, LabHelper.name)) == in_order(WANTED)
     ruleset.remove(CONFIG)
     assert named(table, LabHelper.name) == []
 

@@ -223,16 +223,16 @@ class Setting:
             time.sleep(0.5)
         return now
 
-    def await_left(self, stream: socket.socket, event: str = "detached") -> None:
+    def await_left(self, stream: socket.socket) -> None:
         """Wait for a flow of the client's to be no longer inspected."""
         host, port = stream.getsockname()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            for each in self.daemon.events(event):
+            for each in self.daemon.events("marked"):
                 if each["flow"].startswith(f"tcp {host}:{port} >"):
                     return
             time.sleep(0.05)
-        raise AssertionError(f"the flow is not {event}")
+        raise AssertionError("the flow is not marked")
 
 
 def connect_string(service: str, family: Family) -> str:
@@ -474,46 +474,16 @@ def test_client_follows_two_redirects(chained: Setting) -> None:
     assert f"port {NODE_CHAIN[-1].port}." in said["node-chain"]
 
 
-def test_session_that_may_redirect_stays_in_the_queue(chained: Setting) -> None:
+def test_session_that_may_redirect_leaves_the_queue_when_it_does_not(
+    chained: Setting,
+) -> None:
     with follow(chained.world.client, SERVER, "session") as session:
-        began = chained.queued()
+        chained.await_left(session.stream)
+        began = chained.queued_at_rest()
         session.exchange(1)
-        assert chained.queued() > began
+        assert chained.queued_at_rest() == began
 
 
 def test_daemon_ends_well(chained: Setting) -> None:
     assert chained.daemon.stop() == 0
     test_nothing_failed(chained)
-
-
-# Chain mode: the kernel does not detach these sessions, but a mark ends them
-
-
-@pytest.fixture(scope="module")
-def chain_mode(setting: Setting) -> Setting:
-    """The daemon is started again, in chain mode."""
-    setting.daemon.start(
-        CHAINED.replace("[helpers.tns]\n", '[helpers.tns]\nqueueing = "chain"\n')
-    )
-    return setting
-
-
-@pytest.mark.parametrize("address", [SERVER, SERVER6])
-def test_redirect_to_redirects_is_followed_in_chain_mode(
-    chain_mode: Setting, address: str
-) -> None:
-    test_redirect_to_redirects_is_followed(chain_mode, address)
-
-
-def test_session_that_may_redirect_leaves_the_queue_in_chain_mode(
-    chain_mode: Setting,
-) -> None:
-    with follow(chain_mode.world.client, SERVER, "session") as session:
-        chain_mode.await_left(session.stream, "marked")
-        began = chain_mode.queued_at_rest()
-        session.exchange(1)
-        assert chain_mode.queued_at_rest() == began
-
-
-def test_daemon_ends_well_in_chain_mode(chain_mode: Setting) -> None:
-    test_daemon_ends_well(chain_mode)

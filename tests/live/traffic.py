@@ -9,8 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from tests.live.daemon import Daemon
 from tests.live.world import CLIENT, SERVER, Namespace, Transport, World
 
 PORT = 7111
@@ -98,7 +99,8 @@ class Pinger(Background):
     `lost` counts the calls without an answer within `patience` seconds: two emulated
     machines on a busy one delay packets, 8 s were seen, but only a lost one takes 40.
     `slowest` is the longest answer, in seconds. It calls from the address `source`,
-    where that is given, and sends what `message` gives for a transaction's number.
+    where that is given, and sends what `message` gives for a transaction's number: by
+    default what the helper reads, so that each goes through the queue.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Pinger(Background):
         namespace: Namespace,
         patience: float = 40.0,
         source: str = "",
-        message: Callable[[int], bytes] = null_call,
+        message: Callable[[int], bytes] = getport_call,
     ) -> None:
         super().__init__(namespace, timeout=patience)
         self.source = source
@@ -181,3 +183,17 @@ def getport(world: World, source: str = CLIENT) -> tuple[socket.socket, int]:
     flow = asker(world, source)
     flow.send(getport_call(1))
     return flow, int.from_bytes(flow.recv(100)[-4:])
+
+
+def expected(world: World, daemon: Daemon, source: str = CLIENT) -> dict[str, Any]:
+    """What the log says of an expectation that is made now for a client's address.
+
+    The log must not be so busy that it leaves lines out.
+    """
+    flow, _ = getport(world, source)
+    with flow:
+        name = f"udp {source}:{flow.getsockname()[1]} > "
+    (made,) = (
+        each for each in daemon.events("expectation") if each["flow"].startswith(name)
+    )
+    return made

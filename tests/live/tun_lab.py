@@ -234,11 +234,6 @@ class TunLab:
         key = _nested(1, _tuple(original))
         return self._ask(_ENTRY | _DELETE, 0, _family(original), key)
 
-    def detach(self, original: Tuple) -> int:
-        """Take the helper off an entry; the errno, or 0."""
-        attributes = _nested(1, _tuple(original)) + _nested(5, _attribute(1, b"\0"))
-        return self._ask(_ENTRY | _NEW, 0, _family(original), attributes)
-
     def keep(self, original: Tuple, seconds: int) -> int:
         """Set an entry's timeout; the errno, or 0."""
         attributes = _nested(1, _tuple(original)) + _u32(7, seconds)
@@ -305,7 +300,6 @@ def _registrations() -> Iterator[Registration]:
                     transport=transport,
                     queue=4078,
                     policies=policies,
-                    enabled=False,
                 )
 
 

@@ -75,13 +75,13 @@ def objects_of(text: str) -> list[str]:
     return re.findall(r"^\tct helper (\S+) \{$", text, re.MULTILINE)
 
 
-CHAINED = """
+CLOSED = """
 [daemon]
 mark = 0x8000
 [helpers]
-mdns.queueing = "chain"
-sunrpc.queueing = "chain"
-tns = { queueing = "chain", queue = 2078, fail_closed = true, chained = true }
+dhcpv6.enabled = false
+slp.enabled = false
+tns = { fail_closed = true, chained = true }
 """
 
 
@@ -97,13 +97,20 @@ def narrowed(settings: str) -> list[str]:
     ("settings", "golden"),
     [
         ("", "default.nft"),
-        ("daemon.workers = 2", "workers.nft"),
-        (CHAINED, "chain.nft"),
+        (CLOSED.replace("[daemon]", "[daemon]\nworkers = 2"), "workers.nft"),
+        (CLOSED, "closed.nft"),
     ],
-    ids=["default", "two workers", "chain mode"],
+    ids=["default", "two workers", "fails closed"],
 )
-def test_configuration_gives_the_golden_ruleset(settings: str, golden: str) -> None:
+def test_configuration_gives_the_golden_ruleset(
+    settings: str, golden: str, request: pytest.FixtureRequest
+) -> None:
+    settings = settings.replace(
+        "daemon.workers = 2\n\n[daemon]", "[daemon]\nworkers = 2"
+    )
     ruleset = nft.render(parse(settings, Path("test.toml"), builtin_helpers()))
+    if request.config.getoption("--update-golden"):
+        (GOLDEN / golden).write_text(ruleset, "utf-8")
     assert ruleset == (GOLDEN / golden).read_text("utf-8")
 
 
@@ -111,7 +118,8 @@ def test_no_helper_gives_a_table_that_attaches_none() -> None:
     text = render("[helpers.plain]\nenabled = false\n")
     assert objects_of(text) == []
     assert rules(text) == rules(text, "output") == []
-    assert text.count("type filter hook") == 2
+    assert text.count("type filter hook") == 4
+    assert "queue" not in re.sub(r"#.*", "", text)
 
 
 def test_disabled_helper_leaves_neither_object_nor_rule() -> None:
@@ -277,112 +285,168 @@ def test_expected_flows_are_tagged_where_the_helper_goes_on_with_them() -> None:
     assert text.index(wanted[1]) < text.index("ct state != new return")
 
 
-def test_expected_flows_keep_to_the_worker_of_their_master() -> None:
-    text = render("daemon.workers = 2\nhelpers.chained.chained = true", Chained)
-    wanted = [
-        f"meta l4proto {transport} ct state related ct helper "
-        f'"chained.{worker}" ct helper set "chained.{worker}-{transport}"'
-        for worker in range(2)
-        for transport in ("tcp", "udp")
-    ]
-    assert rules(text, "output") == wanted
-    assert rules(text) == wanted
+def body_of(text: str, chain: str) -> list[str]:
+    """The rules of a chain."""
+    (body,) = re.findall(rf"\tchain {chain} \{{\n(.*?)\t\}}\n", text, re.DOTALL)
+    lines = [line.strip() for line in body.splitlines()]
+    return [each for each in lines if not each.startswith(("#", "type "))]
+
+
+# Queueing.
 
 
 SPREAD = re.compile(
-    r"jhash (ip6?) saddr mod (\d+) seed (\w+) (\d+) "
-    r"ct helper set jhash \1 daddr mod \2 seed \3 map { (.*) }"
+    r"jhash ct original (ip6?) saddr mod (\d+) seed (\w+) (\d+) "
+    r"queue flags bypass to jhash ct reply \1 saddr mod \2 seed \3 map { (.*) }"
 )
 
 
 @pytest.mark.parametrize("workers", [2, 3, 16])
 def test_workers_have_equal_shares_whichever_end_began(workers: int) -> None:
     text = render(f"daemon.workers = {workers}", Both)
+    assert body_of(text, "inspected") == [
+        f"meta l4proto {transport} ct original proto-dst {{ 7001, 7002 }} "
+        "goto queue-2077"
+        for transport in ("tcp", "udp")
+    ]
     seeds = set()
-    for transport in ("tcp", "udp"):
-        chosen: dict[tuple[str, int, int], str] = {}
-        for rule in rules(text, f"both-{transport}"):
-            found = SPREAD.fullmatch(rule)
-            assert found, rule
-            family, modulus, seed, first, elements = found.groups()
-            assert int(modulus) == workers
-            seeds.add(seed)
-            for element in elements.split(", "):
-                second, _, name = element.partition(" : ")
-                chosen[family, int(first), int(second)] = name.strip('"')
-        for family in ("ip", "ip6"):
-            shares = Counter(
-                name for (version, *_), name in chosen.items() if version == family
-            )
-            assert shares == {
-                f"both.{worker}-{transport}": workers for worker in range(workers)
-            }
-        assert len(chosen) == 2 * workers**2
-        assert all(
-            chosen[family, second, first] == name
-            for (family, first, second), name in chosen.items()
+    chosen: dict[tuple[str, int, int], int] = {}
+    for rule in body_of(text, "queue-2077"):
+        found = SPREAD.fullmatch(rule)
+        assert found, rule
+        family, modulus, seed, first, elements = found.groups()
+        assert int(modulus) == workers
+        seeds.add(seed)
+        for element in elements.split(", "):
+            second, _, queue = element.partition(" : ")
+            chosen[family, int(first), int(second)] = int(queue)
+    for family in ("ip", "ip6"):
+        shares = Counter(
+            queue for (version, *_), queue in chosen.items() if version == family
         )
+        assert shares == dict.fromkeys(range(2077, 2077 + workers), workers)
+    assert len(chosen) == 2 * workers**2
+    assert all(
+        chosen[family, second, first] == queue
+        for (family, first, second), queue in chosen.items()
+    )
     # Without a seed of ours each rule would have one of its own.
     assert len(seeds) == 1
-    assert set(objects_of(text)) == {
-        f"both.{worker}-{transport}"
-        for worker in range(workers)
-        for transport in ("tcp", "udp")
-    }
 
 
-def test_rules_of_workers_are_narrowed_as_those_of_one_process() -> None:
-    narrow = '[helpers.plain]\nsources = ["10.0.0.0/8"]\ninterfaces = ["eth0"]\n'
-    (alone,) = rules(render(narrow))
-    text = render(f"daemon.workers = 2\n{narrow}")
-    (jump,) = re.findall(r"^\t\t(iif.*)$", text, re.MULTILINE)
-    assert alone == 'iifname "eth0" ip saddr 10.0.0.0/8 udp dport 7000 ' + (
-        'ct helper set "plain-udp"'
-    )
-    assert jump == 'iifname "eth0" ip saddr 10.0.0.0/8 udp dport 7000 jump plain-udp'
+def test_workers_share_registrations_and_tagging_rules() -> None:
+    alone, several = render("", Both), render("daemon.workers = 3", Both)
+    assert objects_of(several) == objects_of(alone)
+    for chain in ("prerouting", "output", "postrouting", "input"):
+        assert body_of(several, chain) == body_of(alone, chain)
 
 
-def queueing(text: str) -> list[str]:
-    """The rules that queue, without what selects the helper's flows."""
-    (body,) = re.findall(r"\tchain inspected \{\n(.*?)\t\}\n", text, re.DOTALL)
-    flows = "meta l4proto udp ct original proto-dst 7000 ct status & 0x2000 == 0x2000 "
-    return [
-        line.strip().removeprefix(flows)
-        for line in body.splitlines()
-        if "queue" in line
+@pytest.mark.parametrize("chain", ["postrouting", "input"])
+@pytest.mark.parametrize(
+    ("mark", "test"), [("0x40", ["ct mark & 0x40 != 0 return"]), ("0", [])]
+)
+def test_packet_of_a_flow_without_a_helper_leaves_first(
+    chain: str, mark: str, test: list[str]
+) -> None:
+    text = render(f"daemon.mark = {mark}")
+    assert body_of(text, chain) == [
+        "ct status & 0x2000 == 0 return",
+        *test,
+        "jump inspected",
     ]
+
+
+def filtering(
+    prefilter: Prefilter, *, called: str = "plain", at: tuple[int, ...] = (7000,)
+) -> type[Helper]:
+    class Filtered(Plain):
+        """It reads some."""
+
+        name = called
+        ports = at
+
+        @classmethod
+        def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
+            return prefilter
+
+    return Filtered
+
+
+TWO = Prefilter(request=((Match(8, 4, 10), Match(32, 32, 7)), (Match(0, 8, 1),)))
+REPLIES = Prefilter(request=(), reply=((Match(0, 1, 1),),))
+FLOWS = "meta l4proto udp ct original proto-dst"
 
 
 @pytest.mark.parametrize(
     ("prefilter", "expected"),
     [
-        (Prefilter(), ["queue num 2077 bypass"]),
         (
-            Prefilter(request=((Match(8, 4, 10), Match(32, 32, 7)), (Match(0, 8, 1),))),
+            TWO,
             [
                 "ct direction original @ih,8,4 0xa @ih,32,32 0x7 queue num 2077 bypass",
                 "ct direction original @ih,0,8 0x1 queue num 2077 bypass",
                 "ct direction reply queue num 2077 bypass",
             ],
         ),
-        (
-            Prefilter(request=(), reply=((Match(0, 1, 1),),)),
-            ["ct direction reply @ih,0,1 0x1 queue num 2077 bypass"],
-        ),
+        (REPLIES, ["ct direction reply @ih,0,1 0x1 queue num 2077 bypass"]),
+        (Prefilter(request=(), reply=()), []),
     ],
-    ids=["none", "alternatives", "nothing of one direction"],
+    ids=["alternatives", "nothing of one direction", "nothing"],
 )
 def test_kernel_queues_what_the_prefilter_names(
     prefilter: Prefilter, expected: list[str]
 ) -> None:
-    class Filtered(Plain):
-        """It reads some."""
+    text = render("", filtering(prefilter))
+    assert body_of(text, "inspected") == [f"{FLOWS} 7000 goto udp-7000"]
+    assert body_of(text, "udp-7000") == expected
 
-        @classmethod
-        def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
-            return prefilter
 
-    assert queueing(render('helpers.plain.queueing = "chain"', Filtered)) == expected
+def test_kernel_queues_all_without_a_prefilter() -> None:
+    assert body_of(render(), "inspected") == [f"{FLOWS} 7000 queue num 2077 bypass"]
+
+
+SHARED = """
+helpers.one.sources = ["10.0.0.0/8"]
+helpers.two.sources = ["192.168.0.0/16"]
+helpers.three.sources = ["172.16.0.0/12"]
+"""
+
+
+def test_one_rule_queues_what_any_helper_of_a_port_reads() -> None:
+    text = render(
+        SHARED,
+        filtering(REPLIES, called="one", at=(7000, 7001)),
+        filtering(Prefilter(), called="three", at=(7002,)),
+        filtering(TWO, called="two", at=(7001, 7002)),
+    )
+    assert body_of(text, "inspected") == [
+        f"{FLOWS} 7000 goto udp-7000",
+        f"{FLOWS} 7001 goto udp-7001",
+        f"{FLOWS} 7002 queue num 2077 bypass",
+    ]
+    assert body_of(text, "udp-7000") == [
+        "ct direction reply @ih,0,1 0x1 queue num 2077 bypass"
+    ]
+    assert body_of(text, "udp-7001") == [
+        "ct direction reply @ih,0,1 0x1 queue num 2077 bypass",
+        "ct direction original @ih,8,4 0xa @ih,32,32 0x7 queue num 2077 bypass",
+        "ct direction original @ih,0,8 0x1 queue num 2077 bypass",
+        "ct direction reply queue num 2077 bypass",
+    ]
+
+
+def test_helpers_that_fail_closed_have_rules_without_bypass() -> None:
+    settings = "helpers.both.fail_closed = true\n"
+    text = render(settings, Both, Plain)
+    assert body_of(text, "inspected")[1:] == [
+        "meta l4proto udp ct original proto-dst { 7001, 7002 } queue num 2078",
+        f"{FLOWS} 7000 queue num 2077 bypass",
+    ]
+    text = render(f"daemon.workers = 2\n{settings}", Both, Plain)
+    assert {each.split(" to ")[0][-5:] for each in body_of(text, "queue-2079")} == {
+        "queue"
+    }
+    assert all("queue flags bypass" in each for each in body_of(text, "queue-2077"))
 
 
 def test_only_new_flows_meet_the_rules() -> None:
@@ -394,9 +458,12 @@ def test_only_new_flows_meet_the_rules() -> None:
 
 def test_table_accepts_and_drops_nothing() -> None:
     text = re.sub(r"#.*", "", render("", Both, Plain))
-    assert text.count("policy accept;") == 2
+    assert text.count("policy accept;") == 4
     without = text.replace("policy accept;", "")
-    assert not re.search(r"\b(accept|drop|reject|queue)\b", without)
+    assert not re.search(r"\b(accept|drop|reject)\b", without)
+    queueing = [each for each in without.splitlines() if "queue" in each]
+    assert queueing
+    assert all(each.endswith(" bypass") for each in queueing)
 
 
 # Through the program, which here is one that writes down what it was given.
@@ -473,7 +540,7 @@ PAUSED = """\
 flush chain inet cthelper inspected
 table inet cthelper {
 	chain inspected {
-		meta l4proto tcp ct original proto-dst 1521 ct status & 0x2000 == 0x2000 drop
+		meta l4proto tcp ct original proto-dst 1521 drop
 		meta l4proto tcp ct helper "tns" drop
 	}
 }
@@ -481,7 +548,7 @@ table inet cthelper {
 
 
 def test_pause_leaves_drops_for_what_fails_closed(program: FakeNft) -> None:
-    config = parse(CHAINED, Path("test.toml"), builtin_helpers())
+    config = parse(CLOSED, Path("test.toml"), builtin_helpers())
     for objects, chains in (((), ()), (("tns-tcp",), ("prerouting",))):
         program.loaded(*objects, chains=chains)
         nft.pause(config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What supervisor and worker say to each other, and how each learns of an end."""
+"""What supervisor and server say to each other, and how each learns of an end."""
 
 import os
 import signal
@@ -34,6 +34,24 @@ def test_messages_come_whole_and_in_order(ends: tuple[Channel, Channel]) -> None
     assert other.receive(1.0) == {"totals": totals}
     other.send({})
     assert one.receive(1.0) == {}
+
+
+def test_descriptors_come_with_their_message(ends: tuple[Channel, Channel]) -> None:
+    one, other = ends
+    reads, writes = os.pipe()
+    one.send({"order": Order.PREPARE}, [writes])
+    one.send({"order": Order.COMMIT})
+    os.close(writes)
+    message = other.receive(1.0)
+    descriptors = message.pop("descriptors")
+    assert message == {"order": "prepare"}
+    assert isinstance(descriptors, list)
+    (descriptor,) = descriptors
+    os.write(descriptor, b"here")
+    os.close(descriptor)
+    assert os.read(reads, 10) == b"here"
+    os.close(reads)
+    assert other.receive(1.0) == {"order": "commit"}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01])

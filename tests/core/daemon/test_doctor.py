@@ -14,7 +14,7 @@ from cthelper.core.config import Config, DaemonConfig, parse
 from cthelper.core.daemon import doctor
 from cthelper.core.daemon.doctor import Finding, Health, Host
 from cthelper.core.errors import RulesetError
-from cthelper.core.queue import protocol
+from cthelper.core.queue import binding
 from cthelper.core.registry import builtin_helpers
 
 OK, WARNING, FAILURE = Health.OK, Health.WARNING, Health.FAILURE
@@ -261,7 +261,11 @@ def test_queue_backend_is_named_with_its_reason(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: object() if library else None
     )
-    module = SimpleNamespace(NativeQueue=None, wait=None) if native else None
+    module = (
+        SimpleNamespace(NativeQueue=None, bind_queue=None, wait=None)
+        if native
+        else None
+    )
     monkeypatch.setitem(sys.modules, "cthelper.core.queue.native", module)
     monkeypatch.delattr("cthelper.core.queue.native", raising=False)
     if native:
@@ -302,7 +306,7 @@ def test_queue_that_is_bound_is_a_failure(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.write("queues", " 2077  31621     0 2 65531     0     0        0  1\n")
-    monkeypatch.setattr(protocol, "PROC", folder.root / "queues")
+    monkeypatch.setattr(binding, "PROC", folder.root / "queues")
     found = doctor.queues(config("[helpers.sunrpc]\nqueue = 9\n"))
     assert list(map(str, found)) == [
         "ok       queue 9 is free",
@@ -311,17 +315,12 @@ def test_queue_that_is_bound_is_a_failure(
     ]
 
 
-def test_names_and_queues_of_all_workers_are_looked_at(
+def test_queues_of_all_workers_are_looked_at(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.write("queues", " 2079  31621     0 2 65531     0     0        0  1\n")
-    monkeypatch.setattr(protocol, "PROC", folder.root / "queues")
+    monkeypatch.setattr(binding, "PROC", folder.root / "queues")
     workers = config("daemon.workers = 3\nhelpers.mdns.enabled = false\n")
-    # The kernel's own helper has the plain name, which workers leave free.
-    folder.write("sys/module/nf_conntrack_sunrpc/refcnt", "0")
-    assert list(doctor.names(workers, folder.host)) == [
-        Finding(OK, f"helper name sunrpc.{worker}") for worker in range(3)
-    ]
     found = [each.what for each in doctor.queues(workers)]
     assert found == [
         "queue 2077 is free",

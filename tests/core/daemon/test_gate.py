@@ -1,34 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The one rule: a packet goes on only after what it announces is expected.
 
-Fakes of the kernel's two ends, the one that takes expectations and the one that takes
-verdicts, write into one list, so that the order between them can be asserted.
+A fake of the kernel's end that takes expectations writes into one list with the
+verdicts, so that the order between them can be asserted.
 """
 
 import errno
 import io
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
-from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy, Prefilter
+from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
 from cthelper.core.daemon.gate import Expecter, Gate
 from cthelper.core.daemon.log import Log
 from cthelper.core.engine import NOTHING, Decision
 from cthelper.core.errors import ExpectationRefused, NetlinkError
 from cthelper.core.flows import Flow
-from cthelper.core.netlink import encoding
 from cthelper.core.queue.protocol import (
     Action,
     Hook,
-    Packet,
-    Queue,
     QueuedPacket,
-    Statistics,
-    Touched,
     Verdict,
 )
 from cthelper.core.tuples import (
@@ -36,7 +30,6 @@ from cthelper.core.tuples import (
     REPLY,
     Conntrack,
     Expectation,
-    FlowKey,
     Status,
     Translation,
     Transport,
@@ -45,8 +38,8 @@ from cthelper.core.tuples import (
 from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
 
 RECEIVED = b"as it came"
-EVENT_SECONDS = 2
-REPEATING_LIMIT = 1024
+ROUND_SECONDS = 2
+ROUND_LIMIT = 1024
 
 
 class Silent(Helper):
@@ -88,47 +81,6 @@ class FakeExpecter:
         return self.owners.get(port, expectation)
 
 
-class FakeQueue:
-    """Takes verdicts. What rides in one is in the kernel before the packet goes on."""
-
-    def __init__(self, record: list[str], ports: dict[bytes, int]) -> None:
-        self.number = 0
-        self._record = record
-        self._ports = ports
-
-    @property
-    def statistics(self) -> Statistics:
-        raise AssertionError("nothing is counted")
-
-    def filters(self, filters: Mapping[str, Prefilter]) -> None:
-        raise AssertionError("nothing is filtered")
-
-    def note(self, packet: Packet, *, quiet: bool, held: bool) -> None:
-        raise AssertionError("the gate notes nothing")
-
-    def forget(self, key: FlowKey) -> None:
-        raise AssertionError("the gate forgets nothing")
-
-    def touched(self) -> list[Touched]:
-        raise AssertionError("nothing passes unseen")
-
-    def fileno(self) -> int:
-        raise AssertionError("nothing waits for a fake")
-
-    def read(self, limit: int) -> list[QueuedPacket]:
-        raise AssertionError("the test makes its packets itself")
-
-    def answer(self, verdicts: Sequence[Verdict]) -> None:
-        for each in verdicts:
-            if each.expectation is not None:
-                self._record.append(f"ride {self._ports[each.expectation]}")
-            action = "repeat" if each.action is Action.REPEAT else "release"
-            self._record.append(f"{action} {each.id}")
-
-    def close(self) -> None:
-        raise AssertionError("the test closes nothing")
-
-
 def wanted(port: int, **changes: object) -> Expectation:
     expectation = Expectation(
         master=flow_tuple(UDP),
@@ -154,10 +106,6 @@ class World:
         self.expecter = FakeExpecter(self.record)
         expecter: Expecter = self.expecter
         self.gate = Gate(expecter, self.log, lambda: self.now, lengthen=self.lengthen)
-        self.queue: Queue = FakeQueue(
-            self.record,
-            {encoding.expectation(wanted(port)): port for port in range(1, 9)},
-        )
 
     def lengthen(self, master: Tuple, expectation: Expectation) -> None:
         """What the gate calls for an expectation that hangs on another master."""
@@ -175,10 +123,14 @@ class World:
         """One packet comes, announces the ports, and has its answer."""
         entry = entry_of(confirmed=confirmed, id_=flow)
         packet = QueuedPacket(id_, Hook.POSTROUTING, payload, entry, ORIGINAL, 0, 0)
-        verdict = self.gate.returned(packet, entry) or self.gate.verdict(
-            packet, entry, decision(*ports, packet=rewritten)
-        )
-        self.queue.answer([verdict])
+        decided = self.gate.returned(packet, entry)
+        if decided is None:
+            decided = decision(*ports, packet=rewritten)
+            if self.gate.sends_round(entry, decided):
+                self.record.append(f"repeat {id_}")
+                return self.gate.send_round(packet, entry, decided)
+        verdict = self.gate.verdict(packet, entry, decided)
+        self.record.append(f"release {id_}")
         return verdict
 
     @property
@@ -338,20 +290,16 @@ def test_master_of_the_expectation_that_covers_this_one_is_lengthened_first(
     ]
 
 
-def test_unconfirmed_master_has_its_one_expectation_ride_in_the_verdict(
-    world: World,
+@pytest.mark.parametrize("ports", [(1,), (1, 2, 3)])
+def test_packet_of_an_unconfirmed_master_goes_round_before_it_expects(
+    world: World, ports: tuple[int, ...]
 ) -> None:
-    world.packet(7, 1)
-    assert world.record == ["ride 1", "release 7"]
-
-
-def test_unconfirmed_master_with_several_repeats_once_and_then_releases(
-    world: World,
-) -> None:
-    world.packet(7, 1, 2, 3)
-    assert world.record == ["ride 1", "repeat 7"]
-    world.packet(8, confirmed=True)
-    assert world.record[2:] == ["expect 2", "expect 3", "release 8"]
+    assert world.packet(7, *ports) == Verdict(7, Action.REPEAT)
+    assert world.record == ["repeat 7"]
+    assert world.events == []
+    assert world.packet(8, confirmed=True) == Verdict(8)
+    expects = [f"expect {port}" for port in ports]
+    assert world.record[1:] == [*expects, "release 8"]
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
@@ -372,15 +320,10 @@ def test_packet_of_a_flow_that_nobody_inspects_goes_on_at_once(world: World) -> 
 # What the verdict holds.
 
 
-def test_verdict_carries_the_expectation_as_the_kernel_reads_it(world: World) -> None:
-    verdict = world.packet(7, 1)
-    assert verdict == Verdict(7, expectation=encoding.expectation(wanted(1)))
-
-
 @pytest.mark.parametrize(
     ("ports", "confirmed"),
-    [((), False), ((), True), ((1,), False), ((1, 2), True)],
-    ids=["nothing", "nothing, confirmed", "riding", "by ctnetlink"],
+    [((), False), ((), True), ((1, 2), True)],
+    ids=["nothing", "nothing, confirmed", "by ctnetlink"],
 )
 def test_rewritten_packet_goes_on_in_place_of_the_received_one(
     world: World, ports: tuple[int, ...], confirmed: bool
@@ -389,7 +332,7 @@ def test_rewritten_packet_goes_on_in_place_of_the_received_one(
     assert (verdict.action, verdict.payload) == (Action.ACCEPT, b"new")
 
 
-def test_packet_that_repeats_is_rewritten_when_it_is_released(world: World) -> None:
+def test_packet_that_goes_round_is_rewritten_when_it_is_released(world: World) -> None:
     # Rewritten twice it would be wrong, and it has to come back as it was received.
     assert world.packet(7, 1, 2, rewritten=b"new").payload is None
     assert world.packet(8, confirmed=True) == Verdict(8, payload=b"new")
@@ -401,10 +344,10 @@ def test_packet_that_repeats_is_rewritten_when_it_is_released(world: World) -> N
 def test_packet_is_never_repeated_twice(world: World) -> None:
     # It came back, and its flow is not confirmed even now.
     world.expecter.errors = {2: errno.ENOENT, 3: errno.ENOENT}
-    world.packet(7, 1, 2, 3)
-    verdict = world.packet(8, 1, 2, 3)
+    world.packet(7, 2, 3)
+    verdict = world.packet(8, 2, 3)
     assert verdict == Verdict(8)
-    assert world.record[2:] == ["refuse 2", "refuse 3", "release 8"]
+    assert world.record[1:] == ["refuse 2", "refuse 3", "release 8"]
     assert world.log.counters["refused.kernel-enoent"] == 2
 
 
@@ -422,28 +365,52 @@ def test_another_packet_of_the_flow_is_not_taken_for_the_one_that_comes_back(
     world.packet(8, 5, confirmed=True, payload=b"another")
     world.packet(9, confirmed=True)
     assert world.record == [
-        "ride 1",
-        "repeat 7",
-        "expect 5",
-        "release 8",
-        "expect 2",
-        "release 9",
+        *("repeat 7", "expect 5", "release 8"),
+        *("expect 1", "expect 2", "release 9"),
     ]
+
+
+def test_several_packets_of_one_flow_may_be_under_way(world: World) -> None:
+    world.packet(7, 1)
+    world.packet(8, 2, payload=b"another")
+    world.packet(9, confirmed=True, payload=b"another")
+    world.packet(10, confirmed=True)
+    assert world.record[2:] == ["expect 2", "release 9", "expect 1", "release 10"]
 
 
 def test_same_bytes_on_another_flow_are_not_taken_for_it_either(world: World) -> None:
     world.packet(7, 1, 2, flow=1)
     world.packet(8, 5, confirmed=True, flow=2)
-    assert world.record[2:] == ["expect 5", "release 8"]
+    assert world.record[1:] == ["expect 5", "release 8"]
 
 
-def test_packets_that_never_come_back_are_forgotten(world: World) -> None:
-    for number in range(REPEATING_LIMIT + 1):
+def test_so_many_are_under_way_at_a_time_and_the_first_is_given_up(
+    world: World,
+) -> None:
+    for number in range(ROUND_LIMIT + 1):
         world.packet(number, 1, 2, flow=number)
+    assert world.log.counters == {"refused.not-returned": 2}
     del world.record[:]
     world.packet(5000, 4, confirmed=True, flow=0)
     world.packet(5001, 4, confirmed=True, flow=1)
-    assert world.record == ["expect 4", "release 5000", "expect 2", "release 5001"]
+    assert world.record == [
+        *("expect 4", "release 5000"),
+        *("expect 1", "expect 2", "release 5001"),
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(1.9, False), (ROUND_SECONDS, True)])
+def test_what_does_not_come_back_in_time_is_refused_once(
+    world: World, seconds: float, late: bool
+) -> None:
+    world.packet(7, 1)
+    world.now += seconds
+    world.gate.give_up_waiting()
+    world.gate.give_up_waiting()
+    assert world.log.counters == ({"refused.not-returned": 1} if late else {})
+    # One that comes later all the same is read again.
+    world.packet(8, 5, confirmed=True)
+    assert world.record[1:] == [f"expect {5 if late else 1}", "release 8"]
 
 
 # What the kernel refuses.
@@ -480,9 +447,6 @@ def test_expectation_that_the_kernel_refuses_is_counted_and_the_packet_goes_on(
     assert str(wanted(2)) in detail
 
 
-# What rides in a verdict shows in an event, or never.
-
-
 def created(port: int) -> dict[str, object]:
     return {
         "level": "info",
@@ -501,93 +465,20 @@ def test_acknowledged_expectation_is_logged_at_once(world: World) -> None:
     assert world.events == [created(1)]
 
 
-def test_expectation_in_a_verdict_is_logged_when_its_event_comes(world: World) -> None:
-    world.packet(7, 1)
-    assert world.events == []
-    # The kernel keeps neither the policy's name nor the timeout that we asked for.
-    world.gate.confirm(wanted(1, policy=None, timeout=59))
-    assert world.events == [created(1)]
-
-
-def test_expectation_whose_event_came_is_not_awaited_any_more(world: World) -> None:
-    world.packet(7, 1)
-    world.gate.confirm(wanted(1))
-    world.gate.confirm(wanted(1))
-    world.now += 1000
-    world.gate.give_up_waiting()
-    assert world.log.counters == {"expectation": 1}
+# What NF_STOP is for.
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("transport", "adjusted", "rewritten", "confirmed", "action"),
     [
-        wanted(2),
-        wanted(1, source=None),
-        wanted(1, source_port=None),
-        wanted(1, destination=endpoint(SERVER, 1)),
-    ],
-    ids=["port", "source", "source port", "address"],
-)
-def test_event_of_another_expectation_confirms_nothing(
-    world: World, other: Expectation
-) -> None:
-    world.packet(7, 1)
-    world.gate.confirm(other)
-    assert world.events == []
-
-
-@pytest.mark.parametrize(("seconds", "silent"), [(1.9, False), (EVENT_SECONDS, True)])
-def test_expectation_without_an_event_is_refused_after_two_seconds(
-    world: World, seconds: float, silent: bool
-) -> None:
-    world.packet(7, 1)
-    world.now += seconds
-    world.gate.give_up_waiting()
-    world.gate.give_up_waiting()
-    assert world.log.counters == ({"refused.kernel-silent": 1} if silent else {})
-
-
-def test_event_that_comes_too_late_confirms_nothing(world: World) -> None:
-    world.packet(7, 1)
-    world.now += EVENT_SECONDS
-    world.gate.give_up_waiting()
-    world.gate.confirm(wanted(1))
-    assert world.log.counters == {"refused.kernel-silent": 1}
-
-
-def test_only_the_first_of_several_is_awaited(world: World) -> None:
-    world.packet(7, 1, 2)
-    world.packet(8, confirmed=True)
-    assert world.events == [created(2)]
-    world.now += EVENT_SECONDS
-    world.gate.give_up_waiting()
-    assert world.log.counters == {"expectation": 1, "refused.kernel-silent": 1}
-
-
-def test_lost_events_leave_nothing_to_wait_for(world: World) -> None:
-    world.packet(7, 1)
-    world.now += EVENT_SECONDS
-    world.gate.give_up_waiting(forget=True)
-    world.gate.give_up_waiting()
-    assert world.log.counters == {}
-
-
-# In chain mode.
-
-
-@pytest.mark.parametrize(
-    ("transport", "adjusted", "rewritten", "confirmed", "helper", "action"),
-    [
-        (TCP, False, None, True, "silent", Action.ACCEPT),
-        (TCP, True, None, True, "silent", Action.STOP),
-        (TCP, False, b"new", True, "silent", Action.STOP),
-        (TCP, True, b"new", True, "silent", Action.STOP),
+        (TCP, False, None, True, Action.ACCEPT),
+        (TCP, True, None, True, Action.STOP),
+        (TCP, False, b"new", True, Action.STOP),
+        (TCP, True, b"new", True, Action.STOP),
         # The kernel must still confirm it.
-        (TCP, False, b"new", False, "silent", Action.ACCEPT),
+        (TCP, False, b"new", False, Action.ACCEPT),
         # Nothing is to be adjusted on UDP.
-        (UDP, False, b"new", True, "silent", Action.ACCEPT),
-        # Not in chain mode.
-        (TCP, True, b"new", True, "other", Action.ACCEPT),
+        (UDP, False, b"new", True, Action.ACCEPT),
     ],
 )
 def test_sequence_numbers_are_adjusted_once(
@@ -596,11 +487,9 @@ def test_sequence_numbers_are_adjusted_once(
     adjusted: bool,
     rewritten: bytes | None,
     confirmed: bool,
-    helper: str,
     action: Action,
 ) -> None:
-    world.gate.chained = {"silent"}
-    entry = conntrack(flow_tuple(transport), helper=helper)
+    entry = conntrack(flow_tuple(transport), helper="silent")
     status = Status.SEQ_ADJUST if adjusted else Status(0)
     if confirmed:
         status |= entry.status

@@ -210,13 +210,6 @@ def test_key_of_an_entry(original: Tuple, zone: int) -> None:
             encoding.entry_mark(0x10000000, 0xF0000000),
             [["CTA_MARK", 0x10000000], ["CTA_MARK_MASK", 0xF0000000]],
         ),
-        *(
-            (
-                encoding.entry_helper(name),
-                [["CTA_HELP", {"attrs": [["CTA_HELP_NAME", name]]}]],
-            )
-            for name in ("", "tns", "mdns", "sunrpc.0")
-        ),
     ],
 )
 def test_change_of_an_entry(request_: bytes, declared: list[list[Any]]) -> None:

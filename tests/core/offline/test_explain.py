@@ -104,7 +104,7 @@ def test_flow_that_the_sources_leave_out(tmp_path: Path) -> None:
     assert "its sources and destinations leave this flow out" in lines[-1]
 
 
-def test_detached_flow_is_told_as_such(tmp_path: Path) -> None:
+def test_finished_flow_is_told_as_such(tmp_path: Path) -> None:
     packets = [segment("A", 9), segment("A", 10)]
     lines = steps(tmp_path, packets, 2)
-    assert "none: the flow was detached from its helper (mid-stream)" in lines[-1]
+    assert "the flow is no longer inspected (mid-stream)" in lines[-1]

@@ -131,17 +131,15 @@ def test_first_packet_of_a_flow_can_announce_several() -> None:
     assert kinds(events) == [ExpectationEvent, ExpectationEvent, Summary]
 
 
-def test_expectation_of_another_client_that_clashes_is_refused() -> None:
-    # The first packet of each: both go in with verdicts, which refresh nothing.
+def test_first_packets_of_two_clients_share_an_expectation() -> None:
+    # Both come back confirmed before what they announce goes in (gate.py).
     same = Replay(CONFIG, warn=pytest.fail)
     first = datagram(b"OPEN 5000", (CLIENT, 40000), (SERVER, CONTROL))
     again = datagram(b"OPEN 5000", (CLIENT, 40001), (SERVER, CONTROL))
-    made, refused, _ = same.run(frames([(0.0, first), (1.0, again)]))
+    made, shared, _ = same.run(frames([(0.0, first), (1.0, again)]))
     assert isinstance(made, ExpectationEvent)
-    assert isinstance(refused, RefusedEvent)
-    assert refused.reason == "kernel-ebusy"
-    assert refused.wish is not None
-    assert refused.wish.endpoint == made.expectation.destination
+    assert isinstance(shared, ExpectationEvent)
+    assert shared.expectation.destination == made.expectation.destination
 
 
 def test_two_masters_of_one_expectation_keep_the_first_one_alive() -> None:
@@ -159,7 +157,7 @@ def test_two_masters_of_one_expectation_keep_the_first_one_alive() -> None:
     assert [each.frame for each in met] == [5]
 
 
-def test_finished_flow_is_detached_and_read_no_more() -> None:
+def test_finished_flow_is_read_no_more() -> None:
     packets = [(0.0, asked(b"HELLO")), (1.0, asked(b"DONE"))]
     later = [(2.0 + each, asked(b"FAULT")) for each in range(3)]
     assert kinds(play(*packets, *later)) == [Summary]

@@ -18,16 +18,9 @@ from hypothesis import strategies as st
 from cthelper.core.api import Match, Prefilter
 from cthelper.core.errors import Malformed, Truncated
 from cthelper.core.packet import locate
+from cthelper.core.queue.messages import Decoder, decode, id_of, verdict
 from cthelper.core.queue.native import native_queue
-from cthelper.core.queue.protocol import (
-    Decoder,
-    Hook,
-    QueuedPacket,
-    Verdict,
-    decode,
-    id_of,
-    verdict,
-)
+from cthelper.core.queue.protocol import Hook, QueuedPacket, Verdict
 from cthelper.core.queue.sieve import Sieve
 from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction, Status, Tuple
 from tests.core.builders import endpoint, packet6, tcp, udp
@@ -45,7 +38,7 @@ from tests.core.netlink.test_decoding import (
     tuple_,
     u32,
 )
-from tests.core.queue.test_protocol import CT, CT_INFO, PAYLOAD, header
+from tests.core.queue.test_messages import CT, CT_INFO, PAYLOAD, header
 
 NUMBER = 2077
 CONFIRMED = Status.CONFIRMED | Status.HELPER
@@ -300,7 +293,7 @@ def test_plain_accepts_go_in_one_batch_and_the_others_in_their_order(
 
 def test_single_accept_is_no_batch(bench: Bench) -> None:
     waiting(bench, 1, 2)
-    own = verdict(NUMBER, Verdict(2, expectation=b"EXP!"))
+    own = verdict(NUMBER, Verdict(2, conntrack=b"MARK"))
     bench.queue.answer([1, 2], [None, own])
     assert bench.sent() == [accepts(1), own]
 

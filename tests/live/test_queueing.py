@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Chain mode on a real kernel: what is queued, what a mark ends, what fails closed.
-
-NAT in chain mode is in test_matrix.py, redirects of redirects are in test_tns.py.
-"""
+"""What the ruleset queues on a real kernel, what a mark ends, and what fails closed."""
 
 import re
 import signal
@@ -21,27 +18,31 @@ from tests.live.daemon import Daemon, disabled
 from tests.live.traffic import (
     PORT,
     Echo,
-    Pinger,
     asker,
     call,
-    getport,
     getport_call,
     knock,
-    wait_for,
 )
-from tests.live.world import SERVER, Family, World, until
+from tests.live.world import CLIENT, ETH, SERVER, Family, World, until
 
 pytestmark = pytest.mark.live
 
 QUEUE = 2077
 OTHERS = disabled("dhcpv6", "mdns", "slp", "tns")
-CONFIG = f'{OTHERS}[helpers.sunrpc]\nqueueing = "chain"\nports = [111, {PORT}]\n'
+CONFIG = f"{OTHERS}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 CLOSED = f"{CONFIG}fail_closed = true\n"
 # A user's own marks, beside which cthelper's is set.
 MARKS = """table inet user {
 	chain prerouting {
 		type filter hook prerouting priority mangle; policy accept;
 		ct mark set ct mark and 0x400 or 0x80000029
+	}
+}
+"""
+WHOLE_MARK = """table inet user {
+	chain prerouting {
+		type filter hook prerouting priority mangle; policy accept;
+		ct mark set 0x29
 	}
 }
 """
@@ -71,6 +72,39 @@ def answered(flow: socket.socket, message: bytes, seconds: float = 1.0) -> bool:
         return bool(flow.recv(100))
     except TimeoutError:
         return False
+
+
+@contextmanager
+def connected(world: World) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A TCP connection of the client's to the helper's port, and its other end."""
+    with world.server.entered():
+        listener = socket.create_server((SERVER, PORT))
+    with listener:
+        with world.client.entered():
+            stream = socket.create_connection((SERVER, PORT), 10)
+        server, _ = listener.accept()
+        with stream, server:
+            yield stream, server
+
+
+def finish(
+    daemon: Daemon, stream: socket.socket, server: socket.socket, event: str
+) -> str:
+    """Have a flow be no longer inspected; the reason."""
+    for one, other in ((stream, server), (server, stream)):
+        one.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        assert other.recv(100)
+    reason: str = daemon.await_event(event)["reason"]
+    return reason
+
+
+def bulk(stream: socket.socket, server: socket.socket) -> None:
+    """Send much both ways."""
+    for one, other in ((stream, server), (server, stream)):
+        one.sendall(bytes(100_000))
+        received = 0
+        while received < 100_000:
+            received += len(other.recv(100_000))
 
 
 def test_kernel_queues_what_the_helper_reads_and_nothing_else(
@@ -105,7 +139,7 @@ def test_multicast_query_is_answered(
     world.firewall()
     world.start_mdns()
     assert world.mdns_query(family, timeout=1.5).source is None
-    daemon.start('[helpers.mdns]\nqueueing = "chain"\n')
+    daemon.start()
     assert world.mdns_query(family).source is not None
     assert daemon.await_event("expectation")["helper"] == "mdns"
     assert daemon.stop() == 0
@@ -129,17 +163,14 @@ class Several(Helper):
 """
 
 
-@pytest.mark.parametrize("queueing", ["helper", "chain"])
 def test_first_packet_that_announces_several_ports_comes_back_and_goes_on(
-    world: World, daemon: Daemon, tmp_path: Path, queueing: str
+    world: World, daemon: Daemon, tmp_path: Path
 ) -> None:
     folder = tmp_path / "plugins"
     folder.mkdir(mode=0o755)
     (folder / "several.py").write_text(PLUGIN)
     daemon.start(
-        f'{OTHERS}[plugins]\nfolder = "{folder}"\n'
-        "[helpers.sunrpc]\nenabled = false\n"
-        f'[helpers.several]\nqueueing = "{queueing}"\n'
+        f'{OTHERS}[plugins]\nfolder = "{folder}"\n[helpers.sunrpc]\nenabled = false\n'
     )
     with Echo(world.server), asker(world) as flow:
         call(flow)
@@ -154,24 +185,12 @@ def test_finished_flow_has_its_bit_set_beside_the_users_and_leaves_the_queue(
 ) -> None:
     world.gateway.run("nft", "-f", "-", input=MARKS, check=True)
     daemon.start(f"[daemon]\nmark = 0x400\nuser_mask = 0x800000ff\n{CONFIG}")
-    with world.server.entered():
-        listener = socket.create_server((SERVER, PORT))
-    with listener:
-        with world.client.entered():
-            stream = socket.create_connection((SERVER, PORT))
-        server, _ = listener.accept()
-        with stream, server:
-            stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            server.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
-            marked = daemon.await_event("marked")
-            assert marked["reason"] == "malformed"
-            assert entry(world, stream).mark == 0x80000429
-            before = world.queues()[QUEUE].last
-            for one, other in ((stream, server), (server, stream)):
-                one.sendall(bytes(100_000))
-                assert len(other.recv(100_000, socket.MSG_WAITALL)) == 100_000
-            assert world.queues()[QUEUE].last == before
-    assert daemon.events("detached") == []
+    with connected(world) as (stream, server):
+        assert finish(daemon, stream, server, "marked") == "malformed"
+        assert entry(world, stream).mark == 0x80000429
+        before = world.queues()[QUEUE].last
+        bulk(stream, server)
+        assert world.queues()[QUEUE].last == before
 
 
 def test_master_whose_calls_are_hidden_outlives_them(
@@ -187,65 +206,7 @@ def test_master_whose_calls_are_hidden_outlives_them(
         assert expected(world) == 1
 
 
-# Stopping, reloading, being killed
-
-
-@contextmanager
-def busy(world: World) -> Iterator[Pinger]:
-    """A flow all of whose packets are queued."""
-    with (
-        Echo(world.server),
-        Pinger(world.client, message=getport_call) as pinger,
-    ):
-        wait_for(pinger, 5)
-        yield pinger
-
-
-def test_reload_and_stop_lose_no_packet(world: World, daemon: Daemon) -> None:
-    daemon.start(CONFIG)
-    with busy(world) as pinger:
-        daemon.configure(f"[daemon]\nqueue = 2090\n{CONFIG}")
-        daemon.send_signal(signal.SIGHUP)
-        daemon.await_event("reloaded")
-        wait_for(pinger, 5)
-        assert daemon.stop() == 0
-        wait_for(pinger, 5)
-    assert pinger.lost == 0
-    assert "cthelper" not in world.gateway.run("nft", "list", "tables").stdout
-    (stopped,) = daemon.events("stopped")
-    assert stopped["packets"] > 20
-    assert stopped["bypassed"] == stopped["verdicts_refused"] == 0
-
-
-def test_other_way_of_queueing_needs_a_restart(world: World, daemon: Daemon) -> None:
-    daemon.start(CONFIG)
-    daemon.configure(CONFIG.replace('queueing = "chain"\n', ""))
-    daemon.send_signal(signal.SIGHUP)
-    refused = daemon.await_event("reload-refused")
-    assert "helpers.sunrpc.queueing has changed: restart" in refused["error"]
-    with Echo(world.server):
-        getport(world)[0].close()
-    assert expected(world) == 1
-
-
-def test_killed_daemon_lets_packets_pass_and_the_next_one_takes_over(
-    world: World, daemon: Daemon
-) -> None:
-    daemon.start(CONFIG)
-    with busy(world) as pinger:
-        daemon.stop(signal.SIGKILL)
-        lost = pinger.lost
-        wait_for(pinger, 5)
-        # In helper mode the kernel would confirm no new flow.
-        with asker(world) as flow:
-            call(flow)
-            assert entry(world, flow).confirmed
-        daemon.start(CONFIG)
-        wait_for(pinger, 5)
-        assert pinger.lost <= lost + 1  # the one that was queued
-        count = len(daemon.events("expectation"))
-        assert until(lambda: len(daemon.events("expectation")) > count, SECONDS)
-    assert daemon.stop() == 0
+# What fails closed
 
 
 def test_helper_that_fails_closed_drops_what_nobody_can_inspect(
@@ -278,10 +239,10 @@ def test_flood_beyond_a_queue_that_fails_closed_is_dropped_and_counted(
         sink.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
         sink.bind((SERVER, PORT))
         sink.settimeout(5)
-        daemon.send_signal(signal.SIGSTOP)
+        daemon.signal_all(signal.SIGSTOP)
         for xid in range(sent):
             flow.send(getport_call(xid))
-        daemon.send_signal(signal.SIGCONT)
+        daemon.signal_all(signal.SIGCONT)
         came = 0
         with suppress(TimeoutError):
             while sink.recv(200):
@@ -304,14 +265,134 @@ def test_ruleset_is_checked_installed_and_removed(world: World, daemon: Daemon) 
     assert not re.search("cthelper", world.gateway.run("nft", "list", "tables").stdout)
 
 
-def test_rules_of_chain_mode_go_with_it(world: World, daemon: Daemon) -> None:
+SHARED = f"""
+from cthelper.core.api import *
+
+class Shared(Helper):
+    name = "shared"
+    transports = frozenset({{UDP}})
+    ports = ({PORT},)
+    policies = (Policy("data", 8, 60),)
+
+    @classmethod
+    def prefilter(cls, options):
+        return Prefilter(((Match(0, 8, 0x3f),),), ())
+
+    def on_message(self, message):
+        yield from expect(Endpoint(message.source.address, 7601), policy="data")
+"""
+
+
+def test_helpers_that_share_a_port_each_read_their_own_flows(
+    world: World, daemon: Daemon, tmp_path: Path
+) -> None:
+    """One rule queues for both; a flow has the helper that tagged it."""
+    folder = tmp_path / "plugins"
+    folder.mkdir(mode=0o755)
+    (folder / "shared.py").write_text(SHARED)
+    other = "10.77.1.9"
+    world.client.tell(f"ip address replace {other}/24 dev {ETH}")
+    daemon.start(
+        f'[plugins]\nfolder = "{folder}"\n{CONFIG}sources = ["{CLIENT}/32"]\n'
+        f'[helpers.shared]\nsources = ["{other}/32"]\n'
+    )
+    with Echo(world.server), asker(world) as one, asker(world, other) as two:
+        call(one)
+        call(two)
+        assert world.queues()[QUEUE].last == 0
+        assert answered(two, b"?")
+        assert answered(one, getport_call(1))
+        # What the other one would read is queued, and passes unread.
+        assert answered(one, b"?")
+        assert world.queues()[QUEUE].last == 4
+    made = {each["helper"]: each["expects"] for each in daemon.events("expectation")}
+    assert made.keys() == {"sunrpc", "shared"}
+    assert made["shared"].endswith(f"{other}:7601")
+    assert daemon.events("malformed") == []
+
+
+# The mark and what others do with it
+
+
+ROUTED = """table inet user {{
+	chain prerouting {{
+		type filter hook prerouting priority mangle; policy accept;
+		ct state new tcp dport {port} ct mark set ct mark or 0x1
+		meta mark set {restored}
+	}}
+}}
+"""
+
+
+@contextmanager
+def routed(world: World, restored: str) -> Iterator[None]:
+    """A user's policy routing: packets with mark 1 are routed, all others are not."""
+    rules = ROUTED.format(port=PORT, restored=restored)
+    world.gateway.run("nft", "-f", "-", input=rules, check=True)
+    lines = (
+        f"ip rule add fwmark 0x1 to {SERVER} lookup main pref 100",
+        f"ip rule add to {SERVER} prohibit pref 101",
+    )
+    world.gateway.tell("\n".join(lines))
+    try:
+        yield
+    finally:
+        world.gateway.tell("ip rule del pref 100\nip rule del pref 101")
+
+
+@pytest.mark.parametrize(
+    ("restored", "mark", "arrives"),
+    [
+        ("ct mark", "0x10000000", False),
+        ("ct mark and 0xff", "0x10000000", True),
+        ("ct mark", "0", True),
+    ],
+    ids=["whole mark", "masked", "no mark"],
+)
+def test_finished_flow_is_routed_by_the_users_marks(
+    world: World, daemon: Daemon, restored: str, mark: str, arrives: bool
+) -> None:
+    """Where rules restore the whole mark the daemon's bit would lead it elsewhere."""
+    with routed(world, restored):
+        daemon.start(f"[daemon]\nmark = {mark}\n{CONFIG}")
+        doctor = daemon.cthelper("doctor").stdout
+        assert ("inet user prerouting" in doctor) is not arrives
+        with connected(world) as (stream, server):
+            finish(daemon, stream, server, "marked" if int(mark, 0) else "kept")
+            stream.settimeout(2.0)
+            server.settimeout(2.0)
+            stream.sendall(b"after it has finished")
+            if arrives:
+                assert server.recv(100) == b"after it has finished"
+            else:
+                with pytest.raises(TimeoutError):
+                    server.recv(100)
+
+
+def test_without_a_mark_finished_flows_stay_queued_and_pass_unread(
+    world: World, daemon: Daemon
+) -> None:
+    daemon.start(f"[daemon]\nmark = 0\n{CONFIG}")
+    with connected(world) as (stream, server):
+        finish(daemon, stream, server, "kept")
+        before = world.queues()[QUEUE].last
+        bulk(stream, server)
+        assert world.queues()[QUEUE].last > before
+    assert daemon.events("overload") == []
+
+
+def test_rules_that_set_the_whole_mark_cost_speed_and_nothing_else(
+    world: World, daemon: Daemon
+) -> None:
+    world.gateway.run("nft", "-f", "-", input=WHOLE_MARK, check=True)
     daemon.start(CONFIG)
-    # Its helper is disabled, and so no way of queueing changes.
-    daemon.configure(f"{OTHERS}[helpers.sunrpc]\nenabled = false\n")
-    daemon.send_signal(signal.SIGHUP)
-    daemon.await_event("reloaded")
-    listing = world.gateway.run("nft", "list", "table", "inet", "cthelper").stdout
-    assert "queue" not in listing
-    with Echo(world.server):
-        getport(world)[0].close()
-    assert expected(world) == 0
+    with connected(world) as (stream, server):
+        finish(daemon, stream, server, "marked")
+        before = world.queues()[QUEUE].last
+        bulk(stream, server)
+        assert world.queues()[QUEUE].last > before
+        assert entry(world, stream).mark == 0x29
+    with Echo(world.server), asker(world) as flow:
+        assert answered(flow, getport_call(1))
+        assert expected(world) == 1
+    assert daemon.events("overload") == []

@@ -3,25 +3,14 @@
 
 import struct
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.errors import Truncated
-from cthelper.core.queue import protocol
-from cthelper.core.queue.protocol import (
-    Action,
-    BoundQueue,
-    Hook,
-    QueuedPacket,
-    Verdict,
-    bound_queues,
-    decode,
-    parameters,
-    verdict,
-)
+from cthelper.core.queue.messages import decode, parameters, verdict
+from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Verdict
 from cthelper.core.tuples import ORIGINAL, REPLY, UDP, Direction
 from tests.core.netlink.test_decoding import BOTH, LEAST, attribute, u32, values
 
@@ -71,15 +60,6 @@ PLAIN = "0103 0100 00000000 00000000 | 00 00 0007 0c00 0200"
             "0900 0a00 6162636465 000000 | 0400 0b80",
         ),
         (
-            Verdict(1, expectation=b"EXPECTED"),
-            f"30000000 {PLAIN} 00000001 000000010400 0b80 | 0c00 0f80 4558504543544544",
-        ),
-        (
-            Verdict(1, Action.REPEAT, b"abcd", b"EXP!"),
-            f"34000000 {PLAIN} 00000004 00000001"
-            "0800 0a00 61626364 | 0400 0b80 | 0800 0f80 45585021",
-        ),
-        (
             Verdict(1, conntrack=bytes.fromhex("0800 0700 0000012d")),
             f"2c000000 {PLAIN} 00000001 00000001 | 0c00 0b80 0800 0700 0000012d",
         ),
@@ -92,8 +72,6 @@ PLAIN = "0103 0100 00000000 00000000 | 00 00 0007 0c00 0200"
         "accept",
         "repeat",
         "payload",
-        "expectation",
-        "both",
         "timeout of the entry",
         "empty payload",
     ],
@@ -109,16 +87,16 @@ def test_verdict_is_the_message_that_the_kernel_reads(
     st.integers(0, 0xFFFFFFFF),
     st.sampled_from(Action),
     st.none() | st.binary(max_size=40),
-    st.none() | st.binary(max_size=40),
+    st.binary(max_size=40),
 )
 def test_length_of_a_verdict_is_its_own(
     number: int,
     id_: int,
     action: Action,
     payload: bytes | None,
-    expectation: bytes | None,
+    conntrack: bytes,
 ) -> None:
-    message = verdict(number, Verdict(id_, action, payload, expectation))
+    message = verdict(number, Verdict(id_, action, payload, conntrack))
     assert struct.unpack_from("=I", message) == (len(message),)
     assert len(message) % 4 == 0
     assert message[HEADERS - 2 : HEADERS] == number.to_bytes(2)
@@ -265,25 +243,3 @@ def test_entry_in_a_message_is_of_its_transport() -> None:
     packet = decode(message(header(), attribute(NESTED | CT, BOTH)))
     assert packet.conntrack is not None
     assert packet.conntrack.original.transport is UDP
-
-
-def test_bound_queues_are_read_by_their_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "nfnetlink_queue"
-    file.write_text(
-        "    0  31621     0 2 65531     0     0        0  1\n"
-        " 2077 -12345    17 2 65531     3     4       99  1\n"
-    )
-    monkeypatch.setattr(protocol, "PROC", file)
-    assert bound_queues() == {
-        0: BoundQueue(0, 31621, 0),
-        2077: BoundQueue(2077, -12345, 17),
-    }
-
-
-def test_no_queue_is_bound_where_the_kernel_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "PROC", tmp_path / "absent")
-    assert bound_queues() == {}

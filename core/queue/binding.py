@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bound NFQUEUEs, apart from who reads them: one holds the socket, another one reads.
+
+A queue is bound as long as somebody holds its socket (net/netfilter/nfnetlink_queue.c).
+So whoever binds it can have packets pass by it, and release those that wait there,
+whatever becomes of the process that reads them.
+"""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cthelper.core.errors import QueueError
+from cthelper.core.netlink.socket import SO_RCVBUFFORCE
+from cthelper.core.queue.messages import batch, length, parameters
+from cthelper.core.queue.protocol import Action
+
+PROC: Final = Path("/proc/net/netfilter/nfnetlink_queue")
+
+# The receive buffer is what fills first: then the packets that pass by leave gaps in
+# the packet ids and can be counted. Those beyond this length would leave none.
+_LENGTH: Final = 1 << 20
+
+
+class Binding:
+    """A bound NFQUEUE, which begins paused. All methods raise QueueError.
+
+    While it is paused packets pass by it, or with `fail_open` false are dropped. So
+    do those that find the receive buffer full. `unbind` is called
+    when it is closed.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        end: socket.socket,
+        *,
+        fail_open: bool,
+        unbind: Callable[[], None] | None = None,
+    ) -> None:
+        self.number = number
+        self.socket = end
+        self._fail_open = fail_open
+        self._unbind = unbind
+
+    def fileno(self) -> int:
+        """The descriptor of the socket."""
+        return self.socket.fileno()
+
+    def set_receive_buffer(self, size: int) -> None:
+        """How many bytes of packets and their bookkeeping may wait to be read."""
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+
+    def set_fail_open(self, fail_open: bool) -> None:
+        """Whether packets pass that find the queue full or paused."""
+        self._fail_open = fail_open
+        self._send(parameters(self.number, fail_open=fail_open))
+
+    def pause(self) -> None:
+        """Have no packet wait here from now on; those that do so already still wait.
+
+        The kernel looks at the length and puts a packet in under one lock.
+        """
+        self._send(length(self.number, 0))
+
+    def resume(self) -> None:
+        """Have packets wait here to be read."""
+        self._send(length(self.number, _LENGTH))
+
+    def release(self) -> None:
+        """Answer all that waits, read or not: accept it, or drop it if it fails closed.
+
+        Whoever has read such a packet and answers it later is told ENOENT.
+        """
+        action = Action.ACCEPT if self._fail_open else Action.DROP
+        row = bound_queues().get(self.number)
+        if row is not None:
+            self._send(batch(self.number, action, row.last))
+
+    def close(self) -> None:
+        """Let go of the socket; the kernel drops what waits when nobody has it."""
+        if self._unbind is not None:
+            self._unbind()
+        self.socket.close()
+
+    def _send(self, message: bytes) -> None:
+        try:
+            self.socket.send(message)
+        except OSError as error:
+            raise QueueError(f"cannot set queue {self.number}: {error}") from None
+
+
+def refusal(number: int, error: OSError) -> QueueError:
+    """What to say of a queue that cannot be bound."""
+    if number in bound_queues():
+        return QueueError(
+            f"queue {number} is bound by another process: "
+            "stop it, or set another queue number"
+        )
+    return QueueError(f"cannot bind queue {number}: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class BoundQueue:
+    """A row of /proc/net/netfilter/nfnetlink_queue.
+
+    Its owner's netlink port, how many packets wait there, and the id of the last one
+    that came.
+    """
+
+    number: int
+    port: int
+    waiting: int
+    last: int
+
+
+def bound_queues() -> dict[int, BoundQueue]:
+    """The queues of this network namespace that are bound, by number."""
+    try:
+        lines = PROC.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    rows = [[int(field) for field in line.split()] for line in lines]
+    return {row[0]: BoundQueue(row[0], row[1], row[2], row[7]) for row in rows}

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bound queues: what is sent to have packets pass, wait, or be released."""
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cthelper.core.errors import QueueError
+from cthelper.core.queue import binding
+from cthelper.core.queue.binding import Binding, BoundQueue, bound_queues, refusal
+from cthelper.core.queue.messages import batch, length, parameters
+from cthelper.core.queue.protocol import Action
+
+ROWS = (
+    "    0  31621     0 2 65531     0     0        0  1\n"
+    " 2077 -12345    17 2 65531     3     4       99  1\n"
+)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's list, which has no queue yet."""
+    file = tmp_path / "nfnetlink_queue"
+    monkeypatch.setattr(binding, "PROC", file)
+    return file
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The queue's socket, and one that reads what goes to the kernel."""
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    kernel.setblocking(False)
+    with closing(ours), closing(kernel):
+        yield ours, kernel
+
+
+def test_bound_queues_are_read_by_their_number(rows: Path) -> None:
+    rows.write_text(ROWS)
+    assert bound_queues() == {
+        0: BoundQueue(0, 31621, 0, 0),
+        2077: BoundQueue(2077, -12345, 17, 99),
+    }
+
+
+@pytest.mark.usefixtures("rows")
+def test_no_queue_is_bound_where_the_kernel_has_none() -> None:
+    assert bound_queues() == {}
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+def test_what_waits_is_accepted_or_where_it_fails_closed_dropped(
+    rows: Path, ends: tuple[socket.socket, socket.socket], fail_open: bool
+) -> None:
+    ours, kernel = ends
+    bound = Binding(2077, ours, fail_open=fail_open)
+    rows.write_text(ROWS)
+    bound.pause()
+    bound.release()
+    bound.resume()
+    bound.set_fail_open(not fail_open)
+    bound.release()
+    fates = [Action.ACCEPT, Action.DROP] if fail_open else [Action.DROP, Action.ACCEPT]
+    assert [kernel.recv(200) for _ in range(5)] == [
+        length(2077, 0),
+        batch(2077, fates[0], 99),
+        length(2077, 1 << 20),
+        parameters(2077, fail_open=not fail_open),
+        batch(2077, fates[1], 99),
+    ]
+
+
+@pytest.mark.usefixtures("rows")
+def test_queue_that_is_not_there_any_more_has_nothing_to_release(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, kernel = ends
+    Binding(2077, ours, fail_open=True).release()
+    with pytest.raises(BlockingIOError):
+        kernel.recv(200)
+
+
+def test_closing_unbinds_and_what_is_asked_then_is_an_error(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    done: list[str] = []
+    bound = Binding(7, ends[0], fail_open=True, unbind=lambda: done.append("unbound"))
+    bound.close()
+    assert done == ["unbound"]
+    with pytest.raises(QueueError, match="cannot set queue 7"):
+        bound.pause()
+
+
+def test_queue_that_cannot_be_bound_says_why(rows: Path) -> None:
+    error = OSError(errno.EPERM, "Operation not permitted")
+    assert str(refusal(2077, error)) == (
+        "cannot bind queue 2077: [Errno 1] Operation not permitted"
+    )
+    rows.write_text(ROWS)
+    assert str(refusal(2077, error)) == (
+        "queue 2077 is bound by another process: stop it, or set another queue number"
+    )
