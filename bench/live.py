@@ -6,9 +6,10 @@ usage: script/in-kernel .venv/bin/python -B -m bench.live [--rounds N] [...]
 Needs root, and a kernel that the live tests can use. Each round runs conntrackd and the
 daemon with either queue backend, in an order that rotates. CPU is the daemon's time on
 the CPU (/proc/PID/schedstat), which has the kernel's forwarding of the packets that it
-releases in it. Where there are two CPUs the daemon has one, and clients and servers the
-other. A run in which packets did not pass the queues, or were dropped there, is left
-out and named; so is all that a daemon did which had packets bypassed.
+releases in it; NULL calls never come to its queue, so that they are counted by the
+clock. Where there are two CPUs the daemon has one, and clients and servers the other. A
+run in which packets did not pass the queues, or were dropped there, is left out and
+named; so is all that a daemon did which had packets bypassed.
 
 The last line of the output is JSON, see `bench.table`.
 """
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -220,9 +221,9 @@ def _expectations(world: World) -> int:
         return len(kernel.expectations())
 
 
-def _cpu(pid: int) -> float:
-    text = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii")
-    return int(text.split()[0]) / 1e9
+def _cpu(pids: Sequence[int]) -> float:
+    texts = (Path(f"/proc/{pid}/schedstat").read_text("ascii") for pid in pids)
+    return sum(int(text.split()[0]) for text in texts) / 1e9
 
 
 def _queued(world: World) -> tuple[int, int]:
@@ -241,10 +242,10 @@ def _pid(name: str) -> int:
     raise SystemExit(f"bench: no process {name}")
 
 
-def _apart(pid: int) -> None:
+def _apart(pids: Sequence[int]) -> None:
     """Give a daemon a CPU of its own, where there are two."""
     own, *others = sorted(os.sched_getaffinity(0))[::-1]
-    if others:
+    for pid in pids if others else ():
         os.sched_setaffinity(pid, {own})
 
 
@@ -276,13 +277,13 @@ class Bench:
             began = time.perf_counter()
             with conntrackd(world, self._folder):
                 started = time.perf_counter() - began
-                return {"start s": started, **self._measure(_pid(PEER), whole=False)}
+                return {"start s": started, **self._measure([_pid(PEER)], whole=False)}
         with Daemon(world.gateway, self._folder) as daemon:
             began = time.perf_counter()
             daemon.start(_CONFIG.format(variant))
             started = time.perf_counter() - began
-            figures = {"start s": started, "start CPU s": _cpu(daemon.pid)}
-            figures |= self._measure(daemon.pid, whole=variant == BACKENDS[0])
+            figures = {"start s": started, "start CPU s": _cpu(daemon.processes)}
+            figures |= self._measure(daemon.processes, whole=variant == BACKENDS[0])
             daemon.stop()
             (stopped,) = daemon.events("stopped")
         # A packet that passes a full queue has taken a number there already.
@@ -291,23 +292,23 @@ class Bench:
             return {}
         return figures
 
-    def _measure(self, pid: int, *, whole: bool) -> Figures:
+    def _measure(self, pids: Sequence[int], *, whole: bool) -> Figures:
         amount, world = self._amount, self._world
         figures: Figures = {}
-        _apart(pid)
+        _apart(pids)
         for name, call, flows, window in (
             ("null", null_call, 1, _WINDOW),
             ("getport", getport_call, _ASKERS, 1),
         ):
             calls = partial(_calls, world, amount.calls, call, flows, window)
-            rate = self._rate(pid, name, calls)
-            if rate is None:
+            rates = self._rates(pids, name, calls)
+            if rates is None:
                 continue
             there = _expectations(world)
             if there != (_EXPECTED * _ASKERS if call is getport_call else 0):
                 print(f"left out: {name}, {there} are expected")
                 continue
-            figures[f"{name} packets/CPU-s"] = rate
+            figures |= rates
             trips = _latencies(world, amount.trips, call)
             for share in (50, 90, 99):
                 index = len(trips) * share // 100
@@ -338,24 +339,34 @@ class Bench:
                 figures[f"{name} / untagged"] = figures[f"{name} MiB/s"] / plain
         return figures | {"untagged MiB/s": plain}
 
-    def _rate(self, pid: int, name: str, calls: Callable[[], int]) -> float | None:
-        """Packets of calls per second of the daemon's on the CPU; None: not all."""
+    def _rates(
+        self, pids: Sequence[int], name: str, calls: Callable[[], int]
+    ) -> Figures | None:
+        """Packets of calls a second, and per second of the daemon's on the CPU.
+
+        The latter where the packets are queued at all. None: some of them were not, or
+        were dropped.
+        """
         seen, dropped = _queued(self._world)
-        spent = _cpu(pid)
+        spent, began = _cpu(pids), time.perf_counter()
         try:
             packets = calls()
         except TimeoutError:
             print(f"left out: {name}, a call was not answered")
             return None
-        spent = _cpu(pid) - spent
+        spent, took = _cpu(pids) - spent, time.perf_counter() - began
         seen_now, dropped_now = _queued(self._world)
-        if seen_now - seen < packets or dropped_now != dropped:
+        queued = seen_now - seen
+        if 0 < queued < packets or dropped_now != dropped:
             print(
-                f"left out: {name}, {seen_now - seen} of {packets} packets were "
-                f"queued, {dropped_now - dropped} dropped"
+                f"left out: {name}, {queued} of {packets} packets were queued, "
+                f"{dropped_now - dropped} dropped"
             )
             return None
-        return packets / spent
+        figures = {f"{name} packets/s": packets / took}
+        if queued:
+            figures[f"{name} packets/CPU-s"] = packets / spent
+        return figures
 
     def memory(self, flows: int) -> Figures:
         """What so many flows at a time take, each of which asked for a port."""
@@ -363,13 +374,14 @@ class Bench:
         world.reset()
         with Daemon(world.gateway, self._folder) as daemon:
             daemon.start(_CONFIG.format(BACKENDS[0]))
-            idle = resident(daemon.pid)
+            (server,) = daemon.processes[1:]
+            idle = resident(server)
             _new_flows(world, flows)
             there = _expectations(world)
             figures = {
                 "flows": float(flows),
                 "expectations": float(there),
-                "MiB": resident(daemon.pid) - idle,
+                "MiB": resident(server) - idle,
             }
             daemon.stop()
             (stopped,) = daemon.events("stopped")

@@ -81,7 +81,7 @@ class _World:
         config = parse(UNLIMITED, Path("bench"), builtin_helpers())
         self._now = 0.0
         self._engine = Engine(
-            config.by_kernel_name,
+            config.helpers,
             guard=Guard(config.expectations_in_all),
             on_link=lambda _: (),
             clock=lambda: self._now,

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the ruleset costs traffic that it has nothing to do with.
+
+usage: VM_COUNTED=yes script/in-kernel .venv/bin/python -B -m bench.forwarding [...]
+
+Datagrams of one established flow that no rule tags, sent through the gateway as fast as
+one CPU can send and forward them. The table is put to sleep and woken between the runs,
+which come in pairs. Where the emulated machine's time is that of its instructions
+(VM_COUNTED), what else the host does meanwhile does not matter.
+
+The last line of the output is JSON, see `bench.table`.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.live.daemon import Daemon
+from tests.live.world import SERVER, World
+
+_PORT: Final = 9
+_PAYLOAD: Final = bytes(64)
+# Datagrams in one system call.
+_BATCH: Final = 64
+# A user's own rules, which have conntrack follow the flow with and without ours.
+_STATEFUL: Final = """table inet user {
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ct state established,related accept
+	}
+}
+"""
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr, of a socket that is connected."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint32),
+        ("iovec", ctypes.POINTER(_Iovec)),
+        ("iovec_length", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("sent", ctypes.c_uint32),
+    )
+
+
+def measure(world: World, folder: Path, pairs: int, packets: int) -> list[float]:
+    """Packets a second with the ruleset, over those without; one ratio for each pair.
+
+    `packets` are sent in each run. Ends the benchmark where some did not arrive.
+    """
+    world.reset()
+    world.gateway.run("nft", "-f", "-", input=_STATEFUL, check=True)
+    with (
+        Daemon(world.gateway, folder) as daemon,
+        _flow(world) as sender,
+    ):
+        daemon.start()
+        ratios = []
+        for number in range(pairs):
+            rates = {}
+            for asleep in (True, False) if number % 2 else (False, True):
+                _sleep(world, asleep=asleep)
+                rates[asleep] = _rate(world, sender, packets)
+            ratios.append(rates[False] / rates[True])
+        daemon.stop()
+    return ratios
+
+
+@contextmanager
+def _flow(world: World) -> Iterator[socket.socket]:
+    """The client's end of an established flow, whose server reads no more."""
+    with world.server.entered():
+        server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with world.client.entered():
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with server, client:
+        server.bind((SERVER, _PORT))
+        client.connect((SERVER, _PORT))
+        client.send(b"call")
+        _, asker = server.recvfrom(100)
+        server.sendto(b"answer", asker)
+        client.recv(100)
+        yield client
+
+
+def _sleep(world: World, *, asleep: bool) -> None:
+    flags = "{ flags dormant; }" if asleep else ""
+    world.gateway.run("nft", f"add table inet cthelper {flags}", check=True)
+
+
+def _rate(world: World, sender: socket.socket, packets: int) -> float:
+    """Packets a second of one run."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    iovec = _Iovec(_PAYLOAD, len(_PAYLOAD))
+    batch = (_Message * _BATCH)(
+        *(_Message(iovec=ctypes.pointer(iovec), iovec_length=1) for _ in range(_BATCH))
+    )
+    before = _arrived(world)
+    began = time.perf_counter()
+    sent = 0
+    while sent < packets:
+        done = libc.sendmmsg(sender.fileno(), batch, _BATCH, 0)
+        if done < 0:
+            raise OSError(ctypes.get_errno(), "sendmmsg")
+        sent += done
+    took = time.perf_counter() - began
+    arrived = _arrived(world) - before
+    if arrived < sent:
+        raise SystemExit(f"bench: {sent - arrived} of {sent} packets did not arrive")
+    return sent / took
+
+
+def _arrived(world: World) -> int:
+    """How many packets the server's interface has received."""
+    text = world.server.run("cat", "/proc/net/dev", check=True).stdout
+    (line,) = (each for each in text.splitlines() if each.strip().startswith("eth0:"))
+    return int(line.split(":")[1].split()[1])
+
+
+def main() -> int:
+    """Measure; the last line has the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--packets", type=int, default=6400, help="of a run")
+    options = parser.parse_args()
+    # Sending and forwarding take turns on one CPU.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with World() as world, tempfile.TemporaryDirectory() as folder:
+        ratios = measure(world, Path(folder), options.pairs, options.packets)
+    print(json.dumps({"kernel": os.uname().release, "ratios": ratios}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
