@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Profiles of hypothesis: `dev` by default, `ci` where the environment has CI.
 
-And ``--update-golden``, which has tests write their golden files anew, and the
-extension in C that CTHELPER_NATIVE names in place of the installed one
-(script/sanitize).
+And ``--update-golden``, which has tests write their golden files anew, the extension in
+C that CTHELPER_NATIVE names in place of the installed one (script/sanitize), and what
+becomes of tests whose part of the set-up is not installed (`tests.parts`).
 """
 
 import importlib.util
@@ -12,6 +12,8 @@ import sys
 
 import pytest
 from hypothesis import settings
+
+from tests import parts
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
@@ -42,6 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse the option where nobody looks."""
     if config.getoption("--update-golden") and os.environ.get("CI"):
         raise pytest.UsageError("--update-golden is for people, not for CI")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ask for the parts of the set-up that the test's markers name."""
+    for name, part in parts.PARTS.items():
+        if item.get_closest_marker(name) is not None:
+            part.demand()
 
 
 @pytest.fixture(scope="session")

@@ -106,11 +106,17 @@ def test_memory_of_flows_is_measured(
     assert len(later) == 10
 
 
-def test_plot_and_document_have_every_row(tmp_path: Path) -> None:
-    rows = [row(2.0, 2.0), row(0.51, 0.5, at_most=True), row(7.0, None)]
+ROWS = [row(2.0, 2.0), row(0.51, 0.5, at_most=True), row(7.0, None)]
+
+
+@pytest.mark.bench
+def test_plot_is_a_picture(tmp_path: Path) -> None:
     file = tmp_path / "plot.svg"
-    plot(rows, file)
+    plot(ROWS, file)
     assert file.read_text(encoding="utf-8").count("<svg ") == 1
-    written = json.loads(json.dumps(document(rows, rounds=5)))
+
+
+def test_document_has_every_row() -> None:
+    written = json.loads(json.dumps(document(ROWS, rounds=5)))
     assert written["rounds"] == 5
     assert [each["met"] for each in written["rows"]] == [True, False, None]

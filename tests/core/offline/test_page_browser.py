@@ -1,161 +1,53 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The page in a real browser: Chromium without a display, opened from a file."""
 
-import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 
 from cthelper.core.cli import main
 from cthelper.core.offline.events import Event
 from cthelper.core.offline.page import write_page
 from tests.core.offline.page_events import HOSTILE, STORY, hostile, many
 
+if TYPE_CHECKING:
+    from tests.core.offline.browser import Chromium, Page
+
+pytestmark = pytest.mark.browser
+
 ROOT: Final = Path(__file__).parents[3]
-CHROMIUM: Final = shutil.which("chromium")
-DRIVER: Final = shutil.which("chromedriver")
 
 Pages = list[tuple[str, tuple[Event, ...]]]
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
+def chromium() -> Iterator["Chromium"]:
     """A browser for the tests of this file."""
-    if CHROMIUM is None or DRIVER is None:
-        missing = "chromium and chromedriver are not installed (script/setup)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.add_argument("--headless=new")
-    options.add_argument("--window-size=1280,800")
-    options.add_argument("--disable-gpu")
-    # Containers give /dev/shm 64 MB.
-    options.add_argument("--disable-dev-shm-usage")
-    # The browser's own services ask for names, too.
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
-    if os.geteuid() == 0:
-        # Chromium has no sandbox for root.
-        options.add_argument("--no-sandbox")
-    options.set_capability(
-        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
-    )
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    from tests.core.offline.browser import Chromium
 
-
-def log(driver: webdriver.Chrome, kind: str) -> list[dict[str, str]]:
-    """What has been logged since the last call, which selenium's own leaves untyped."""
-    entries: list[dict[str, str]] = driver.execute("getLog", {"type": kind})["value"]
-    return entries
-
-
-class Page:
-    """The page of some captures, open in the browser."""
-
-    def __init__(self, driver: webdriver.Chrome, file: Path) -> None:
-        self.driver = driver
-        self._url = file.as_uri()
-
-    def open(self, address: str = "") -> None:
-        """Load it anew, with this behind the ``#``."""
-        self.driver.get("about:blank")
-        self.driver.get(f"{self._url}#{address}")
-
-    @property
-    def address(self) -> str:
-        return self.driver.current_url.partition("#")[2]
-
-    def all(self, selector: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def one(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def text(self, selector: str) -> str:
-        return self.one(selector).text
-
-    def texts(self, selector: str) -> list[str]:
-        """In one call: a table has many cells."""
-        found: list[str] = self.driver.execute_script(
-            "return [...document.querySelectorAll(arguments[0])]"
-            ".map(node => node.textContent)",
-            selector,
-        )
-        return found
-
-    def kinds(self) -> list[str]:
-        """The third column."""
-        return self.texts("#rows tr[data-event] td:nth-child(3)")
-
-    def row(self, number: int) -> WebElement:
-        return self.one(f"#rows tr[data-event='{number}']")
-
-    def detail(self) -> dict[str, str]:
-        """The facts and fields, by their names."""
-        names, values = self.texts("#detail dt"), self.texts("#detail dd")
-        return dict(zip(names, values, strict=True))
-
-    def dump(self) -> list[str]:
-        return self.texts("#dump")[0].splitlines()
-
-    def press(self, *keys: str) -> None:
-        """On what has the focus."""
-        for key in keys:
-            self.driver.switch_to.active_element.send_keys(key)
-
-    def focus(self) -> str:
-        """The id of the element that has it."""
-        return self.driver.switch_to.active_element.get_attribute("id") or ""
-
-    def selected(self) -> list[str | None]:
-        """The selected rows' numbers."""
-        rows = self.all("#rows [aria-selected=true]")
-        return [each.get_attribute("data-event") for each in rows]
-
-    def check(self) -> None:
-        """Nothing was complained of, and nothing but the file was asked for."""
-        assert log(self.driver, "browser") == []
-        logged = log(self.driver, "performance")
-        events = [json.loads(entry["message"])["message"] for entry in logged]
-        requests = {
-            event["params"]["request"]["url"].partition("#")[0]
-            for event in events
-            if event["method"] == "Network.requestWillBeSent"
-        }
-        assert requests == {self._url}
+    with closing(Chromium()) as chromium:
+        yield chromium
 
 
 @pytest.fixture
 def page(
-    request: pytest.FixtureRequest, chromium: webdriver.Chrome, tmp_path: Path
-) -> Iterator[Page]:
+    request: pytest.FixtureRequest, chromium: "Chromium", tmp_path: Path
+) -> Iterator["Page"]:
     """The page of the parameter's captures, else of one; checked at the end."""
     pages: Pages = getattr(request, "param", [("a.pcap", STORY)])
     file = tmp_path / "page.html"
     write_page(file, pages)
-    for kind in ("browser", "performance"):
-        log(chromium, kind)  # of the test before
-    opened = Page(chromium, file)
+    opened = chromium.page(file)
     opened.open()
     yield opened
     opened.check()
 
 
-def test_every_event_has_a_row(page: Page) -> None:
+def test_every_event_has_a_row(page: "Page") -> None:
     assert page.kinds() == [
         "notice",
         "flow",
@@ -170,7 +62,7 @@ def test_every_event_has_a_row(page: Page) -> None:
     ]
     assert page.text("#count") == "10 of 10 events"
     assert page.driver.title == "a.pcap - cthelper replay"
-    assert [each.text for each in page.row(3).find_elements(By.TAG_NAME, "td")] == [
+    assert page.cells(3) == [
         "6",
         "0.500000",
         "message",
@@ -181,7 +73,7 @@ def test_every_event_has_a_row(page: Page) -> None:
     assert not page.one("#detail").is_displayed()
 
 
-def test_click_shows_fields_and_bytes(page: Page) -> None:
+def test_click_shows_fields_and_bytes(page: "Page") -> None:
     page.row(3).click()
     detail = page.detail()
     assert detail["type"] == "reply"
@@ -197,7 +89,7 @@ def test_click_shows_fields_and_bytes(page: Page) -> None:
     ]
 
 
-def test_links_lead_to_what_met_the_expectation_and_back(page: Page) -> None:
+def test_links_lead_to_what_met_the_expectation_and_back(page: "Page") -> None:
     page.row(4).click()
     assert page.detail()["end"] == "met in frame 9"
     assert page.dump()[0].endswith("OPEN 43173......")
@@ -208,7 +100,7 @@ def test_links_lead_to_what_met_the_expectation_and_back(page: Page) -> None:
     assert page.text("#detail h2 span") == "frame 6 expectation"
 
 
-def test_mark_in_the_time_line_shows_its_event(page: Page) -> None:
+def test_mark_in_the_time_line_shows_its_event(page: "Page") -> None:
     page.one("#timeline svg g[data-event='3'] path").click()
     assert page.text("#detail h2 span") == "frame 6 message"
     assert page.row(3).get_attribute("aria-selected") == "true"
@@ -216,7 +108,7 @@ def test_mark_in_the_time_line_shows_its_event(page: Page) -> None:
     assert page.text("#detail h2 span") == "frame 6 expectation"
 
 
-def test_time_line_zooms_around_the_selected_event(page: Page) -> None:
+def test_time_line_zooms_around_the_selected_event(page: "Page") -> None:
     page.open("event=3")
     mark = "#timeline g[data-event='3'] > svg"
     whole = page.one(mark).get_attribute("x")
@@ -227,12 +119,11 @@ def test_time_line_zooms_around_the_selected_event(page: Page) -> None:
     assert len(page.all("#timeline g.chosen")) == 1
 
 
-def test_time_line_zooms_to_what_is_dragged_over(page: Page) -> None:
+def test_time_line_zooms_to_what_is_dragged_over(page: "Page") -> None:
     mark = page.one("#timeline g[data-event='3'] > svg")
     before = mark.get_attribute("x")
     track = page.one("#timeline .lane > svg")
-    drag = ActionChains(page.driver).move_to_element(track)
-    drag.click_and_hold().move_by_offset(200, 0).release().perform()
+    page.drag(track, 200)
     # What the pointer left was dragged over, not clicked on.
     assert not page.one("#detail").is_displayed()
     after = page.one("#timeline g[data-event='3'] > svg")
@@ -242,7 +133,7 @@ def test_time_line_zooms_to_what_is_dragged_over(page: Page) -> None:
     assert whole.get_attribute("x") == before
 
 
-def test_filter_by_text_kind_and_helper(page: Page) -> None:
+def test_filter_by_text_kind_and_helper(page: "Page") -> None:
     page.one("#text").send_keys("RELATED 43173")
     assert page.kinds() == ["related"]
     assert page.text("#count") == "1 of 10 events"
@@ -266,7 +157,7 @@ def test_filter_by_text_kind_and_helper(page: Page) -> None:
 @pytest.mark.parametrize(
     "page", [[("a.pcap", STORY), ("b.pcap", STORY[:2])]], indirect=True
 )
-def test_filter_by_capture(page: Page) -> None:
+def test_filter_by_capture(page: "Page") -> None:
     assert page.texts("#rows .caption") == ["a.pcap", "b.pcap"]
     page.one("#capture option[value='1']").click()
     assert page.kinds() == ["notice", "message"]
@@ -274,7 +165,7 @@ def test_filter_by_capture(page: Page) -> None:
     assert shown == [False, True]
 
 
-def test_address_restores_selection_and_filter(page: Page) -> None:
+def test_address_restores_selection_and_filter(page: "Page") -> None:
     page.one("#text").send_keys("43173")
     page.row(6).click()
     kept, kinds = page.address, page.kinds()
@@ -289,50 +180,50 @@ def test_address_restores_selection_and_filter(page: Page) -> None:
     "address",
     ["event=99", "event=-1", "event=x", "capture=7", "hide=x", "helper=%F0", "%"],
 )
-def test_address_of_another_page_does_no_harm(page: Page, address: str) -> None:
+def test_address_of_another_page_does_no_harm(page: "Page", address: str) -> None:
     page.open(address)
     assert not page.one("#detail").is_displayed()
     if not address.startswith("helper"):
         assert page.text("#count") == "10 of 10 events"
 
 
-def test_keys_lead_through_the_table(page: Page) -> None:
+def test_keys_lead_through_the_table(page: "Page") -> None:
     page.press("/")
     assert page.focus() == "text"
-    page.press(Keys.ARROW_DOWN)
+    page.press("ARROW_DOWN")
     assert (page.focus(), page.selected()) == ("table", ["0"])
     outline = page.one("#events").value_of_css_property("outline-style")
     assert outline == "solid"
-    page.press(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    page.press("ARROW_DOWN", "ARROW_DOWN", "ARROW_DOWN")
     assert page.selected() == ["3"]
     assert page.one("#table").get_attribute("aria-activedescendant") == "row-3"
     assert page.text("#detail h2 span") == "frame 6 message"
-    page.press(Keys.ENTER)
+    page.press("ENTER")
     assert page.focus() == "detail"
-    page.press(Keys.ESCAPE)
+    page.press("ESCAPE")
     assert (page.focus(), page.selected()) == ("table", ["3"])
-    page.press(Keys.END, Keys.ARROW_DOWN)
+    page.press("END", "ARROW_DOWN")
     assert page.selected() == ["9"]
-    page.press(Keys.HOME, Keys.ARROW_UP)
+    page.press("HOME", "ARROW_UP")
     assert page.selected() == ["0"]
-    page.press(Keys.ESCAPE)
+    page.press("ESCAPE")
     assert not page.one("#detail").is_displayed()
     assert page.address == ""
 
 
-def test_keys_go_on_from_a_row_that_the_filter_hides(page: Page) -> None:
+def test_keys_go_on_from_a_row_that_the_filter_hides(page: "Page") -> None:
     page.open("event=3&hide=message")
     page.driver.execute_script("document.getElementById('table').focus()")
-    page.press(Keys.ARROW_DOWN)
+    page.press("ARROW_DOWN")
     assert page.selected() == ["4"]
     page.open("event=3&hide=message")
     page.driver.execute_script("document.getElementById('table').focus()")
-    page.press(Keys.ARROW_UP)
+    page.press("ARROW_UP")
     assert page.selected() == ["1"]
 
 
 @pytest.mark.parametrize("page", [[hostile(), ("a.pcap", STORY)]], indirect=True)
-def test_hostile_text_stays_text(page: Page) -> None:
+def test_hostile_text_stays_text(page: "Page") -> None:
     for number in range(7):
         page.row(number).click()
         assert HOSTILE in page.text("#detail")
@@ -346,13 +237,13 @@ def test_hostile_text_stays_text(page: Page) -> None:
 
 
 @pytest.mark.parametrize("page", [[("a.pcap", many(10_000))]], indirect=True)
-def test_ten_thousand_events(page: Page) -> None:
+def test_ten_thousand_events(page: "Page") -> None:
     assert page.text("#count") == "10500 of 10500 events"
     # What is not in sight is not drawn.
     assert len(page.kinds()) < 200
     assert len(page.all("#timeline .lane > svg")) < 100
     page.row(0).click()
-    page.press(Keys.END)
+    page.press("END")
     assert page.selected() == ["10499"]
     assert page.row(10499).is_displayed()
     page.one("#text").send_keys(":1024 > message")
@@ -360,7 +251,7 @@ def test_ten_thousand_events(page: Page) -> None:
     assert page.dump() == [f"0000  {'4f 50 45 4e 3f 0a':48}  OPEN?."]
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:
+def test_on_a_phone_nothing_is_wider_than_the_screen(page: "Page") -> None:
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     try:
         page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -377,17 +268,17 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:
 
 
 def test_replay_writes_what_the_browser_shows(
-    chromium: webdriver.Chrome, tmp_path: Path
+    chromium: "Chromium", tmp_path: Path
 ) -> None:
     capture = ROOT / "pcaps/sunrpc/rpc-nfsv3-nfs-ls-tcp.pcap"
     file, config = tmp_path / "replay.html", tmp_path / "cthelper.toml"
     config.write_text("")
     arguments = ["replay", str(capture), "--html", str(file), "--config", str(config)]
     assert main(arguments) == 0
-    page = Page(chromium, file)
+    page = chromium.page(file)
     page.open("text=announces+program")
     assert page.kinds() == ["message", "message"]
-    page.press("/", Keys.ARROW_DOWN)
+    page.press("/", "ARROW_DOWN")
     assert page.detail()["announces"] == "program 100005 at tcp 10.77.2.2:43173"
     # RFC 5531: the record's mark, the xid, a reply, accepted; RFC 1833: the port.
     assert page.dump()[0].startswith("0000  80 00 00 1c ")

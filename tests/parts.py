@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Parts of the set-up that only some tests need, and that may not be installed."""
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What has to be there, and the purpose for which script/setup installs it."""
+
+    purpose: str
+    packages: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+
+    def demand(self) -> None:
+        """Skip the test that runs where something is missing; CI skips nothing."""
+        missing = [
+            *(each for each in self.packages if importlib.util.find_spec(each) is None),
+            *(each for each in self.programs if shutil.which(each) is None),
+        ]
+        if not missing:
+            return
+        why = f"not installed: {', '.join(missing)}: script/setup {self.purpose}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)
+
+
+PARTS: Final = {
+    "bench": Part("bench", packages=("matplotlib",)),
+    "browser": Part(
+        "browser", packages=("selenium",), programs=("chromium", "chromedriver")
+    ),
+    "cluster": Part("cluster", packages=("distributed",)),
+    "tshark": Part("test", programs=("tshark",)),
+}
+"""By the marker of the tests that need it."""
