@@ -20,15 +20,9 @@ from scapy.layers.inet import UDP as ScapyUDP
 
 from cthelper.core.api import DONE, Effects, Helper, Message, OptionValue, Policy
 from cthelper.core.config import HelperConfig
-from cthelper.core.offline.conntrack import (
-    Entry,
-    Expected,
-    Outcome,
-    Seen,
-    State,
-    Table,
-    Timeouts,
-)
+from cthelper.core.offline.conntrack import Seen, State, Table
+from cthelper.core.offline.entries import Entry, Expected, Timeouts
+from cthelper.core.offline.expectations import Outcome
 from cthelper.core.offline.tcp import TCP_TIMEOUTS, TcpState
 from cthelper.core.tuples import (
     ORIGINAL,
