@@ -21,6 +21,7 @@ BASE: Final = frozenset({"api", "errors", "tuples", "cursor"})
 PURE: Final = frozenset(
     {
         "config",
+        "contract",
         "engine",
         "flows",
         "grants",

@@ -8,7 +8,8 @@ from cthelper.core.api import ORIGINAL, REPLY, TCP, Expect, Malformed, Rewrite
 from cthelper.core.config import Config
 from cthelper.core.engine import Decision, Finished
 from cthelper.core.offline.capture import Capture
-from cthelper.core.offline.conntrack import Entry, Seen, State
+from cthelper.core.offline.conntrack import Seen, State
+from cthelper.core.offline.entries import Entry
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,

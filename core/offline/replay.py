@@ -34,7 +34,8 @@ from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
 from cthelper.core.nat import leads
 from cthelper.core.offline.capture import Frame
-from cthelper.core.offline.conntrack import Entry, Outcome, Seen, State, Table
+from cthelper.core.offline.conntrack import Seen, State, Table
+from cthelper.core.offline.entries import Entry
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
@@ -46,6 +47,7 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     Summary,
 )
+from cthelper.core.offline.expectations import Outcome
 from cthelper.core.offline.nat import Nat
 from cthelper.core.tuples import (
     ORIGINAL,

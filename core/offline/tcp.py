@@ -74,6 +74,7 @@ class Verdict(enum.Enum):
 
 _IGNORE, _INVALID = -1, -2
 # Plain numbers compare faster than members.
+ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _SYN_SENT2: Final = int(TcpState.SYN_SENT2)
 _SYN_RECV: Final = int(TcpState.SYN_RECV)

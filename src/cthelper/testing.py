@@ -43,8 +43,9 @@ from cthelper.core.api import (
     Tuple,
 )
 from cthelper.core.config import parse
+from cthelper.core.contract import check
 from cthelper.core.errors import replay_extra
-from cthelper.core.registry import check, register
+from cthelper.core.registry import register
 from cthelper.core.tuples import is_group
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from cthelper.helpers.tns_descriptor import (
 )
 from cthelper.plugins.ftp import Ftp
 from tests.core.netlink import test_decoding as netlink
-from tests.core.offline import test_capture as captures_by_hand
+from tests.core.offline import capture_files
 from tests.core.offline import test_fragments as fragments_by_hand
 from tests.core.queue import test_messages as queue_messages
 from tests.fuzz.script import Script, Step
@@ -261,22 +261,23 @@ def capture(data: bytes) -> None:
 
 def capture_seeds() -> Iterator[bytes]:
     """Captures as they are, as pcapng of both byte orders, and packed."""
-    by_hand = captures_by_hand
     for path in captures():
         content = path.read_bytes()
         if len(content) < 2500:
             yield content
-    few = [by_hand.ethernet(each) for each in packets()[:4]]
+    few = [capture_files.ethernet(each) for each in packets()[:4]]
     for order in ("<", ">"):
-        yield by_hand.pcap(few, order=order, nano=True)
-        yield by_hand.pcapng(few, order)
+        yield capture_files.pcap(few, order=order, nano=True)
+        yield capture_files.pcapng(few, order)
         options = [(9, b"\x89"), (14, (1000).to_bytes(8))]
         for link in (0, 1, 12, 101, 113, 276):
-            frame = by_hand.enhanced(few[0], order=order)
-            about = by_hand.interface(link, order=order, options=options, snaplen=60)
-            simple = by_hand.block(3, len(few[0]).to_bytes(4) + few[0], order)
-            yield by_hand.section(order) + about + frame + simple
-    for content in (by_hand.pcap(few), by_hand.pcapng(few)):
+            frame = capture_files.enhanced(few[0], order=order)
+            about = capture_files.interface(
+                link, order=order, options=options, snaplen=60
+            )
+            simple = capture_files.block(3, len(few[0]).to_bytes(4) + few[0], order)
+            yield capture_files.section(order) + about + frame + simple
+    for content in (capture_files.pcap(few), capture_files.pcapng(few)):
         yield gzip.compress(content, mtime=0)
 
 

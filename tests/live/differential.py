@@ -27,14 +27,9 @@ from typing import Final
 
 from cthelper.core.api import Effects, Helper, Message
 from cthelper.core.config import HelperConfig
-from cthelper.core.offline.conntrack import (
-    Entry,
-    Expected,
-    Outcome,
-    State,
-    Table,
-    Timeouts,
-)
+from cthelper.core.offline.conntrack import State, Table
+from cthelper.core.offline.entries import Entry, Expected, Timeouts
+from cthelper.core.offline.expectations import Outcome
 from cthelper.core.offline.tcp import TCP_TIMEOUTS, TcpState
 from cthelper.core.packet import checksum
 from cthelper.core.tuples import (

@@ -13,7 +13,8 @@ from typing import Final
 
 import pytest
 
-from cthelper.core.offline.conntrack import Outcome, State
+from cthelper.core.offline.conntrack import State
+from cthelper.core.offline.expectations import Outcome
 from tests.live.differential import Batch, Report, configure
 from tests.live.tun_lab import TunLab
 

@@ -12,7 +12,8 @@ from typing import Final
 
 import pytest
 
-from cthelper.core.registry import check, find_helpers
+from cthelper.core.contract import check
+from cthelper.core.registry import find_helpers
 
 ROOT: Final = Path(__file__).parents[2]
 GUIDE: Final = (ROOT / "plugins" / "README.md").read_text("utf-8")

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a class must be so that it can be installed as a helper.
+
+Where the class comes from is registry.py's business.
+"""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any, Final
+
+from cthelper.core.api import Helper, Hook, Option, Policy, Transport
+from cthelper.core.errors import RegistryError
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,14}")
+_OPTION: Final = re.compile(r"[a-z][a-z0-9_-]*")
+_POLICY_LIMIT: Final = 4
+_KEYS: Final = frozenset(
+    {
+        "enabled",
+        "ports",
+        "interfaces",
+        "sources",
+        "destinations",
+        "queue",
+        "policies",
+        "hooks",
+        "guard",
+        "nat",
+    }
+)
+
+
+def check(helper: type[Helper]) -> None:
+    """Raise RegistryError, naming class and field, where the kernel or we refuse it."""
+    for field in ("name", "transports", "ports", "policies"):
+        if not hasattr(helper, field):
+            raise refusal(helper, field, "is missing")
+    for field, (is_right, allowed) in _FIELDS.items():
+        if not is_right(getattr(helper, field)):
+            raise refusal(helper, field, allowed)
+    if Transport.TCP in helper.transports and helper.frame is Helper.frame:
+        raise refusal(helper, "frame", "must be written for a helper that serves TCP")
+    if inspect.isabstract(helper):
+        raise refusal(helper, "on_message", "must be written")
+    for method, argument in (
+        ("frame", "data"),
+        ("on_message", "message"),
+        ("describe", "message"),
+    ):
+        _check_method(helper, method, argument)
+    if not isinstance(inspect.getattr_static(helper, "tags_expected"), classmethod):
+        raise refusal(
+            helper,
+            "tags_expected",
+            "must be a class method: def tags_expected(cls, options)",
+        )
+    _check_instances(helper)
+    _check_policies(helper, helper.policies)
+    _check_options(helper, helper.options)
+
+
+def _is_number(value: object, high: int) -> bool:
+    """Whether a value is a number, and no bool, from 1 to `high`."""
+    return type(value) is int and 1 <= value <= high
+
+
+def _is_port(value: object) -> bool:
+    return _is_number(value, 0xFFFF)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+def _is_option(value: object) -> bool:
+    return isinstance(value, str) and _OPTION.fullmatch(value) is not None
+
+
+def _are_ports(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) > 0
+        and all(map(_is_port, value))
+        and len(set(value)) == len(value)
+    )
+
+
+def _some_of(kind: type) -> Callable[[object], bool]:
+    """Whether a value is a frozenset of one or more of a kind."""
+    return lambda value: (
+        isinstance(value, frozenset)
+        and len(value) > 0
+        and all(isinstance(each, kind) for each in value)
+    )
+
+
+def _tuple_of(*kinds: type) -> Callable[[object], bool]:
+    """Whether a value is a tuple of things of these kinds."""
+    return lambda value: (
+        isinstance(value, tuple) and all(isinstance(each, kinds) for each in value)
+    )
+
+
+_FIELDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "name": (
+        _is_name,
+        "must be 1 to 15 characters of a-z, 0-9, - and _, a letter first",
+    ),
+    "transports": (
+        _some_of(Transport),
+        "must name TCP, UDP or both, in a frozenset",
+    ),
+    "ports": (
+        _are_ports,
+        "must be one or more of 1 to 65535, each once, in a tuple",
+    ),
+    "policies": (_tuple_of(Policy), "must be a tuple of Policy"),
+    "options": (_tuple_of(Option), "must be a tuple of Option"),
+    "hooks": (_some_of(Hook), "must name one Hook or more, in a frozenset"),
+    "destinations": (
+        _tuple_of(IPv4Network, IPv6Network),
+        "must be a tuple of IPv4Network and IPv6Network",
+    ),
+    "lowest_port": (_is_port, "must be one of 1 to 65535"),
+    "nat": (lambda value: isinstance(value, bool), "must be True or False"),
+    "message_limit": (
+        lambda value: _is_number(value, sys.maxsize),
+        "must be at least 1 byte",
+    ),
+}
+
+
+def _check_method(helper: type[Helper], name: str, argument: str) -> None:
+    method = inspect.getattr_static(helper, name)
+    right = f"must be a method: def {name}(self, {argument})"
+    if not inspect.isfunction(method):
+        raise refusal(helper, name, right)
+    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+        raise refusal(helper, name, f"{right}, and not async")
+    try:
+        inspect.signature(method).bind(None, None)
+    except TypeError:
+        raise refusal(helper, name, right) from None
+
+
+def _check_instances(helper: type[Helper]) -> None:
+    """The host makes an instance for each flow, without arguments."""
+    try:
+        inspect.signature(helper).bind()
+    except (TypeError, ValueError) as error:
+        raise refusal(
+            helper, "__init__", f"must take no argument but self: {error}"
+        ) from None
+
+
+def _check_policies(helper: type[Helper], policies: tuple[Policy, ...]) -> None:
+    if not 1 <= len(policies) <= _POLICY_LIMIT:
+        raise refusal(helper, "policies", "must be one to four")
+    for policy in policies:
+        if not _is_name(policy.name):
+            raise refusal(helper, "policies", f"has no usable name {policy.name!r}")
+        if not _is_number(policy.max_expected, 255):
+            raise refusal(helper, "policies", "must have max_expected 1 to 255")
+        if not _is_number(policy.timeout, 86400):
+            raise refusal(helper, "policies", "must have a timeout of 1 to 86400 s")
+    names = [policy.name for policy in policies]
+    if len(set(names)) != len(names):
+        raise refusal(helper, "policies", "must have different names")
+
+
+def _check_options(helper: type[Helper], options: tuple[Option[Any], ...]) -> None:
+    names = []
+    for option in options:
+        if not _is_option(option.name):
+            raise refusal(helper, "options", f"has no usable name {option.name!r}")
+        names.append(option.name)
+        if not _is_usable(option):
+            raise refusal(helper, "options", f"has no usable default of {option.name}")
+    if len(set(names)) != len(names) or not _KEYS.isdisjoint(names):
+        raise refusal(helper, "options", "must have names of their own")
+
+
+def _is_usable(option: Option[Any]) -> bool:
+    """Whether the default is of a kind that we read, and among the choices."""
+    default, choices = option.default, option.choices
+    if not _tuple_of(object)(choices):
+        return False
+    if isinstance(default, tuple):
+        if option.element is not None:
+            return not choices
+        return len(choices) > 0 and all(each in choices for each in default)
+    return (
+        type(default) in (bool, int, str)
+        and option.element is None
+        and all(type(each) is type(default) for each in choices)
+        and (not choices or default in choices)
+    )
+
+
+def refusal(helper: type[Helper], field: str, why: str) -> RegistryError:
+    """The error, in one line: where the field is written, its value, `why` not that."""
+    shown = ""
+    if hasattr(helper, field) and not callable(getattr(helper, field)):
+        shown = f" = {getattr(helper, field)!r}"
+    text = f"{_place(helper, field)}{shown}: {why}"
+    return RegistryError(" ".join(text.split()))
+
+
+def _place(helper: type[Helper], field: str) -> str:
+    """Where the field is written, by file and line where they are known."""
+    name = f"{helper.__qualname__}.{field}"
+    try:
+        file = inspect.getfile(helper)
+        tree = ast.parse(Path(file).read_bytes())
+    except (TypeError, OSError, ValueError, SyntaxError):
+        return f"{helper.__module__}.{name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == helper.__name__:
+            lines = [each.lineno for each in node.body if field in _names(each)]
+            return f"{file}:{lines[-1] if lines else node.lineno}: {name}"
+    return f"{file}: {name}"
+
+
+def _names(statement: ast.stmt) -> list[str]:
+    """The names that a statement of a class's body binds."""
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return [name]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+        case ast.Assign(targets=targets):
+            return [each.id for each in targets if isinstance(each, ast.Name)]
+    return []
