@@ -337,17 +337,6 @@ class Table:
         if entry.confirmed:
             entry.expires = now + seconds
 
-    def detach(self, entry: Entry) -> bool:
-        """Take the helper off a flow, and its expectations with it; whether it can be.
-
-        An expected flow keeps what it has (ctnetlink_change_helper).
-        """
-        if entry.master is not None:
-            return False
-        self.leave(entry)
-        self._expected.forget(entry)
-        return True
-
     @staticmethod
     def leave(entry: Entry) -> None:
         """Have a flow no longer inspected."""

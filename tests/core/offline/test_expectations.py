@@ -384,33 +384,20 @@ def test_refresh_asks_for_no_master() -> None:
 
 
 @pytest.mark.parametrize("confirmed", [False, True])
-def test_detached_flow_has_no_helper_and_no_expectations(confirmed: bool) -> None:
-    # ctnetlink_change_helper.
+def test_finished_flow_is_no_longer_looked_at_and_has_its_expectations(
+    confirmed: bool,
+) -> None:
     held = table()
     master = begin(held, 0.0, udp()) if confirmed else unconfirmed(held, 0.0, udp())
-    make(held, 0.0, master)
-    other = make(
-        held, 0.0, begin(held, 0.0, udp((CLIENT, 2))), destination=endpoint(CLIENT, 1)
-    )
-    assert held.detach(master)
-    assert master.helper is None
-    assert held.live(0.0) == [other]
-    assert held.expect(0.0, master, wanted(), 1) == (Outcome.NO_HELPER, None)
-    assert track(held, 1.0, DATA_FLOW).state is State.NEW
-    # It is no longer looked at; a flow of the same tuple after it is.
+    made = make(held, 0.0, master)
+    held.leave(master)
+    assert held.live(0.0) == [made]
     held.confirm(master)
     assert held.see(1, 1.0, packet(udp()), 0) is None
+    # A flow of the same tuple after it is.
     again = held.see(1, 500.0, packet(udp()), 0)
     assert again is not None
     assert again.created
-
-
-def test_expected_flow_is_not_detached() -> None:
-    held = table()
-    make(held, 0.0, begin(held, 0.0, udp()))
-    seen = track(held, 1.0, DATA_FLOW)
-    assert seen.entry is not None
-    assert not held.detach(seen.entry)
 
 
 def ends_by_expiry(held: Table, master: Entry) -> float:

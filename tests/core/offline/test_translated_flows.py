@@ -305,7 +305,7 @@ def test_expectation_that_clashes_is_not_placed() -> None:
 
 def test_other_refusals_of_the_kernel_are_told() -> None:
     placing = Placing()
-    placing.runner.table.detach(placing.entry)
+    placing.entry.helper = None
     with pytest.raises(ExpectationRefused, match="kernel-enotsup: the kernel refuses"):
         placing.place()
     placing.wanted = replace(placing.wanted, master=flow(*NOWHERE))
