@@ -22,8 +22,11 @@ import pytest
 from cthelper.core.api import Helper
 from cthelper.core.reference import table, title
 from cthelper.core.registry import builtin_helpers
+from tests.picture import draw, read
 
 ROOT: Final = Path(__file__).parents[1]
+
+PICTURE: Final = "docs/how-it-works.txt"
 
 _CONFIG: Final = "core/cthelper.toml"
 _MARK: Final = "# The helpers. "
@@ -94,6 +97,7 @@ def generate() -> dict[str, str]:
         _CONFIG: _config(helpers.values()),
         "docs/helpers.md": _reference(helpers.values()),
         "docs/protocols.md": _protocols(helpers, collector),
+        "docs/how-it-works.svg": draw(read((ROOT / PICTURE).read_text("utf-8"))),
     }
 
 

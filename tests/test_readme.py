@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The README's commands that need neither root nor a kernel print what it shows."""
+"""Commands in README and docs print what is shown, where they need no kernel."""
 
 import re
 import shlex
@@ -11,15 +11,17 @@ import pytest
 from cthelper.core.cli import main
 
 ROOT: Final = Path(__file__).parents[1]
-SHOWN: Final = re.findall(
-    r"^```\n\$ cthelper (.*)\n((?:.*\n)*?)```$",
-    (ROOT / "README.md").read_text("utf-8"),
-    re.MULTILINE,
-)
+SHOWN: Final = [
+    found
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for found in re.findall(
+        r"^```\n\$ cthelper (.*)\n((?:.*\n)*?)```$", page.read_text("utf-8"), re.M
+    )
+]
 
 
 @pytest.mark.parametrize(("command", "output"), SHOWN, ids=[each[0] for each in SHOWN])
-def test_command_prints_what_the_readme_shows(
+def test_command_prints_what_is_shown(
     command: str,
     output: str,
     capsys: pytest.CaptureFixture[str],
@@ -32,3 +34,7 @@ def test_command_prints_what_the_readme_shows(
 
 def test_commands_were_found() -> None:
     assert len(SHOWN) >= 2
+
+
+def test_readme_fits_on_a_page() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").split()) < 1000

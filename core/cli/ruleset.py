@@ -13,8 +13,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "ruleset",
         help="show, check, install or remove the nft ruleset for the configuration",
         description="The nft ruleset for the configuration: the table inet cthelper, "
-        "which attaches helpers to new flows. `cthelper run` installs and removes it "
-        "by itself.",
+        "which attaches helpers to new flows and queues what they read. `cthelper run` "
+        "installs and removes it by itself.",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, command, text in (
@@ -34,7 +34,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
             "install",
             _install,
             "Register the helpers and load the ruleset in the place of the one that is "
-            "loaded. Flows pass untouched until `cthelper run` serves the queue.",
+            "loaded. Packets pass until `cthelper run` serves the queue, but for what a "
+            "helper would read that fails closed.",
         ),
         (
             "remove",

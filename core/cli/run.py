@@ -12,8 +12,9 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "run",
         help="the daemon: register helpers, load the ruleset, serve the queues",
-        description="Registers the helpers, loads the ruleset, and serves the queues "
-        "until SIGTERM or SIGINT; then no packet is lost and nothing stays behind. "
+        description="Registers the helpers, loads the ruleset, and has one or more "
+        "processes serve the queues until SIGTERM or SIGINT; then no packet is lost and "
+        "nothing stays behind. "
         "SIGHUP reads the configuration again. Logs to standard error.",
     )
     add_config(parser)
