@@ -34,8 +34,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
             "install",
             _install,
             "Register the helpers and load the ruleset in the place of the one that is "
-            "loaded. Packets pass until `cthelper run` serves the queue, but for what a "
-            "helper would read that fails closed.",
+            "loaded. Packets pass until `cthelper run` serves the queue, but for what "
+            "a helper would read that fails closed.",
         ),
         (
             "remove",

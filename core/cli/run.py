@@ -13,9 +13,9 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "run",
         help="the daemon: register helpers, load the ruleset, serve the queues",
         description="Registers the helpers, loads the ruleset, and has one or more "
-        "processes serve the queues until SIGTERM or SIGINT; then no packet is lost and "
-        "nothing stays behind. "
-        "SIGHUP reads the configuration again. Logs to standard error.",
+        "processes serve the queues until SIGTERM or SIGINT; then no packet is lost "
+        "and nothing stays behind. SIGHUP reads the configuration again. Logs to "
+        "standard error.",
     )
     add_config(parser)
     parser.add_argument(
