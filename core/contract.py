@@ -27,6 +27,8 @@ _KEYS: Final = frozenset(
         "sources",
         "destinations",
         "queue",
+        "queueing",
+        "fail_closed",
         "policies",
         "hooks",
         "guard",

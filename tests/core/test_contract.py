@@ -152,6 +152,8 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
                 "sources",
                 "destinations",
                 "queue",
+                "queueing",
+                "fail_closed",
                 "policies",
                 "hooks",
                 "guard",
