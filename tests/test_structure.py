@@ -28,10 +28,13 @@ PURE: Final = frozenset(
         "guard",
         "masters",
         "nat",
+        "outcome",
         "packet",
         "patches",
+        "reader",
         "reference",
         "registry",
+        "rewriting",
         "stream",
         "tables",
     }

@@ -12,12 +12,13 @@ from cthelper.core.api import Prefilter
 from cthelper.core.config import Config
 from cthelper.core.daemon.gate import Gate
 from cthelper.core.daemon.log import Log
-from cthelper.core.engine import Damaged, Engine, Event, Fault, Finished, Refused
+from cthelper.core.engine import Engine
 from cthelper.core.flows import Flow
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.links import Links
+from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
 from cthelper.core.queue.protocol import Packet, Queue, Verdict
 from cthelper.core.tuples import Conntrack, FlowKey
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cthelper.core.api import ORIGINAL, REPLY, TCP, Expect, Malformed, Rewrite
 from cthelper.core.config import Config
-from cthelper.core.engine import Decision, Finished
+from cthelper.core.engine import Decision
 from cthelper.core.offline.capture import Capture
 from cthelper.core.offline.conntrack import Seen, State
 from cthelper.core.offline.entries import Entry
@@ -22,6 +22,7 @@ from cthelper.core.offline.events import (
 )
 from cthelper.core.offline.nat import Nat
 from cthelper.core.offline.replay import Replay
+from cthelper.core.outcome import Finished
 from cthelper.core.packet import locate
 from cthelper.core.tuples import Address, Network
 

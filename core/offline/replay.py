@@ -21,14 +21,7 @@ from cthelper.core.api import (
     Message,
 )
 from cthelper.core.config import Config
-from cthelper.core.engine import (
-    Damaged,
-    Decision,
-    Engine,
-    Fault,
-    Finished,
-    Refused,
-)
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.errors import NotFound
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
@@ -49,6 +42,7 @@ from cthelper.core.offline.events import (
 )
 from cthelper.core.offline.expectations import Outcome
 from cthelper.core.offline.nat import Nat
+from cthelper.core.outcome import Damaged, Fault, Finished, Refused
 from cthelper.core.tuples import (
     ORIGINAL,
     Address,

@@ -37,22 +37,11 @@ from cthelper.core.api import (
     expect,
 )
 from cthelper.core.config import HelperConfig
-from cthelper.core.engine import (
-    FAULT_WINDOW,
-    FAULTS,
-    MALFORMED_IN_A_ROW,
-    NOTHING,
-    Damaged,
-    Decision,
-    Engine,
-    Event,
-    Fault,
-    Finished,
-    Refused,
-    Watch,
-)
+from cthelper.core.engine import NOTHING, Decision, Engine
 from cthelper.core.grants import CHAINS, OnLink
 from cthelper.core.guard import Guard, Rules
+from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
+from cthelper.core.reader import FAULT_WINDOW, FAULTS, MALFORMED_IN_A_ROW, Watch
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,

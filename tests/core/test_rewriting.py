@@ -29,8 +29,9 @@ from cthelper.core.api import (
     expect,
 )
 from cthelper.core.config import HelperConfig, NatConfig
-from cthelper.core.engine import Decision, Engine, Event, Fault, Refused
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.guard import Guard
+from cthelper.core.outcome import Event, Fault, Refused
 from cthelper.core.packet import locate
 from cthelper.core.tuples import Conntrack, Expectation, Network, Translation
 from tests.core.builders import (

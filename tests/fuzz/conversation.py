@@ -31,11 +31,12 @@ from cthelper.core.api import (
     Tuple,
 )
 from cthelper.core.config import HelperConfig, parse
-from cthelper.core.engine import Damaged, Engine, Event, Fault
+from cthelper.core.engine import Engine
 from cthelper.core.flows import FlowTable
 from cthelper.core.guard import Guard
 from cthelper.core.offline.events import MessageEvent
 from cthelper.core.offline.replay import Replay
+from cthelper.core.outcome import Damaged, Event, Fault
 from cthelper.core.packet import locate
 from cthelper.core.registry import register
 from cthelper.core.tuples import Conntrack, Expectation, Status

@@ -35,9 +35,10 @@ from cthelper.core.api import (
     OptionValue,
 )
 from cthelper.core.config import HelperConfig, parse
-from cthelper.core.engine import Damaged, Decision, Engine, Refused
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import Guard, Rules
+from cthelper.core.outcome import Damaged, Refused
 from cthelper.helpers.dhcpv6 import Dhcpv6
 from cthelper.testing import Line, defaults, play
 from tests.core.builders import conntrack, endpoint, flow_tuple, packet6

@@ -29,8 +29,9 @@ from cthelper.core.api import (
     Network,
 )
 from cthelper.core.config import parse
-from cthelper.core.engine import Engine, Refused
+from cthelper.core.engine import Engine
 from cthelper.core.guard import Guard
+from cthelper.core.outcome import Refused
 from cthelper.core.tuples import Expectation, Tuple
 from cthelper.helpers.mdns import Mdns
 from cthelper.testing import Line, play

@@ -40,8 +40,9 @@ from cthelper.core.api import (
     Source,
 )
 from cthelper.core.config import HelperConfig, parse
-from cthelper.core.engine import Damaged, Decision, Engine, Refused
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.guard import Guard, Rules
+from cthelper.core.outcome import Damaged, Refused
 from cthelper.core.tuples import Conntrack
 from cthelper.helpers.slp import Slp
 from cthelper.testing import Line, defaults, failures, play, related, replay

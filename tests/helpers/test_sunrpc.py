@@ -32,8 +32,9 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.config import parse
-from cthelper.core.engine import Damaged, Decision, Engine, Refused
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.guard import DENIED_PORTS, Guard
+from cthelper.core.outcome import Damaged, Refused
 from cthelper.core.tuples import Address, Conntrack, Network
 from cthelper.helpers.rpcbind import PORTMAPPER
 from cthelper.helpers.sunrpc import SunRpc

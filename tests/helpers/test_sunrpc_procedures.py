@@ -27,9 +27,10 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.config import parse
-from cthelper.core.engine import Decision, Engine, Refused
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import Guard
+from cthelper.core.outcome import Refused
 from cthelper.core.tuples import Network
 from cthelper.helpers.rpcbind import PORTMAPPER
 from cthelper.helpers.sunrpc import SunRpc

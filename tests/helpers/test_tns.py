@@ -36,9 +36,10 @@ from cthelper.core.api import (
     Oversized,
 )
 from cthelper.core.config import HelperConfig, parse
-from cthelper.core.engine import Damaged, Decision, Engine, Finished, Refused
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS, Guard
+from cthelper.core.outcome import Damaged, Finished, Refused
 from cthelper.core.tuples import Conntrack, Expectation
 from cthelper.helpers.tns import Tns
 from cthelper.helpers.tns_descriptor import parse_addresses

@@ -7,9 +7,10 @@ from typing import Final
 
 from cthelper.core.api import Helper, Transport
 from cthelper.core.config import parse
-from cthelper.core.engine import Decision, Engine, Finished, Refused
+from cthelper.core.engine import Decision, Engine
 from cthelper.core.errors import ExpectationRefused
 from cthelper.core.guard import Guard, Rules
+from cthelper.core.outcome import Finished, Refused
 from cthelper.core.packet import locate
 from cthelper.core.tuples import (
     ORIGINAL,

@@ -28,8 +28,9 @@ from cthelper.core.api import (
     Rewrite,
 )
 from cthelper.core.config import parse
-from cthelper.core.engine import Engine, Event, Refused
+from cthelper.core.engine import Engine
 from cthelper.core.guard import Guard
+from cthelper.core.outcome import Event, Refused
 from cthelper.core.registry import register
 from cthelper.plugins.ftp import (
     Announced,

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What one packet of a flow leads to: grants, patches, and events to be told."""
+
+from dataclasses import dataclass, field
+
+from cthelper.core.api import Expect
+from cthelper.core.grants import Granted
+from cthelper.core.packet import Segment
+from cthelper.core.patches import Patch
+from cthelper.core.tuples import Conntrack, Direction, Expectation
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An expectation was not made. `reason` is a code, `detail` says it in words.
+
+    `wish` is what the helper asked for; None where it refused by itself.
+    """
+
+    reason: str
+    detail: str
+    wish: Expect | None
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A message or a packet was malformed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The helper broke its contract; `where` is the file and line."""
+
+    error: str
+    where: str
+    quarantined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The flow is not inspected any longer."""
+
+    reason: str
+
+
+Event = Refused | Damaged | Fault | Finished
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one packet, or one message of it, leads to, while it is collected.
+
+    `unrewritable` is whether bytes must be rewritten and cannot be.
+    """
+
+    granted: list[Granted] = field(default_factory=list)
+    patches: list[Patch] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    unrewritable: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether it leads to nothing but patches."""
+        return not (self.granted or self.events or self.unrewritable)
+
+    def expectations(self, *, placed: bool) -> tuple[Expectation, ...]:
+        """Those that the kernel has already, or those that it has not."""
+        return tuple(
+            expectation
+            for each in self.granted
+            if each.placed is placed
+            for expectation in each.expectations
+        )
+
+
+@dataclass(slots=True)
+class Located:
+    """A packet of a flow, and where its payload is."""
+
+    data: bytes | memoryview
+    segment: Segment
+    entry: Conntrack
+    direction: Direction
+    forwarded: bool
+
+    @property
+    def payload(self) -> bytes:
+        """What the transport carries."""
+        return bytes(self.data[self.segment.start : self.segment.stop])
+
+    @property
+    def sequence(self) -> int:
+        """The number of the payload's first byte; 0 in a datagram."""
+        return self.segment.sequence + self.segment.syn
