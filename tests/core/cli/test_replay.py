@@ -205,8 +205,8 @@ def test_jobs_give_the_same_output_in_the_same_order(replay: Runner) -> None:
 
 @pytest.mark.cluster
 def test_corpus_runs_on_dask(replay: Runner, empty: str, tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    (block,) = re.findall(r"```python\n(from dask.*?)```", readme, re.DOTALL)
+    page = (ROOT / "docs" / "replay.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(from dask.*?)```", page, re.DOTALL)
     (tmp_path / "cluster.py").write_text(block)
     done = subprocess.run(
         [
