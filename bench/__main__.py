@@ -38,8 +38,7 @@ _TITLE: Final = """\
 
 Medians of the rounds, and their range. The daemon and conntrackd ran in one boot of an
 emulated stock kernel, in turn; "figures" are the daemon's and then conntrackd's own.
-What each row is, the modules of `bench` say; [`speed.md`](speed.md) says why a target is
-missed.
+What each row is, the modules of `bench` say; why a target is missed, [`speed.md`](speed.md).
 
 """
 
