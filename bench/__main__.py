@@ -38,7 +38,8 @@ _TITLE: Final = """\
 
 Medians of the rounds, and their range. The daemon and conntrackd ran in one boot of an
 emulated stock kernel, in turn; "figures" are the daemon's and then conntrackd's own.
-What each row is, the modules of `bench` say; why a target is missed, [`speed.md`](speed.md).
+What each row is, the modules of `bench` say; why a target is missed,
+[`speed.md`](speed.md).
 
 """
 

@@ -1,54 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Packets in, decisions out, with a line protocol over TCP and one over UDP."""
 
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP
-from scapy.layers.inet import UDP as ScapyUDP
 
 from cthelper.core.api import (
     ANY,
-    DONE,
     ON_LINK,
     PEER,
-    Address,
     Effect,
     Effects,
-    Endpoint,
     Expect,
     ExpectationRefused,
     Helper,
     Hook,
-    Malformed,
     Message,
     Network,
-    OptionValue,
     Policy,
-    Rewrite,
     Source,
-    Transport,
-    expect,
 )
-from cthelper.core.config import HelperConfig
-from cthelper.core.engine import NOTHING, Decision, Engine
-from cthelper.core.grants import CHAINS, OnLink
+from cthelper.core.engine import NOTHING, Decision
+from cthelper.core.grants import CHAINS
 from cthelper.core.guard import Guard, Rules
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
-from cthelper.core.reader import FAULT_WINDOW, FAULTS, MALFORMED_IN_A_ROW, Watch
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
     TCP,
     UDP,
     Direction,
-    Expectation,
 )
 from tests.core.builders import (
     CLIENT,
@@ -56,219 +41,23 @@ from tests.core.builders import (
     SERVER,
     SERVER_PORT,
     conntrack,
-    cut,
     endpoint,
     flow_tuple,
-    tcp,
     udp,
 )
-
-FIRST = 2**32 - 5
-LINK = ip_network("192.0.2.0/24")
-OTHER_LINK = ip_network("198.51.100.0/24")
-CLIENT_ALONE = ip_network(CLIENT)
-SERVER_ALONE = ip_network(SERVER)
-
-
-class Clock:
-    """A clock that stands still until it is told to move."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Commands(Helper):
-    """One command a message; OPEN PORT announces a port of the sender."""
-
-    ports = (SERVER_PORT,)
-    policies = (Policy("data", max_expected=2, timeout=60), Policy("chained"))
-    message_limit = 32
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-
-    def on_message(self, message: Message) -> Effects:
-        self.messages.append(message)
-        own = message.source.address
-        word, *arguments = message.payload.decode("latin-1").split() or [""]
-        numbers = [int(each) for each in arguments if each.isdigit()]
-        match word:
-            case "OPEN":
-                for port in numbers:
-                    yield from expect(Endpoint(own, port), policy="data")
-            case "TRY":
-                for port in numbers:
-                    with suppress(ExpectationRefused):
-                        yield from expect(Endpoint(own, port), policy="data")
-            case "GRANT":
-                grant = yield from expect(Endpoint(own, numbers[0]), policy="data")
-                yield Rewrite((6, 10), b"%d" % grant.endpoint.port)
-            case "AGAIN":
-                try:
-                    yield from expect(Endpoint(own, numbers[0]), policy="data")
-                except ExpectationRefused:
-                    yield from expect(Endpoint(own, numbers[1]), policy="data")
-            case "LINK":
-                yield from expect(
-                    Endpoint(own, numbers[0]), policy="data", source=ON_LINK
-                )
-            case "POLICY":
-                yield from expect(Endpoint(own, 5000), policy=arguments[0])
-            case "CHAIN":
-                (name,) = arguments or ["line"]
-                yield from expect(Endpoint(own, 5000), policy="chained", helper=name)
-            case "OTHER":
-                other = Endpoint(IPv6Address("2001:db8::1"), numbers[0])
-                yield from expect(other, policy="data")
-            case "REFUSE":
-                raise ExpectationRefused("out-of-turn", "nobody asked")
-            case "RAISE":
-                raise {"bug": ZeroDivisionError, "assert": AssertionError}[
-                    arguments[0]
-                ]("in the helper")
-            case "OPEN-RAISE":
-                yield from expect(Endpoint(own, numbers[0]), policy="data")
-                raise RuntimeError("after the expectation")
-            case "REWRITE":
-                yield Rewrite((8, 8 + len(arguments[0])), arguments[0].encode())
-            case "CHANGE":
-                yield Rewrite((0, 6), b"was")
-                yield Rewrite((7, 7), b"and ")
-            case "BEYOND":
-                yield Rewrite((0, 100), b"x")
-            case "DONE":
-                yield DONE
-            case "" | "NOTHING":
-                pass
-            case _:
-                raise Malformed(f"command {word!r}")
-
-
-class Lines(Commands):
-    """The commands over TCP, each ended by a line feed."""
-
-    name = "line"
-    transports = frozenset({TCP})
-
-    def frame(self, data: memoryview) -> int | None:
-        text = bytes(data)
-        if text[:1] == b"!":
-            rest = data[1:]
-            raise Malformed(f"{len(rest)} bytes behind a !")
-        if text[:1] == b"#":
-            return int(text[1:4])
-        return text.find(b"\n") + 1 or None
-
-
-class Datagrams(Commands):
-    """The commands over UDP."""
-
-    name = "datagram"
-    transports = frozenset({UDP})
-
-
-def on_link(address: Address) -> tuple[Network, ...]:
-    if address == endpoint(CLIENT, 0).address:
-        return LINK, OTHER_LINK
-    raise ExpectationRefused("off-link", f"{address} is on-link with no network")
-
-
-def configured(
-    helper: type[Helper], options: Mapping[str, OptionValue] | None = None
-) -> HelperConfig:
-    return HelperConfig(
-        helper=helper,
-        queue=0,
-        ports=helper.ports,
-        policies=helper.policies,
-        options=options or {},
-    )
-
-
-class Host:
-    """An engine and one flow through it."""
-
-    def __init__(
-        self,
-        helper: type[Helper],
-        watch: Watch | None = None,
-        on_link: OnLink = on_link,
-    ) -> None:
-        (transport,) = helper.transports
-        self.clock = Clock()
-        self.engine = Engine(
-            {helper.name: configured(helper, {"strict": True})},
-            guard=Guard(),
-            on_link=on_link,
-            clock=self.clock,
-            flow_limit=16,
-            watch=watch,
-        )
-        self.transport: Transport = transport
-        self.entry = conntrack(flow_tuple(transport), helper=helper.name)
-        self._sent: dict[Direction, int] = {}
-
-    def handle(self, packet: bytes, direction: Direction = ORIGINAL) -> Decision:
-        return self.engine.handle(packet, self.entry, direction)
-
-    def send(self, payload: bytes, direction: Direction = ORIGINAL) -> Decision:
-        """The next bytes of the direction, after a handshake on TCP."""
-        if self.transport is UDP:
-            return self.handle(udp(payload, direction=direction), direction)
-        if direction not in self._sent:
-            syn = tcp(b"", FIRST - 1, flags="S", direction=direction)
-            assert self.handle(syn, direction).events == ()
-            self._sent[direction] = 0
-        offset = self._sent[direction]
-        self._sent[direction] += len(payload)
-        return self.segment(offset, payload, direction)
-
-    def segment(
-        self, offset: int, payload: bytes, direction: Direction = ORIGINAL
-    ) -> Decision:
-        packet = tcp(payload, FIRST + offset, direction=direction)
-        return self.handle(packet, direction)
-
-    def next_flow(self) -> None:
-        """Go on with another flow, which has another conntrack id."""
-        original = self.entry.original
-        self.entry = conntrack(
-            original, id_=self.entry.id + 1, helper=self.entry.helper
-        )
-        self._sent.clear()
-
-    @property
-    def messages(self) -> list[Message]:
-        """What the helper of the flow has read."""
-        flow = self.engine.flows.find(self.entry)
-        assert flow is not None
-        assert isinstance(flow.helper, Commands)
-        return flow.helper.messages
-
-
-def expectation(
-    host: Host,
-    port: int,
-    *,
-    source: Network | None = SERVER_ALONE,
-    address: str = CLIENT,
-) -> Expectation:
-    """What the client gets when it announces `port`, unless told."""
-    return Expectation(
-        master=host.entry.original,
-        transport=host.transport,
-        source=source,
-        source_port=None,
-        destination=endpoint(address, port),
-        policy="data",
-        timeout=60,
-    )
-
-
-BOTH = pytest.mark.parametrize("helper", [Lines, Datagrams], ids=["TCP", "UDP"])
+from tests.core.host import (
+    BOTH,
+    CLIENT_ALONE,
+    LINK,
+    OTHER_LINK,
+    SERVER_ALONE,
+    Datagrams,
+    Host,
+    Lines,
+    configured,
+    expectation,
+    fault_of,
+)
 
 
 @BOTH
@@ -543,378 +332,6 @@ def test_source_of_another_family_than_the_endpoint_is_a_fault(
     assert fault.error == "HelperFault: source 2001:db8::/32 for 192.0.2.1:5000"
 
 
-# Messages on TCP.
-
-
-def test_only_the_completing_segment_gives_the_expectation() -> None:
-    host = Host(Lines)
-    decisions = [host.send(piece) for piece in (b"OP", b"EN 50", b"00", b"\n", b"NO")]
-    assert [len(each.expectations) for each in decisions] == [0, 0, 0, 1, 0]
-    assert decisions[3].expectations == (expectation(host, 5000),)
-
-
-def test_messages_of_one_segment_give_all_their_expectations() -> None:
-    host = Host(Lines)
-    decision = host.send(b"OPEN 5000\nNOTHING\nOPEN 5001\nOPEN 50")
-    assert decision.expectations == (expectation(host, 5000), expectation(host, 5001))
-    assert host.send(b"02\n").expectations == (expectation(host, 5002),)
-
-
-def test_directions_have_streams_of_their_own() -> None:
-    host = Host(Lines)
-    host.send(b"OPEN ")
-    host.send(b"NOTH", REPLY)
-    host.send(b"5000\n")
-    host.send(b"ING\n", REPLY)
-    assert [message.payload for message in host.messages] == [
-        b"OPEN 5000\n",
-        b"NOTHING\n",
-    ]
-
-
-@given(
-    st.lists(st.integers(1, 65535), max_size=6),
-    st.sets(st.integers(1, 80), max_size=12),
-)
-def test_any_segmentation_gives_the_same_expectations(
-    ports: list[int], cuts: set[int]
-) -> None:
-    content = b"".join(b"TRY %d\n" % port for port in ports)
-    whole = Host(Lines).send(content)
-    host = Host(Lines)
-    decisions = [host.send(piece) for piece in cut(content, cuts)]
-    assert tuple(made for each in decisions for made in each.expectations) == (
-        whole.expectations
-    )
-    assert tuple(event for each in decisions for event in each.events) == whole.events
-    assert all(each.packet is None for each in decisions)
-
-
-def test_retransmission_gives_no_second_expectation() -> None:
-    host = Host(Lines)
-    host.send(b"OPEN 5000\n")
-    assert host.segment(0, b"OPEN 5000\n") == Decision(
-        host.engine.flows.find(host.entry)
-    )
-
-
-def test_segment_that_fills_the_hole_gives_the_expectation() -> None:
-    host = Host(Lines)
-    host.send(b"")
-    assert host.segment(5, b"5000\n").expectations == ()
-    assert host.segment(0, b"OPEN ").expectations == (expectation(host, 5000),)
-
-
-@pytest.mark.parametrize(
-    ("packets", "reason"),
-    [
-        ([tcp(b"OPEN 5000\n", FIRST)], "mid-stream"),
-        ([tcp(b"", FIRST, flags="A")], "mid-stream"),
-        (
-            [tcp(b"", FIRST - 1, flags="S"), tcp(b"OPEN 5000\n", FIRST + 30)],
-            "gap",
-        ),
-        (
-            [
-                tcp(b"", FIRST - 1, flags="S"),
-                tcp(b"OPEN 5000", FIRST),
-                tcp(b"5001\n", FIRST + 5),
-            ],
-            "overlap",
-        ),
-    ],
-    ids=["mid-stream", "mid-stream without payload", "gap", "overlap"],
-)
-def test_lost_stream_finishes_the_flow_once(packets: list[bytes], reason: str) -> None:
-    host = Host(Lines)
-    *earlier, last = packets
-    assert all(host.handle(packet).events == () for packet in earlier)
-    decision = host.handle(last)
-    assert decision.flow is not None
-    assert decision == Decision(decision.flow, events=(Finished(reason),))
-    assert decision.flow.finished == reason
-    # Nothing is read any longer, not even what begins afresh.
-    for packet in (tcp(b"", 8, flags="S"), tcp(b"OPEN 5000\n", 9)):
-        assert host.handle(packet) == Decision(decision.flow)
-        assert host.handle(packet, REPLY) == Decision(decision.flow)
-
-
-# What is malformed.
-
-
-def damaged(decision: Decision) -> bool:
-    assert decision.expectations == ()
-    assert decision.packet is None
-    return [type(event) for event in decision.events] == [Damaged]
-
-
-def test_malformed_message_ends_one_direction_of_tcp() -> None:
-    host = Host(Lines)
-    decision = host.send(b"HELO\n")
-    assert decision.events == (Damaged("command 'HELO'"),)
-    assert host.send(b"OPEN 5000\n") == Decision(decision.flow)
-    assert len(host.send(b"OPEN 5000\n", REPLY).expectations) == 1
-
-
-def test_flow_is_finished_when_both_directions_are_malformed() -> None:
-    host = Host(Lines)
-    assert damaged(host.send(b"HELO\n"))
-    decision = host.send(b"220 ready\n", REPLY)
-    assert [type(event) for event in decision.events] == [Damaged, Finished]
-    assert decision.events[1] == Finished("malformed")
-    assert host.send(b"OPEN 5000\n", REPLY) == Decision(decision.flow)
-
-
-def test_messages_before_the_malformed_one_count() -> None:
-    host = Host(Lines)
-    decision = host.send(b"OPEN 5000\nHELO\nOPEN 5001\n")
-    assert decision.expectations == (expectation(host, 5000),)
-    assert decision.events == (Damaged("command 'HELO'"),)
-
-
-def test_malformed_frame_ends_the_direction() -> None:
-    # frame() still holds a view of the pending bytes when the exception arrives.
-    host = Host(Lines)
-    decision = host.send(b"!12")
-    assert decision.events == (Damaged("2 bytes behind a !"),)
-    assert host.send(b"\nOPEN 5000\n") == Decision(decision.flow)
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [[b"OPEN" + b" " * 24 + b"5000\n"], [b"OPEN" + b" " * 24, b"5000", b"0"]],
-    ids=["whole", "not yet whole"],
-)
-def test_message_over_the_limit_is_oversized(pieces: list[bytes]) -> None:
-    host = Host(Lines)
-    *earlier, last = pieces
-    assert all(host.send(piece).events == () for piece in earlier)
-    decision = host.send(last)
-    assert damaged(decision)
-    assert "33 bytes" in str(decision.events[0])
-    assert host.send(b"\nOPEN 5000\n") == Decision(decision.flow)
-
-
-def test_message_of_the_limit_is_read() -> None:
-    host = Host(Lines)
-    assert host.send(b"OPEN" + b" " * 23 + b"500").events == ()
-    assert host.send(b"0").events == ()
-    assert host.send(b"\n").expectations == (expectation(host, 5000),)
-
-
-def test_malformed_datagram_is_ignored() -> None:
-    host = Host(Datagrams)
-    assert damaged(host.send(b"HELO"))
-    assert host.send(b"OPEN 5000").expectations == (expectation(host, 5000),)
-
-
-def test_malformed_datagrams_in_a_row_end_one_direction_of_udp() -> None:
-    host = Host(Datagrams)
-    for _ in range(MALFORMED_IN_A_ROW - 1):
-        assert damaged(host.send(b"HELO"))
-    assert len(host.send(b"OPEN 5000").expectations) == 1
-    for _ in range(MALFORMED_IN_A_ROW):
-        assert damaged(host.send(b"HELO"))
-    decision = host.send(b"OPEN 5000")
-    assert decision == Decision(decision.flow)
-    assert len(host.send(b"OPEN 5000", REPLY).expectations) == 1
-    for _ in range(MALFORMED_IN_A_ROW - 1):
-        assert damaged(host.send(b"HELO", REPLY))
-    assert Finished("malformed") in host.send(b"HELO", REPLY).events
-
-
-def test_malformed_packet_is_counted_as_a_malformed_message() -> None:
-    host = Host(Datagrams)
-    assert damaged(host.handle(udp(b"OPEN 5000")[:-1]))
-    assert len(host.send(b"OPEN 5000").expectations) == 1
-
-
-def test_malformed_packets_of_a_direction_that_is_not_read_are_no_events() -> None:
-    host = Host(Datagrams)
-    for _ in range(MALFORMED_IN_A_ROW):
-        assert host.handle(udp(b"NOTHING")[:-8]).events
-    assert host.handle(udp(b"NOTHING")[:-8]).events == ()
-    assert host.send(b"NOTHING", REPLY).events == ()
-
-
-def test_fragment_is_accepted_without_events() -> None:
-    host = Host(Datagrams)
-    packet = bytes(IP(src=CLIENT, dst=SERVER, flags="MF") / ScapyUDP() / b"HELO")
-    decision = host.handle(packet)
-    assert decision == Decision(decision.flow)
-    assert len(host.send(b"OPEN 5000").expectations) == 1
-
-
-# What a helper does wrong.
-
-
-class Broken(Commands):
-    """Breaks the contract in the way that the test wants."""
-
-    name = "line"
-    transports = frozenset({TCP})
-    length: ClassVar[int | None] = None
-
-    def frame(self, data: memoryview) -> int | None:
-        return self.length
-
-
-class Unmakeable(Lines):
-    """Cannot be instantiated."""
-
-    def __init__(self) -> None:
-        raise OSError("no such file")
-
-
-class Plain(Lines):
-    """Its on_message is no generator."""
-
-    def on_message(self, message: Message) -> Effects:
-        return None  # type: ignore[return-value]  # the fault that is tested
-
-
-class Foreign(Lines):
-    """Yields what is no effect."""
-
-    def on_message(self, message: Message) -> Effects:
-        yield "OPEN"  # type: ignore[misc]  # the fault that is tested
-
-
-class UnicodeFault(Lines):
-    """Lets an exception of the codec out of frame()."""
-
-    def frame(self, data: memoryview) -> int | None:
-        return len(bytes(data).decode("ascii"))
-
-
-def fault_of(decision: Decision) -> Fault:
-    """The fault, after a look at what else a fault means."""
-    assert decision.flow is not None
-    assert decision.flow.finished == "fault"
-    assert (decision.expectations, decision.packet) == ((), None)
-    fault, finished = decision.events
-    assert finished == Finished("fault")
-    assert isinstance(fault, Fault)
-    return fault
-
-
-@BOTH
-@pytest.mark.parametrize(
-    ("command", "error"),
-    [
-        (b"RAISE bug\n", "ZeroDivisionError: in the helper"),
-        (b"RAISE assert\n", "AssertionError: in the helper"),
-        (b"OPEN-RAISE 5000\n", "RuntimeError: after the expectation"),
-        (b"GRANT\n", "IndexError: list index out of range"),
-    ],
-    ids=["exception", "assertion", "after an expectation", "index"],
-)
-def test_exception_of_a_helper_is_a_fault_with_its_place(
-    helper: type[Helper], command: bytes, error: str
-) -> None:
-    host = Host(helper)
-    fault = fault_of(host.send(command))
-    assert fault.error == error
-    assert not fault.quarantined
-    name, _, line = fault.where.partition(":")
-    assert name == "test_engine.py"
-    assert int(line) > 0
-    decision = host.send(b"OPEN 5000\n")
-    assert decision == Decision(decision.flow)
-
-
-def test_fault_in_a_library_is_placed_in_the_helper_that_called_it() -> None:
-    fault = fault_of(Host(UnicodeFault).send(b"\xff"))
-    assert fault.where.startswith("test_engine.py:")
-
-
-@pytest.mark.parametrize(
-    ("helper", "error"),
-    [
-        (Unmakeable, "OSError: no such file"),
-        (Plain, "TypeError: "),
-        (Foreign, "AssertionError: "),
-        (UnicodeFault, "UnicodeDecodeError: "),
-    ],
-)
-def test_helper_that_breaks_the_contract_is_at_fault(
-    helper: type[Helper], error: str
-) -> None:
-    host = Host(helper)
-    syn = host.handle(tcp(b"", FIRST - 1, flags="S"))
-    decision = syn if syn.events else host.segment(0, b"OPEN \xff\n")
-    assert fault_of(decision).error.startswith(error)
-
-
-@pytest.mark.parametrize("length", [0, -1, 11])
-def test_frame_of_no_length_or_too_much_is_a_fault(
-    length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Broken, "length", length)
-    fault = fault_of(Host(Broken).send(b"OPEN 5000\n"))
-    assert fault.error == f"HelperFault: frame() returned {length} of 10 bytes"
-
-
-@pytest.mark.parametrize(
-    ("command", "error"),
-    [
-        (b"POLICY other", "HelperFault: no policy 'other'"),
-        (
-            b"POLICY chained",
-            "HelperFault: policy 'chained' is not the first: the kernel applies it "
-            "only to an expectation that names a helper",
-        ),
-        (b"BEYOND", "HelperFault: rewrite of a span that leaves the datagram"),
-    ],
-    ids=["unknown policy", "second policy without a helper", "rewrite out of range"],
-)
-def test_wish_that_cannot_be_is_a_fault(command: bytes, error: str) -> None:
-    assert fault_of(Host(Datagrams).send(command)).error.startswith(error)
-
-
-def test_faults_within_the_window_quarantine_the_helper() -> None:
-    host = Host(Datagrams)
-    waiting = host.entry
-    host.send(b"NOTHING")
-    for number in range(1, FAULTS + 1):
-        host.next_flow()
-        fault = fault_of(host.send(b"RAISE bug"))
-        assert fault.quarantined is (number == FAULTS)
-        host.clock.now += FAULT_WINDOW / (FAULTS - 1)
-    # Neither flows that go on nor new ones are inspected.
-    host.next_flow()
-    for entry in (waiting, host.entry):
-        decision = host.engine.handle(udp(b"OPEN 5000"), entry, ORIGINAL)
-        assert decision == Decision(decision.flow, events=(Finished("quarantine"),))
-        again = host.engine.handle(udp(b"OPEN 5000"), entry, ORIGINAL)
-        assert again == Decision(decision.flow)
-    host.engine.release()
-    host.next_flow()
-    assert len(host.send(b"OPEN 5000").expectations) == 1
-    host.next_flow()
-    assert not fault_of(host.send(b"RAISE bug")).quarantined
-
-
-def test_faults_far_apart_do_not_quarantine() -> None:
-    host = Host(Datagrams)
-    for _ in range(2 * FAULTS):
-        host.next_flow()
-        assert not fault_of(host.send(b"RAISE bug")).quarantined
-        host.clock.now += FAULT_WINDOW / (FAULTS - 1) + 1
-
-
-def test_quarantine_is_the_helpers_own() -> None:
-    host = Host(Datagrams)
-    for _ in range(FAULTS):
-        host.next_flow()
-        host.send(b"RAISE bug")
-    host.engine.helpers = {**host.engine.helpers, "line": configured(Lines)}
-    other = conntrack(id_=99, helper="line")
-    host.engine.handle(tcp(b"", FIRST - 1, flags="S"), other, ORIGINAL)
-    decision = host.engine.handle(tcp(b"OPEN 5000\n", FIRST), other, ORIGINAL)
-    assert len(decision.expectations) == 1
-
-
 # What is refused.
 
 LOW = Refused(
@@ -984,45 +401,6 @@ def test_translated_flow_of_a_helper_without_nat_opens_nothing() -> None:
         assert refused.reason == "nat"
 
 
-# Rewrites and the end.
-
-
-@BOTH
-@pytest.mark.parametrize("command", [b"REWRITE same\n", b"GRANT 5000\n"])
-def test_rewrite_to_the_same_bytes_is_dropped(
-    helper: type[Helper], command: bytes
-) -> None:
-    decision = Host(helper).send(command)
-    assert (decision.packet, decision.events) == (None, ())
-
-
-def test_rewrite_of_a_datagram_replaces_the_packet() -> None:
-    decision = Host(Datagrams).send(b"CHANGE me")
-    assert decision.packet == udp(b"was and me")
-    assert decision.events == ()
-
-
-def test_rewrite_of_a_segment_is_a_fault() -> None:
-    fault = fault_of(Host(Lines).send(b"CHANGE me\n"))
-    assert fault.error.startswith("HelperFault: rewrite of a TCP segment")
-
-
-@BOTH
-def test_done_finishes_the_flow_once(helper: type[Helper]) -> None:
-    host = Host(helper)
-    assert len(host.send(b"OPEN 5000\n").expectations) == 1
-    decision = host.send(b"DONE\n")
-    assert decision == Decision(decision.flow, events=(Finished("done"),))
-    for direction in Direction:
-        assert host.send(b"OPEN 5000\n", direction) == Decision(decision.flow)
-
-
-def test_messages_after_done_are_not_read() -> None:
-    decision = Host(Lines).send(b"OPEN 5000\nDONE\nOPEN 5001\n")
-    assert [made.destination.port for made in decision.expectations] == [5000]
-    assert decision.events == (Finished("done"),)
-
-
 # Flows and the configuration.
 
 
@@ -1081,45 +459,3 @@ def test_any_payload_is_accepted(helper: type[Helper], payloads: list[bytes]) ->
     for payload in payloads:
         for event in host.send(payload).events:
             assert isinstance(event, Damaged | Fault | Finished | Refused)
-
-
-# Looking on.
-
-
-class Onlooker:
-    """Writes down what the engine tells it."""
-
-    def __init__(self) -> None:
-        self.told: list[bytes | Effect] = []
-
-    def message(self, helper: Helper, message: Message) -> None:
-        assert isinstance(helper, Commands)
-        assert message not in helper.messages
-        self.told.append(message.payload)
-
-    def effect(self, effect: Effect) -> None:
-        self.told.append(effect)
-
-
-@BOTH
-def test_watch_is_told_of_messages_and_effects_in_their_order(
-    helper: type[Helper],
-) -> None:
-    onlooker = Onlooker()
-    host = Host(helper, onlooker)
-    port = endpoint(CLIENT, 22)
-    for payload in (b"TRY 22 5000\n", b"NONSENSE\n"):
-        host.send(payload)
-    assert onlooker.told == [
-        b"TRY 22 5000\n",
-        Expect(port, "data"),
-        Expect(endpoint(CLIENT, 5000), "data"),
-        b"NONSENSE\n",
-    ]
-
-
-def test_helper_describes_nothing_unless_it_says_so() -> None:
-    host = Host(Datagrams)
-    host.send(b"NOTHING")
-    (message,) = host.messages
-    assert Datagrams().describe(message) == {}
