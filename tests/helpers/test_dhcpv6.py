@@ -41,6 +41,7 @@ from cthelper.core.guard import Guard, Rules
 from cthelper.core.outcome import Damaged, Refused
 from cthelper.helpers.dhcpv6 import Dhcpv6
 from cthelper.testing import Line, defaults, play
+from tests.cases import cases
 from tests.core.builders import conntrack, endpoint, flow_tuple, packet6
 from tests.helpers import tshark
 
@@ -224,15 +225,16 @@ def test_relayed_message_opens_the_port_that_it_came_from(
 
 
 @pytest.mark.parametrize("port", [CLIENT_PORT, OTHER_PORT])
-@pytest.mark.parametrize(
+@cases(
     "options",
-    [
-        [],
-        [(RELAY_MESSAGE, client(1))],
+    {
+        "no option": [],
+        "message": [(RELAY_MESSAGE, client(1))],
         # In the message of a relay further down; this one came from port 547 then.
-        [(RELAY_MESSAGE, relay([(RELAY_SOURCE_PORT, bytes(2))]))],
-    ],
-    ids=["no option", "message", "option of another relay"],
+        "option of another relay": [
+            (RELAY_MESSAGE, relay([(RELAY_SOURCE_PORT, bytes(2))]))
+        ],
+    },
 )
 def test_relayed_message_from_a_port_that_it_does_not_explain_is_refused(
     options: Options, port: int
@@ -294,34 +296,21 @@ def test_message_without_options_opens_the_port(kind: int) -> None:
     assert opened(line().sent(client(kind, []))) == [answers_to()]
 
 
-@pytest.mark.parametrize(
+@cases(
     "payload",
-    [
-        b"\x01",
-        client(1)[:3],
-        client(1)[:-1],
-        client(1, []) + b"\0",
-        client(1, []) + b"\0\1\0",
-        client(1, []) + b"\0\1\xff\xff",
-        relay()[:33],
-        relay([])[:-1],
-        relay()[:-1],
-        relay([]) + b"\0\x87\0\2\0",
-        relay([]) + b"\0\x09\xff\xff",
-    ],
-    ids=[
-        "type alone",
-        "half a transaction id",
-        "half an option",
-        "half an option code",
-        "half an option length",
-        "length past the end",
-        "half a relay header",
-        "relay header one byte short",
-        "half a relayed message",
-        "half a relay source port",
-        "relay option past the end",
-    ],
+    {
+        "type alone": b"\x01",
+        "half a transaction id": client(1)[:3],
+        "half an option": client(1)[:-1],
+        "half an option code": client(1, []) + b"\0",
+        "half an option length": client(1, []) + b"\0\1\0",
+        "length past the end": client(1, []) + b"\0\1\xff\xff",
+        "half a relay header": relay()[:33],
+        "relay header one byte short": relay([])[:-1],
+        "half a relayed message": relay()[:-1],
+        "half a relay source port": relay([]) + b"\0\x87\0\2\0",
+        "relay option past the end": relay([]) + b"\0\x09\xff\xff",
+    },
 )
 @pytest.mark.parametrize("port", [CLIENT_PORT, SERVER_PORT, OTHER_PORT])
 def test_message_that_does_not_parse_is_malformed(payload: bytes, port: int) -> None:

@@ -8,6 +8,7 @@ from scapy.layers.dns import DNS, DNSQR
 
 from cthelper.core.api import Cursor, Malformed, Truncated
 from cthelper.helpers.dns import Header, read_header, read_question_class
+from tests.cases import cases
 
 labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
 names = (
@@ -43,59 +44,37 @@ def test_header_is_12_bytes() -> None:
     assert cursor.remaining == 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "standard"),
-    [
-        (0x0000, True),
-        (0x0200, True),
-        (0x0100, True),
-        (0x07F0, True),
-        (0x8000, False),
-        (0x8400, False),
-        (0x0800, False),
-        (0x4000, False),
-        (0x0001, False),
-        (0x0008, False),
-    ],
-    ids=[
-        "query",
-        "truncated query",
-        "recursion desired",
-        "all flags that are not codes",
-        "response",
-        "authoritative response",
-        "inverse query",
-        "operation code 8",
-        "response code 1",
-        "response code 8",
-    ],
+@cases(
+    "flags, standard",
+    {
+        "query": (0x0000, True),
+        "truncated query": (0x0200, True),
+        "recursion desired": (0x0100, True),
+        "all flags that are not codes": (0x07F0, True),
+        "response": (0x8000, False),
+        "authoritative response": (0x8400, False),
+        "inverse query": (0x0800, False),
+        "operation code 8": (0x4000, False),
+        "response code 1": (0x0001, False),
+        "response code 8": (0x0008, False),
+    },
 )
 def test_standard_query_has_no_codes(flags: int, standard: bool) -> None:
     assert Header(flags, 1).is_standard_query is standard
 
 
-@pytest.mark.parametrize(
+@cases(
     "owner",
-    [
-        name(),
-        name(4, 4, 5),
-        name(63),
-        name(63, 63, 63, 61),
-        b"\xc0\x0c",
-        b"\xff\xff",
-        name(4)[:-1] + b"\xc0\x0c",
-        b"\x03\0\xff.\0",
-    ],
-    ids=[
-        "root",
-        "three labels",
-        "label of 63",
-        "name of 255",
-        "pointer",
-        "pointer out of the message",
-        "label and pointer",
-        "label of any bytes",
-    ],
+    {
+        "root": name(),
+        "three labels": name(4, 4, 5),
+        "label of 63": name(63),
+        "name of 255": name(63, 63, 63, 61),
+        "pointer": b"\xc0\x0c",
+        "pointer out of the message": b"\xff\xff",
+        "label and pointer": name(4)[:-1] + b"\xc0\x0c",
+        "label of any bytes": b"\x03\0\xff.\0",
+    },
 )
 def test_question_is_passed_over_to_its_class(owner: bytes) -> None:
     assert question_class(owner + b"\x00\x0c" + b"\x80\x01") == 0x8001

@@ -35,6 +35,7 @@ from cthelper.core.outcome import Refused
 from cthelper.core.tuples import Expectation, Tuple
 from cthelper.helpers.mdns import Mdns
 from cthelper.testing import Line, play
+from tests.cases import cases
 from tests.core.builders import conntrack, endpoint, flow_tuple, udp
 
 HOST = "192.0.2.1"
@@ -217,30 +218,19 @@ def test_compression_pointer_ends_a_name(questions: list[bytes]) -> None:
 LONG = b"".join(b"\x3f" + b"x" * 63 for _ in range(4)) + b"\0"
 
 
-@pytest.mark.parametrize(
+@cases(
     "payload",
-    [
-        b"",
-        bytes(11),
-        query(question(), count=2),
-        query(question()[:-1]),
-        query(b"\x04te"),
-        query(b"\x04test\xc0"),
-        query(question(name=b"\x40" + b"x" * 64 + b"\0")),
-        query(question(name=LONG)),
-        query(question(), count=0xFFFF),
-    ],
-    ids=[
-        "empty",
-        "short header",
-        "second question missing",
-        "half a class",
-        "half a label",
-        "half a pointer",
-        "label over 63",
-        "name over 255",
-        "65535 questions",
-    ],
+    {
+        "empty": b"",
+        "short header": bytes(11),
+        "second question missing": query(question(), count=2),
+        "half a class": query(question()[:-1]),
+        "half a label": query(b"\x04te"),
+        "half a pointer": query(b"\x04test\xc0"),
+        "label over 63": query(question(name=b"\x40" + b"x" * 64 + b"\0")),
+        "name over 255": query(question(name=LONG)),
+        "65535 questions": query(question(), count=0xFFFF),
+    },
 )
 def test_query_that_does_not_parse_is_malformed(payload: bytes) -> None:
     with pytest.raises(Malformed):

@@ -46,6 +46,7 @@ from cthelper.core.outcome import Damaged, Refused
 from cthelper.core.tuples import Conntrack
 from cthelper.helpers.slp import Slp
 from cthelper.testing import Line, defaults, failures, play, related, replay
+from tests.cases import cases
 from tests.core.builders import conntrack, endpoint, flow_tuple, udp
 from tests.helpers import tshark
 
@@ -356,7 +357,7 @@ MALFORMED: Final = {
 }
 
 
-@pytest.mark.parametrize("payload", MALFORMED.values(), ids=MALFORMED)
+@cases("payload", MALFORMED)
 def test_message_that_does_not_parse_is_malformed(payload: bytes) -> None:
     with pytest.raises(Malformed):
         effects_of(line(v1=True).sent(payload))
@@ -443,7 +444,7 @@ def test_answers_that_are_not_to_be_read_are_let_go(
     assert effects_of(flow.message(direction, v2(function, flags=O_FLAG))) == [DONE]
 
 
-@pytest.mark.parametrize("payload", MALFORMED.values(), ids=MALFORMED)
+@cases("payload", MALFORMED)
 def test_answer_with_a_broken_header_is_malformed(payload: bytes) -> None:
     # The strings of a request are no matter here.
     try:

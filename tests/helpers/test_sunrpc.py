@@ -39,6 +39,7 @@ from cthelper.core.tuples import Address, Conntrack, Network
 from cthelper.helpers.rpcbind import PORTMAPPER
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.testing import Line, defaults, play
+from tests.cases import cases
 from tests.core.builders import (
     CLIENT,
     CLIENT6,
@@ -341,24 +342,18 @@ def test_unregistered_service_opens_nothing() -> None:
 
 
 @handles("a reply that is denied, or fails", "opens nothing")
-@pytest.mark.parametrize(
+@cases(
     "answered",
-    [
-        u32(7, 1, 1, 0, 2, 2),
-        u32(7, 1, 1, 1, 5),
-        u32(7, 1, 2) + auth() + u32(0, PORT),
-        *(reply(7, u32(PORT), status=status) for status in (1, 2, 3, 4, 5)),
-    ],
-    ids=[
-        "denied, other RPC version",
-        "denied, bad credentials",
-        "unknown reply status",
-        "program unavailable",
-        "program mismatch",
-        "procedure unavailable",
-        "garbage arguments",
-        "system error",
-    ],
+    {
+        "denied, other RPC version": u32(7, 1, 1, 0, 2, 2),
+        "denied, bad credentials": u32(7, 1, 1, 1, 5),
+        "unknown reply status": u32(7, 1, 2) + auth() + u32(0, PORT),
+        "program unavailable": reply(7, u32(PORT), status=1),
+        "program mismatch": reply(7, u32(PORT), status=2),
+        "procedure unavailable": reply(7, u32(PORT), status=3),
+        "garbage arguments": reply(7, u32(PORT), status=4),
+        "system error": reply(7, u32(PORT), status=5),
+    },
 )
 def test_rejected_or_unsuccessful_reply_opens_nothing(answered: bytes) -> None:
     assert exchange(getport(7), answered) == []
@@ -621,32 +616,20 @@ def test_retransmitted_call_is_not_the_oldest_any_more() -> None:
 # What is malformed.
 
 
-@pytest.mark.parametrize(
-    ("asked", "answered"),
-    [
-        (getport(7), port(7, 65536)),
-        (getport(7), port(7, 70000)),
-        (getport(7), port(7, 0xFFFFFFFF)),
-        (getport(7), reply(7, b"\0\0\x4e")),
-        (getport(7), reply(7, u32(PORT), verifier=auth(401))),
-        (getaddr(7), address(7, "198.51.100.2.300.1")),
-        (getaddr(7), address(7, "198.51.100.2")),
-        (getaddr(7), reply(7, opaque(b"\xff\xff"))),
-        (getaddr(7), reply(7, opaque(b"1" * 256))),
-        (getaddr(7), reply(7, u32(200) + b"short")),
-    ],
-    ids=[
-        "port 65536",
-        "port 70000",
-        "port of 32 bits",
-        "half a port",
-        "verifier over 400",
-        "octet over 255",
-        "uaddr without a port",
-        "uaddr that is not ASCII",
-        "uaddr over 255 bytes",
-        "uaddr that ends early",
-    ],
+@cases(
+    "asked, answered",
+    {
+        "port 65536": (getport(7), port(7, 65536)),
+        "port 70000": (getport(7), port(7, 70000)),
+        "port of 32 bits": (getport(7), port(7, 0xFFFFFFFF)),
+        "half a port": (getport(7), reply(7, b"\0\0\x4e")),
+        "verifier over 400": (getport(7), reply(7, u32(PORT), verifier=auth(401))),
+        "octet over 255": (getaddr(7), address(7, "198.51.100.2.300.1")),
+        "uaddr without a port": (getaddr(7), address(7, "198.51.100.2")),
+        "uaddr that is not ASCII": (getaddr(7), reply(7, opaque(b"\xff\xff"))),
+        "uaddr over 255 bytes": (getaddr(7), reply(7, opaque(b"1" * 256))),
+        "uaddr that ends early": (getaddr(7), reply(7, u32(200) + b"short")),
+    },
 )
 def test_reply_that_does_not_parse_is_malformed(asked: bytes, answered: bytes) -> None:
     with pytest.raises(Malformed):
@@ -658,36 +641,26 @@ def test_port_0_in_a_uaddr_is_announced_as_it_is() -> None:
     assert exchange(getaddr(7), address(7, uaddr(number=0))) == [service(0)]
 
 
-@pytest.mark.parametrize(
+@cases(
     "asked",
-    [
-        b"",
-        u32(7),
-        u32(7, 0),
-        getport(7)[:-1],
-        getaddr(7)[:54],
-        call(7, (2, 0), rpc_version=1),
-        call(7, (2, 0), rpc_version=3),
-        call(7, (2, 3), u32(MOUNTD, 3, UDP, 0), credentials=auth(401)),
-        call(7, (2, 3), u32(MOUNTD, 3, UDP, 0), verifier=auth(401)),
-        call(7, (2, 3), credentials=u32(0, 0xFFFFFFFF)),
-        getaddr(7, netid="x" * 256),
-        getaddr(7, netid="é"),
-    ],
-    ids=[
-        "empty",
-        "xid only",
-        "no RPC version",
-        "half a port",
-        "half a netid",
-        "RPC version 1",
-        "RPC version 3",
-        "credentials over 400",
-        "verifier over 400",
-        "credentials of 4 GiB",
-        "netid over 255 bytes",
-        "netid that is not ASCII",
-    ],
+    {
+        "empty": b"",
+        "xid only": u32(7),
+        "no RPC version": u32(7, 0),
+        "half a port": getport(7)[:-1],
+        "half a netid": getaddr(7)[:54],
+        "RPC version 1": call(7, (2, 0), rpc_version=1),
+        "RPC version 3": call(7, (2, 0), rpc_version=3),
+        "credentials over 400": call(
+            7, (2, 3), u32(MOUNTD, 3, UDP, 0), credentials=auth(401)
+        ),
+        "verifier over 400": call(
+            7, (2, 3), u32(MOUNTD, 3, UDP, 0), verifier=auth(401)
+        ),
+        "credentials of 4 GiB": call(7, (2, 3), credentials=u32(0, 0xFFFFFFFF)),
+        "netid over 255 bytes": getaddr(7, netid="x" * 256),
+        "netid that is not ASCII": getaddr(7, netid="é"),
+    },
 )
 def test_call_that_does_not_parse_is_malformed(asked: bytes) -> None:
     with pytest.raises(Malformed):

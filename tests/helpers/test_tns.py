@@ -44,6 +44,7 @@ from cthelper.core.tuples import Conntrack, Expectation
 from cthelper.helpers.tns import Tns
 from cthelper.helpers.tns_descriptor import parse_addresses
 from cthelper.testing import Line, any_segmentation, defaults, play
+from tests.cases import cases
 from tests.core.builders import (
     CLIENT,
     CLIENT6,
@@ -182,36 +183,20 @@ def forms(address: str, connect_data: str) -> dict[str, list[bytes]]:
 
 
 FORMS: Final = forms(address(), CONNECT_DATA)
+# What each proves, of those that the protocol tells apart.
+PROOFS: Final = {
+    "inline": "REDIRECT (5), inline",
+    "DATA": "REDIRECT (5), then DATA (6)",
+    "length 0": "REDIRECT (5), length 0, then DATA (6)",
+    "partly inline": "REDIRECT (5), partly inline, then DATA (6)",
+}
+MARKED_FORMS: Final = {
+    name: pytest.param(FORMS[name], marks=handles(message, OPENS))
+    for name, message in PROOFS.items()
+}
 
 
-@pytest.mark.parametrize(
-    "answers",
-    [
-        pytest.param(FORMS["inline"], marks=handles("REDIRECT (5), inline", OPENS)),
-        pytest.param(FORMS["inline, no connect data"]),
-        pytest.param(FORMS["inline, length 0"]),
-        pytest.param(
-            FORMS["DATA"], marks=handles("REDIRECT (5), then DATA (6)", OPENS)
-        ),
-        pytest.param(FORMS["DATA, flag of the header"]),
-        pytest.param(FORMS["DATA with flags"]),
-        pytest.param(FORMS["DATA, no connect data"]),
-        pytest.param(FORMS["DATA in pieces"]),
-        pytest.param(FORMS["DATA that is longer than announced"]),
-        pytest.param(
-            FORMS["length 0"],
-            marks=handles("REDIRECT (5), length 0, then DATA (6)", OPENS),
-        ),
-        pytest.param(FORMS["length 0, no connect data"]),
-        pytest.param(FORMS["length 0, in pieces"]),
-        pytest.param(
-            FORMS["partly inline"],
-            marks=handles("REDIRECT (5), partly inline, then DATA (6)", OPENS),
-        ),
-        pytest.param(FORMS["partly inline, length 0"]),
-    ],
-    ids=list(FORMS),
-)
+@cases("answers", {**FORMS, **MARKED_FORMS})
 def test_redirect_opens_the_address_that_it_names(answers: list[bytes]) -> None:
     assert answered(*answers) == [to()]
     # However segments cut it, and whatever comes after it.
@@ -465,7 +450,7 @@ NOT_TNS: Final = {
 
 
 @handles("what does not begin with CONNECT: TLS, HTTP", "ends the inspection")
-@pytest.mark.parametrize("sent", NOT_TNS.values(), ids=list(NOT_TNS))
+@cases("sent", NOT_TNS)
 @pytest.mark.parametrize("direction", list(Direction), ids=lambda each: each.value)
 def test_flow_that_does_not_begin_with_connect_is_not_read(
     direction: Direction, sent: bytes
@@ -522,46 +507,27 @@ def test_packet_that_is_shorter_than_its_header_is_malformed(length: int) -> Non
         helper.frame(memoryview(packet(6, length=length)))
 
 
-@pytest.mark.parametrize(
+@cases(
     "answers",
-    [
-        [packet(5)],
-        [packet(5, b"\0")],
-        [redirect("HOST=192.0.2.1")],
-        [redirect(" \0" + address())],
-        [redirect("\0" + address())],
-        [redirect(f"x{address()}")],
-        [redirect(f"{address()}x")],
-        [redirect(address()[:-1])],
-        [redirect(address(port=65536))],
-        [redirect(address(port="1521x"))],
-        [redirect(address("300.1.1.1"))],
-        [redirect(address(), length=3)],
-        [redirect(), data("HOST")],
-        [redirect(), data(" "), data("HOST")],
-        [redirect(), data(address() + "x")],
-        [redirect(), packet(6)],
-        [redirect(length=9), packet(6, b"\0")],
-    ],
-    ids=[
-        "no length",
-        "half a length",
-        "no parenthesis",
-        "blanks before NUL",
-        "nothing before NUL",
-        "junk before",
-        "junk after",
-        "open parenthesis",
-        "port over 65535",
-        "port with a letter",
-        "octet over 255",
-        "length too short",
-        "length 0, no parenthesis",
-        "length 0, blanks, no parenthesis",
-        "length 0, junk after",
-        "DATA without flags",
-        "DATA with half its flags",
-    ],
+    {
+        "no length": [packet(5)],
+        "half a length": [packet(5, b"\0")],
+        "no parenthesis": [redirect("HOST=192.0.2.1")],
+        "blanks before NUL": [redirect(" \0" + address())],
+        "nothing before NUL": [redirect("\0" + address())],
+        "junk before": [redirect(f"x{address()}")],
+        "junk after": [redirect(f"{address()}x")],
+        "open parenthesis": [redirect(address()[:-1])],
+        "port over 65535": [redirect(address(port=65536))],
+        "port with a letter": [redirect(address(port="1521x"))],
+        "octet over 255": [redirect(address("300.1.1.1"))],
+        "length too short": [redirect(address(), length=3)],
+        "length 0, no parenthesis": [redirect(), data("HOST")],
+        "length 0, blanks, no parenthesis": [redirect(), data(" "), data("HOST")],
+        "length 0, junk after": [redirect(), data(address() + "x")],
+        "DATA without flags": [redirect(), packet(6)],
+        "DATA with half its flags": [redirect(length=9), packet(6, b"\0")],
+    },
 )
 def test_redirect_that_does_not_parse_is_malformed(answers: list[bytes]) -> None:
     with pytest.raises(Malformed):
@@ -1025,16 +991,19 @@ def test_what_follows_a_redirect_does_not_change_it(
 # In words
 
 
-@pytest.mark.parametrize(
-    ("answers", "fields"),
-    [
-        ([RESEND], {"type": "RESEND (11)", "length": "8"}),
-        ([packet(99)], {"type": "unknown (99)", "length": "8"}),
-        ([ACCEPT], {"type": "ACCEPT (2)", "length": "65"}),
-        ([MARKER], {"type": "MARKER (12)", "length": "11"}),
-        ([redirect(), MARKER], {"type": "MARKER (12)", "length": "11"}),
-        ([data("x")], {"type": "DATA (6)", "length": "11"}),
-        (
+@cases(
+    "answers, fields",
+    {
+        "RESEND": ([RESEND], {"type": "RESEND (11)", "length": "8"}),
+        "unknown": ([packet(99)], {"type": "unknown (99)", "length": "8"}),
+        "ACCEPT": ([ACCEPT], {"type": "ACCEPT (2)", "length": "65"}),
+        "MARKER": ([MARKER], {"type": "MARKER (12)", "length": "11"}),
+        "MARKER within a redirect": (
+            [redirect(), MARKER],
+            {"type": "MARKER (12)", "length": "11"},
+        ),
+        "DATA": ([data("x")], {"type": "DATA (6)", "length": "11"}),
+        "REDIRECT": (
             [redirect(TEXT)],
             {
                 "type": "REDIRECT (5)",
@@ -1043,7 +1012,7 @@ def test_what_follows_a_redirect_does_not_change_it(
                 "redirects to": f"tcp {SERVER}:{PORT}",
             },
         ),
-        (
+        "REDIRECT, DATA to follow": (
             [redirect(length=len(TEXT))],
             {
                 "type": "REDIRECT (5)",
@@ -1052,7 +1021,7 @@ def test_what_follows_a_redirect_does_not_change_it(
                 "redirects to": "what DATA will say",
             },
         ),
-        (
+        "DATA of a REDIRECT": (
             deferred(address("rac1") + address(SERVER6, 2484, "tcps"), length=0),
             {
                 "type": "DATA (6)",
@@ -1061,7 +1030,7 @@ def test_what_follows_a_redirect_does_not_change_it(
                 "redirects to": f"tcp rac1:{PORT}, tcps [{SERVER6}]:2484",
             },
         ),
-        (
+        "REDIRECT to another protocol": (
             [redirect("(ADDRESS=(PROTOCOL=ipc))")],
             {
                 "type": "REDIRECT (5)",
@@ -1070,19 +1039,7 @@ def test_what_follows_a_redirect_does_not_change_it(
                 "redirects to": "nothing over TCP",
             },
         ),
-    ],
-    ids=[
-        "RESEND",
-        "unknown",
-        "ACCEPT",
-        "MARKER",
-        "MARKER within a redirect",
-        "DATA",
-        "REDIRECT",
-        "REDIRECT, DATA to follow",
-        "DATA of a REDIRECT",
-        "REDIRECT to another protocol",
-    ],
+    },
 )
 def test_packet_of_a_server_is_described(
     answers: list[bytes], fields: dict[str, str]

@@ -15,6 +15,7 @@ from cthelper.helpers.tns_descriptor import (
     parse_addresses,
     parse_host,
 )
+from tests.cases import cases
 
 ONE = "(ADDRESS=(PROTOCOL=tcp)(HOST=192.0.2.1)(PORT=1521))"
 
@@ -32,96 +33,77 @@ def nested(groups: int, text: str) -> str:
     return "(A=" * groups + text + ")" * groups
 
 
-@pytest.mark.parametrize(
-    ("text", "addresses"),
-    [
-        (ONE, ["tcp 192.0.2.1:1521"]),
-        (ONE.lower(), ["tcp 192.0.2.1:1521"]),
-        (ONE.replace("tcp", "TCP"), ["tcp 192.0.2.1:1521"]),
-        ("(ADDRESS=(PORT=1521)(HOST=192.0.2.1)(PROTOCOL=tcp))", ["tcp 192.0.2.1:1521"]),
-        (
+@cases(
+    "text, addresses",
+    {
+        "an address": (ONE, ["tcp 192.0.2.1:1521"]),
+        "lower case": (ONE.lower(), ["tcp 192.0.2.1:1521"]),
+        "protocol in upper case": (ONE.replace("tcp", "TCP"), ["tcp 192.0.2.1:1521"]),
+        "another order": (
+            "(ADDRESS=(PORT=1521)(HOST=192.0.2.1)(PROTOCOL=tcp))",
+            ["tcp 192.0.2.1:1521"],
+        ),
+        "other keys among them": (
             "(Address=(DEV=6)(Port=1)(Rack=b)(Host=rac1)(Protocol=Tcp)(X=))",
             ["tcp rac1:1"],
         ),
-        (
+        "blanks": (
             "\r\n ( ADDRESS\t= ( PROTOCOL = tcp ) \n( HOST= 192.0.2.1 )(PORT= 1521 )) ",
             ["tcp 192.0.2.1:1521"],
         ),
-        (
+        "quoted values": (
             '(ADDRESS=(PROTOCOL="tcp")(HOST=\'192.0.2.1\')(PORT= "1521" ))',
             ["tcp 192.0.2.1:1521"],
         ),
-        (
+        "values with equals signs": (
             "(X=\"a)(b='c\")(Y=')\"')" + ONE + "(Z=a=b==)",
             ["tcp 192.0.2.1:1521"],
         ),
-        (address("192.0.2.1", 2484, "tcps"), ["tcps 192.0.2.1:2484"]),
-        (address("2001:db8::1", 1521), ["tcp [2001:db8::1]:1521"]),
-        (address("[2001:db8::1]", 1521), ["tcp [2001:db8::1]:1521"]),
-        (address("RAC1-vip.Example.NET.", 1521), ["tcp rac1-vip.example.net:1521"]),
-        (address("192.0.2.1", 65535), ["tcp 192.0.2.1:65535"]),
-        (address("192.0.2.1", 0), ["tcp 192.0.2.1:0"]),
-        (
+        "TCPS": (address("192.0.2.1", 2484, "tcps"), ["tcps 192.0.2.1:2484"]),
+        "IPv6": (address("2001:db8::1", 1521), ["tcp [2001:db8::1]:1521"]),
+        "IPv6 with brackets": (
+            address("[2001:db8::1]", 1521),
+            ["tcp [2001:db8::1]:1521"],
+        ),
+        "name": (
+            address("RAC1-vip.Example.NET.", 1521),
+            ["tcp rac1-vip.example.net:1521"],
+        ),
+        "highest port": (address("192.0.2.1", 65535), ["tcp 192.0.2.1:65535"]),
+        "port 0": (address("192.0.2.1", 0), ["tcp 192.0.2.1:0"]),
+        "a whole descriptor": (
             f"(DESCRIPTION=(ADDRESS_LIST={ONE}{address('192.0.2.2', 1522)})"
             "(CONNECT_DATA=(SERVICE_NAME=orcl)(CID=(PROGRAM=x)(HOST=vm)(USER=me))))",
             ["tcp 192.0.2.1:1521", "tcp 192.0.2.2:1522"],
         ),
-        (ONE + " " + address("a", 2), ["tcp 192.0.2.1:1521", "tcp a:2"]),
-        (
+        "several groups at the top": (
+            ONE + " " + address("a", 2),
+            ["tcp 192.0.2.1:1521", "tcp a:2"],
+        ),
+        "a group within the address": (
             "(ADDRESS=(PROTOCOL=tcp)(A=(HOST=192.0.2.9))(HOST=192.0.2.1)(PORT=1))",
             ["tcp 192.0.2.1:1"],
         ),
-        (nested(6, ONE), ["tcp 192.0.2.1:1521"]),
-    ],
-    ids=[
-        "an address",
-        "lower case",
-        "protocol in upper case",
-        "another order",
-        "other keys among them",
-        "blanks",
-        "quoted values",
-        "values with equals signs",
-        "TCPS",
-        "IPv6",
-        "IPv6 with brackets",
-        "name",
-        "highest port",
-        "port 0",
-        "a whole descriptor",
-        "several groups at the top",
-        "a group within the address",
-        "8 deep",
-    ],
+        "8 deep": (nested(6, ONE), ["tcp 192.0.2.1:1521"]),
+    },
 )
 def test_addresses_are_read(text: str, addresses: list[str]) -> None:
     assert found(text) == addresses
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
-    [
-        "(ADDRESS=(PROTOCOL=ipc)(KEY=extproc))",
-        "(ADDRESS=(PROTOCOL=beq)(PROGRAM=oracle))",
-        "(ADDRESS=(PROTOCOL=udp)(HOST=192.0.2.1)(PORT=1521))",
-        "(ADDRESS=(HOST=192.0.2.1)(PORT=1521))",
-        "(PROTOCOL=tcp)(HOST=192.0.2.1)(PORT=1521)",
-        "(DESCRIPTION=(PROTOCOL=tcp)(HOST=192.0.2.1)(PORT=1521))",
-        "(ADDRESS=192.0.2.1)",
-        "(ADDRESS=)",
-        "(A='" + ONE + "')",
-    ],
-    ids=[
-        "IPC",
-        "BEQ",
-        "UDP",
-        "no protocol",
-        "no group",
-        "another group",
-        "a value",
-        "an empty value",
-        "an address within quotes",
-    ],
+    {
+        "IPC": "(ADDRESS=(PROTOCOL=ipc)(KEY=extproc))",
+        "BEQ": "(ADDRESS=(PROTOCOL=beq)(PROGRAM=oracle))",
+        "UDP": "(ADDRESS=(PROTOCOL=udp)(HOST=192.0.2.1)(PORT=1521))",
+        "no protocol": "(ADDRESS=(HOST=192.0.2.1)(PORT=1521))",
+        "no group": "(PROTOCOL=tcp)(HOST=192.0.2.1)(PORT=1521)",
+        "another group": "(DESCRIPTION=(PROTOCOL=tcp)(HOST=192.0.2.1)(PORT=1521))",
+        "a value": "(ADDRESS=192.0.2.1)",
+        "an empty value": "(ADDRESS=)",
+        "an address within quotes": "(A='" + ONE + "')",
+    },
 )
 def test_what_is_no_address_over_tcp_is_passed_over(text: str) -> None:
     assert found(text) == []
@@ -198,28 +180,18 @@ def test_what_is_no_descriptor_is_malformed(text: str) -> None:
         found(text)
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
-    [
-        "(A=" + " " * 4000,
-        "(" + " " * 4000,
-        "(A" + " " * 4000,
-        "(A=" + "b" * 4000,
-        "(A=" + " (A=" * 1000,
-        "(A='" + "b" * 4000,
-        "(A=" + "'\"" * 2000,
-        "(A=b)" * 800 + "(",
-    ],
-    ids=[
-        "blanks before a value",
-        "blanks before a key",
-        "blanks after a key",
-        "value",
-        "groups",
-        "open quote",
-        "quotes",
-        "many groups",
-    ],
+    {
+        "blanks before a value": "(A=" + " " * 4000,
+        "blanks before a key": "(" + " " * 4000,
+        "blanks after a key": "(A" + " " * 4000,
+        "value": "(A=" + "b" * 4000,
+        "groups": "(A=" + " (A=" * 1000,
+        "open quote": "(A='" + "b" * 4000,
+        "quotes": "(A=" + "'\"" * 2000,
+        "many groups": "(A=b)" * 800 + "(",
+    },
 )
 def test_text_that_goes_on_and_on_is_malformed(text: str) -> None:
     # Patterns that try again at each byte would take hours for some of these.
