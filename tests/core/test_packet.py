@@ -23,6 +23,7 @@ from scapy.packet import Packet, Raw
 from cthelper.core.errors import Malformed, Truncated
 from cthelper.core.packet import Segment, checksum, locate, replace_payload
 from cthelper.core.tuples import TCP, UDP, Transport
+from tests.cases import cases
 from tests.core.builders import CLIENT, CLIENT6, SERVER, SERVER6
 
 PAYLOAD = b"announcement"
@@ -192,50 +193,34 @@ V6_UDP = IPV6 / UDP_HEADER / PAYLOAD
 V4_TCP = IPV4 / TCP_HEADER / PAYLOAD
 
 
-@pytest.mark.parametrize(
+@cases(
     "packet",
-    [
-        changed(V4_UDP, 0, b"\x35"),
-        changed(V4_UDP, 0, b"\x55"),
-        changed(V4_UDP, 0, b"\x44"),
-        changed(V4_UDP, 0, b"\x4f"),
-        changed(V4_UDP, 2, b"\x00\x13"),
-        changed(V4_UDP, 2, b"\x00\x29"),
-        changed(V4_UDP, 2, b"\x00\x1b"),
-        changed(V6_UDP, 4, b"\x00\x07"),
-        changed(V6_UDP, 4, b"\x00\x15"),
-        changed(V4_UDP, 24, b"\x00\x07"),
-        changed(V4_UDP, 24, b"\x00\x00"),
-        changed(V4_UDP, 24, b"\x00\x15"),
-        changed(V6_UDP, 44, b"\x00\x15"),
-        changed(V4_TCP, 32, b"\x40"),
-        changed(V4_TCP, 32, b"\x90"),
-        changed(V4_TCP, 2, b"\x00\x27"),
-        changed(IPV6 / IPv6ExtHdrDestOpt(options=options(8)), 41, b"\x01"),
-        changed(IPV6 / AUTHENTICATION / UDP_HEADER, 41, b"\xff"),
-        bytes(IPv6(src=CLIENT6, dst=SERVER6, nh=60, plen=7)) + bytes(7),
-    ],
-    ids=[
-        "IP version 3",
-        "IP version 5",
-        "IPv4 header of 16 bytes",
-        "IPv4 header over the packet",
-        "IPv4 length below its header",
-        "IPv4 length over the packet",
-        "IPv4 length within the UDP header",
-        "IPv6 length within the UDP header",
-        "IPv6 length over the packet",
-        "UDP length below its header",
-        "UDP length 0",
-        "UDP length over the IPv4 packet",
-        "UDP length over the IPv6 packet",
-        "TCP header of 16 bytes",
-        "TCP header over the packet",
-        "IPv4 length within the TCP header",
-        "options over the packet",
-        "authentication over the packet",
-        "half an extension header",
-    ],
+    {
+        "IP version 3": changed(V4_UDP, 0, b"\x35"),
+        "IP version 5": changed(V4_UDP, 0, b"\x55"),
+        "IPv4 header of 16 bytes": changed(V4_UDP, 0, b"\x44"),
+        "IPv4 header over the packet": changed(V4_UDP, 0, b"\x4f"),
+        "IPv4 length below its header": changed(V4_UDP, 2, b"\x00\x13"),
+        "IPv4 length over the packet": changed(V4_UDP, 2, b"\x00\x29"),
+        "IPv4 length within the UDP header": changed(V4_UDP, 2, b"\x00\x1b"),
+        "IPv6 length within the UDP header": changed(V6_UDP, 4, b"\x00\x07"),
+        "IPv6 length over the packet": changed(V6_UDP, 4, b"\x00\x15"),
+        "UDP length below its header": changed(V4_UDP, 24, b"\x00\x07"),
+        "UDP length 0": changed(V4_UDP, 24, b"\x00\x00"),
+        "UDP length over the IPv4 packet": changed(V4_UDP, 24, b"\x00\x15"),
+        "UDP length over the IPv6 packet": changed(V6_UDP, 44, b"\x00\x15"),
+        "TCP header of 16 bytes": changed(V4_TCP, 32, b"\x40"),
+        "TCP header over the packet": changed(V4_TCP, 32, b"\x90"),
+        "IPv4 length within the TCP header": changed(V4_TCP, 2, b"\x00\x27"),
+        "options over the packet": changed(
+            IPV6 / IPv6ExtHdrDestOpt(options=options(8)), 41, b"\x01"
+        ),
+        "authentication over the packet": changed(
+            IPV6 / AUTHENTICATION / UDP_HEADER, 41, b"\xff"
+        ),
+        "half an extension header": bytes(IPv6(src=CLIENT6, dst=SERVER6, nh=60, plen=7))
+        + bytes(7),
+    },
 )
 def test_contradicting_headers_are_malformed(packet: bytes) -> None:
     with pytest.raises(Malformed):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cthelper.core.errors import StreamLost
 from cthelper.core.stream import Stream
+from tests.cases import cases
 from tests.core.builders import cut
 
 # Right below the wrap of the sequence numbers, so that the cases cross it: the SYN has
@@ -79,30 +80,19 @@ def test_bytes_become_available_in_order(
     assert [feed(stream, offset, data) for offset, data in segments] == available
 
 
-@pytest.mark.parametrize(
+@cases(
     "segments",
-    [
-        [(0, b"abcd"), (0, b"abXd")],
-        [(0, b"abcd"), (2, b"cXef")],
-        [(0, b"abcd"), (1, b"X")],
-        [(2, b"cd"), (2, b"cX")],
-        [(2, b"cd"), (2, b"X")],
-        [(2, b"cd"), (2, b"cXe")],
-        [(2, b"cd"), (0, b"abX")],
-        [(2, b"cd"), (0, b"abXdef")],
-        [(2, b"cd"), (3, b"Xe"), (0, b"ab")],
-    ],
-    ids=[
-        "retransmission",
-        "retransmission with more",
-        "retransmission of a part",
-        "held bytes",
-        "held bytes, shorter",
-        "held bytes, longer",
-        "first copy was held",
-        "first copy was held, inside",
-        "both copies were held",
-    ],
+    {
+        "retransmission": [(0, b"abcd"), (0, b"abXd")],
+        "retransmission with more": [(0, b"abcd"), (2, b"cXef")],
+        "retransmission of a part": [(0, b"abcd"), (1, b"X")],
+        "held bytes": [(2, b"cd"), (2, b"cX")],
+        "held bytes, shorter": [(2, b"cd"), (2, b"X")],
+        "held bytes, longer": [(2, b"cd"), (2, b"cXe")],
+        "first copy was held": [(2, b"cd"), (0, b"abX")],
+        "first copy was held, inside": [(2, b"cd"), (0, b"abXdef")],
+        "both copies were held": [(2, b"cd"), (3, b"Xe"), (0, b"ab")],
+    },
 )
 def test_repetition_with_other_content_is_an_overlap(
     segments: list[tuple[int, bytes]],

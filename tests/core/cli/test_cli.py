@@ -13,6 +13,7 @@ import pytest
 from cthelper import nft
 from cthelper.core.config import parse
 from cthelper.core.registry import builtin_helpers
+from tests.cases import cases
 from tests.core.cli.runner import Runner
 
 INSTALLED = ", ".join(builtin_helpers())
@@ -21,26 +22,20 @@ INSTALLED = ", ".join(builtin_helpers())
 # Usage.
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ((), "the following arguments are required: COMMAND"),
-        (("burn",), "invalid choice: 'burn'"),
-        (("ruleset",), "the following arguments are required: ACTION"),
-        (("ruleset", "burn"), "invalid choice: 'burn'"),
-        (("helpers", "mdns", "sunrpc"), "unrecognized arguments: sunrpc"),
-        (("run", "--fast"), "unrecognized arguments: --fast"),
-        (("doctor", "--config"), "expected one argument"),
-    ],
-    ids=[
-        "no command",
-        "unknown command",
-        "no action",
-        "unknown action",
-        "too many arguments",
-        "unknown option",
-        "option without its value",
-    ],
+@cases(
+    "arguments, complaint",
+    {
+        "no command": ((), "the following arguments are required: COMMAND"),
+        "unknown command": (("burn",), "invalid choice: 'burn'"),
+        "no action": (("ruleset",), "the following arguments are required: ACTION"),
+        "unknown action": (("ruleset", "burn"), "invalid choice: 'burn'"),
+        "too many arguments": (
+            ("helpers", "mdns", "sunrpc"),
+            "unrecognized arguments: sunrpc",
+        ),
+        "unknown option": (("run", "--fast"), "unrecognized arguments: --fast"),
+        "option without its value": (("doctor", "--config"), "expected one argument"),
+    },
 )
 def test_wrong_usage_is_2(
     run: Runner, arguments: tuple[str, ...], complaint: str

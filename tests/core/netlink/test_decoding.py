@@ -20,6 +20,7 @@ from cthelper.core.netlink.decoding import (
     walk,
 )
 from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Status, Transport, Tuple
+from tests.cases import cases
 
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h
 TUPLE_ORIG, TUPLE_REPLY, STATUS, HELP, TIMEOUT, MARK = 1, 2, 3, 5, 7, 8
@@ -182,52 +183,41 @@ def inside(part: bytes) -> bytes:
 ADDRESSES = ip("192.0.2.1", "198.51.100.2")
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
-    [
-        struct.pack("=HH", 3, ID),
-        struct.pack("=HH", 0, ID),
-        struct.pack("=HH", 9, ID) + bytes(4),
-        attribute(ID, b"\0\0\0"),
-        attribute(STATUS, b""),
-        attribute(ZONE, b"\0"),
-        attribute(TIMEOUT, b"\0"),
-        attribute(MARK, b"\0"),
-        attribute(NESTED | HELP, struct.pack("=HH", 40, HELP_NAME)),
-        inside(struct.pack("=HH", 40, TUPLE_IP)),
-        inside(attribute(TUPLE_IP, attribute(V4_SRC, b"\1\2\3")) + proto(17, 1, 2)),
-        inside(attribute(TUPLE_IP, attribute(V4_SRC, bytes(5))) + proto(17, 1, 2)),
-        inside(attribute(TUPLE_IP, attribute(V6_SRC, bytes(4))) + proto(17, 1, 2)),
-        inside(proto(17, 1, 2)),
-        inside(ADDRESSES + attribute(TUPLE_PROTO, b"\x0a\0\0\0")),
-        inside(ADDRESSES + attribute(TUPLE_PROTO, attribute(PROTO_NUM, b"\x11"))),
-        inside(
+    {
+        "length of 3": struct.pack("=HH", 3, ID),
+        "length of 0": struct.pack("=HH", 0, ID),
+        "value cut off": struct.pack("=HH", 9, ID) + bytes(4),
+        "id of 3 bytes": attribute(ID, b"\0\0\0"),
+        "empty status": attribute(STATUS, b""),
+        "zone of a byte": attribute(ZONE, b"\0"),
+        "timeout of a byte": attribute(TIMEOUT, b"\0"),
+        "mark of a byte": attribute(MARK, b"\0"),
+        "helper cut off": attribute(NESTED | HELP, struct.pack("=HH", 40, HELP_NAME)),
+        "addresses cut off": inside(struct.pack("=HH", 40, TUPLE_IP)),
+        "IPv4 address of 3 bytes": inside(
+            attribute(TUPLE_IP, attribute(V4_SRC, b"\1\2\3")) + proto(17, 1, 2)
+        ),
+        "IPv4 address of 5 bytes": inside(
+            attribute(TUPLE_IP, attribute(V4_SRC, bytes(5))) + proto(17, 1, 2)
+        ),
+        "IPv6 address of 4 bytes": inside(
+            attribute(TUPLE_IP, attribute(V6_SRC, bytes(4))) + proto(17, 1, 2)
+        ),
+        "no address": inside(proto(17, 1, 2)),
+        "ports cut off": inside(ADDRESSES + attribute(TUPLE_PROTO, b"\x0a\0\0\0")),
+        "no port": inside(
+            ADDRESSES + attribute(TUPLE_PROTO, attribute(PROTO_NUM, b"\x11"))
+        ),
+        "port of 3 bytes": inside(
             ADDRESSES
             + attribute(
                 TUPLE_PROTO,
                 attribute(PROTO_NUM, b"\x11") + attribute(SRC_PORT, b"\1\2\3"),
             )
         ),
-    ],
-    ids=[
-        "length of 3",
-        "length of 0",
-        "value cut off",
-        "id of 3 bytes",
-        "empty status",
-        "zone of a byte",
-        "timeout of a byte",
-        "mark of a byte",
-        "helper cut off",
-        "addresses cut off",
-        "IPv4 address of 3 bytes",
-        "IPv4 address of 5 bytes",
-        "IPv6 address of 4 bytes",
-        "no address",
-        "ports cut off",
-        "no port",
-        "port of 3 bytes",
-    ],
+    },
 )
 def test_attribute_of_a_wrong_size_is_truncated(data: bytes) -> None:
     with pytest.raises(Truncated):

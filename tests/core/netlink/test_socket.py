@@ -18,6 +18,7 @@ from cthelper.core.netlink.socket import (
     _explanation,
     split,
 )
+from tests.cases import cases
 
 HEADER = struct.Struct("=IHHII")
 ERROR, CAPPED, ACK_TLVS = 2, 0x100, 0x200
@@ -100,45 +101,34 @@ def refusal(
 TEXT = attribute(MESSAGE, b"Unknown helper\0")
 
 
-@pytest.mark.parametrize(
+@cases(
     "found",
-    [
-        refusal(TEXT),
-        refusal(TEXT, request=b"12345"),
-        refusal(TEXT, request=b"12345", flags=ACK_TLVS | CAPPED),
-        refusal(attribute(OFFSET, bytes(4)), TEXT),
-        refusal(attribute(OFFSET, bytes(5)), TEXT, attribute(OFFSET, bytes(4))),
-    ],
-    ids=[
-        "message",
-        "after the request",
-        "after a capped request",
-        "after another attribute",
-        "between others",
-    ],
+    {
+        "message": refusal(TEXT),
+        "after the request": refusal(TEXT, request=b"12345"),
+        "after a capped request": refusal(
+            TEXT, request=b"12345", flags=ACK_TLVS | CAPPED
+        ),
+        "after another attribute": refusal(attribute(OFFSET, bytes(4)), TEXT),
+        "between others": refusal(
+            attribute(OFFSET, bytes(5)), TEXT, attribute(OFFSET, bytes(4))
+        ),
+    },
 )
 def test_words_of_the_kernel_are_found(found: Frame) -> None:
     assert _explanation(found) == " (Unknown helper)"
 
 
-@pytest.mark.parametrize(
+@cases(
     "found",
-    [
-        refusal(),
-        refusal(attribute(OFFSET, bytes(4))),
-        refusal(TEXT, flags=0),
-        refusal(TEXT, type_=3),
-        refusal(struct.pack("=HH", 3, MESSAGE)),
-        refusal(b"\0\0\0\0", TEXT),
-    ],
-    ids=[
-        "no attribute",
-        "no message among them",
-        "flag not set",
-        "not an error",
-        "length of 3",
-        "length of 0",
-    ],
+    {
+        "no attribute": refusal(),
+        "no message among them": refusal(attribute(OFFSET, bytes(4))),
+        "flag not set": refusal(TEXT, flags=0),
+        "not an error": refusal(TEXT, type_=3),
+        "length of 3": refusal(struct.pack("=HH", 3, MESSAGE)),
+        "length of 0": refusal(b"\0\0\0\0", TEXT),
+    },
 )
 def test_no_words_are_no_words(found: Frame) -> None:
     assert _explanation(found) == ""
