@@ -13,6 +13,7 @@ from scapy.layers.inet import IP
 from scapy.layers.inet import TCP as ScapyTCP
 from scapy.layers.inet import UDP as ScapyUDP
 from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet
 
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -70,28 +71,23 @@ def tcp(
     *,
     flags: str = "PA",
     direction: Direction = ORIGINAL,
+    version: int = 4,
 ) -> bytes:
-    """An IPv4 packet with a segment between the client and the server."""
-    source, destination = _ends(direction)
-    ip = IP(src=source[0], dst=destination[0])
-    header = ScapyTCP(
-        sport=source[1], dport=destination[1], seq=sequence % 2**32, flags=flags
-    )
-    return bytes(ip / header / payload)
+    """An IP packet with a segment between the client and the server."""
+    header = ScapyTCP(seq=sequence % 2**32, flags=flags)
+    return _packet(header / payload, direction, version)
 
 
-def udp(payload: bytes, *, direction: Direction = ORIGINAL) -> bytes:
-    """An IPv4 packet with a datagram between the client and the server."""
-    source, destination = _ends(direction)
-    ip = IP(src=source[0], dst=destination[0])
-    return bytes(ip / ScapyUDP(sport=source[1], dport=destination[1]) / payload)
+def udp(payload: bytes, *, direction: Direction = ORIGINAL, version: int = 4) -> bytes:
+    """An IP packet with a datagram between the client and the server."""
+    return _packet(ScapyUDP() / payload, direction, version)
 
 
 def packet6(transport: Transport, payload: bytes) -> bytes:
     """An IPv6 packet without extension headers, from the client to the server."""
-    layer = ScapyTCP if transport is Transport.TCP else ScapyUDP
-    ip = IPv6(src=CLIENT6, dst=SERVER6)
-    return bytes(ip / layer(sport=CLIENT_PORT, dport=SERVER_PORT) / payload)
+    if transport is Transport.UDP:
+        return udp(payload, version=6)
+    return tcp(payload, 0, flags="S", version=6)
 
 
 def cut(content: bytes, at: Iterable[int]) -> list[bytes]:
@@ -101,6 +97,10 @@ def cut(content: bytes, at: Iterable[int]) -> list[bytes]:
     return [content[start:stop] for start, stop in pairwise(bounds)]
 
 
-def _ends(direction: Direction) -> tuple[tuple[str, int], tuple[str, int]]:
-    client, server = (CLIENT, CLIENT_PORT), (SERVER, SERVER_PORT)
-    return (client, server) if direction is ORIGINAL else (server, client)
+def _packet(datagram: Packet, direction: Direction, version: int) -> bytes:
+    ip = IP(src=CLIENT, dst=SERVER) if version == 4 else IPv6(src=CLIENT6, dst=SERVER6)
+    datagram.sport, datagram.dport = CLIENT_PORT, SERVER_PORT
+    if direction is not ORIGINAL:
+        ip.src, ip.dst = ip.dst, ip.src
+        datagram.sport, datagram.dport = datagram.dport, datagram.sport
+    return bytes(ip / datagram)

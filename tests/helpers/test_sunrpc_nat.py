@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """SunRPC behind NAT: the client is told what it knows the server by."""
 
+from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Final
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.api import TCP, UDP, Cursor, Transport
-from cthelper.core.tuples import ORIGINAL, Endpoint, Translation, host_network
+from cthelper.core.tuples import ORIGINAL, Translation, host_network
 from cthelper.helpers.rpcbind import (
     PORTMAPPER,
     Call,
@@ -19,6 +20,9 @@ from cthelper.helpers.rpcbind import (
 )
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.helpers.xdr import join_record, record_length
+from tests.cases import cases
+from tests.core.builders import endpoint
+from tests.helpers.inspected import Inspected
 from tests.helpers.test_sunrpc import (
     MOUNTD,
     PORT,
@@ -38,9 +42,9 @@ from tests.helpers.translated import (
     NATS,
     PUBLIC,
     SERVER,
-    Translated,
-    entry_of,
-    is_a_hosts,
+    known,
+    servers,
+    translated,
 )
 
 WILDCARD: Final = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - stands in messages
@@ -49,9 +53,19 @@ VERSIONS = pytest.mark.parametrize("version", [4, 6])
 NAT = pytest.mark.parametrize("nat", NATS)
 
 
-def exchange(
-    flow: Translated, transport: Transport, asked: bytes, told: bytes
-) -> bytes:
+def flow_of(
+    transport: Transport,
+    version: int = 4,
+    nat: str = "dnat",
+    *,
+    taken: Collection[int] = (),
+) -> Inspected:
+    return Inspected(
+        SunRpc, translated(SunRpc, version, nat, transport=transport), taken=taken
+    )
+
+
+def exchange(flow: Inspected, transport: Transport, asked: bytes, told: bytes) -> bytes:
     """One call and its reply, in records on TCP; the reply that the client gets."""
     if transport is UDP:
         flow.sent(asked)
@@ -81,15 +95,14 @@ def services(message: bytes, procedure: tuple[int, int]) -> list[tuple[str, int]
 def test_client_is_told_the_address_that_it_knows(
     transport: Transport, version: int, nat: str
 ) -> None:
-    flow = Translated(SunRpc, entry_of(transport, SunRpc, version, nat))
+    flow = flow_of(transport, version, nat)
     netid = f"{transport}{'6' if version == 6 else ''}"
     answer = address(7, uaddr(SERVER[version]))
     received = exchange(flow, transport, getaddr(7, netid), answer)
-    known = SERVER[version] if nat == "snat" else PUBLIC[version]
-    assert services(received, (4, 3)) == [(known, PORT)]
+    assert services(received, (4, 3)) == [(known(nat, version), PORT)]
     (expectation,) = flow.kernel.present
     assert expectation.source == host_network(ip_address(CLIENT[version]))
-    assert expectation.destination == Endpoint(ip_address(known), PORT)
+    assert expectation.destination == endpoint(known(nat, version), PORT)
     assert expectation.translation == Translation(ORIGINAL, PORT)
     assert expectation.transport is transport
     assert flow.refused == []
@@ -101,9 +114,8 @@ def test_client_is_told_the_address_that_it_knows(
 def test_address_that_says_nothing_else_stays(
     transport: Transport, nat: str, host: str
 ) -> None:
-    flow = Translated(SunRpc, entry_of(transport, SunRpc, 4, nat))
-    known = SERVER[4] if nat == "snat" else PUBLIC[4]
-    answer = address(7, uaddr(known if host == "public" else WILDCARD[4]))
+    flow = flow_of(transport, 4, nat)
+    answer = address(7, uaddr(known(nat) if host == "public" else WILDCARD[4]))
     received = exchange(flow, transport, getaddr(7, str(transport)), answer)
     assert received == answer
     assert [each.destination.port for each in flow.kernel.present] == [PORT]
@@ -112,28 +124,26 @@ def test_address_that_says_nothing_else_stays(
 @BOTH
 @NAT
 def test_port_of_getport_stays_where_it_is_free(transport: Transport, nat: str) -> None:
-    flow = Translated(SunRpc, entry_of(transport, SunRpc, 4, nat))
+    flow = flow_of(transport, 4, nat)
     answer = port(7)
     assert exchange(flow, transport, getport(7, protocol=transport), answer) == answer
     assert [each.destination.port for each in flow.kernel.present] == [PORT]
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("asked", "answered", "procedure"),
-    [
-        (getport(7, protocol=TCP), port(7), (2, 3)),
-        (getport(7, protocol=UDP), port(7), (2, 3)),
-        (getaddr(7, ""), address(7, uaddr(SERVER[4])), (4, 3)),
-        (getaddr(7, ""), address(7, uaddr(WILDCARD[4])), (4, 3)),
-    ],
-    ids=["GETPORT tcp", "GETPORT udp", "GETADDR", "GETADDR, wildcard"],
+@cases(
+    "asked, answered, procedure",
+    {
+        "GETPORT tcp": (getport(7, protocol=TCP), port(7), (2, 3)),
+        "GETPORT udp": (getport(7, protocol=UDP), port(7), (2, 3)),
+        "GETADDR": (getaddr(7, ""), address(7, uaddr(SERVER[4])), (4, 3)),
+        "GETADDR, wildcard": (getaddr(7, ""), address(7, uaddr(WILDCARD[4])), (4, 3)),
+    },
 )
 def test_port_that_is_taken_is_written_as_another(
     transport: Transport, asked: bytes, answered: bytes, procedure: tuple[int, int]
 ) -> None:
-    entry = entry_of(transport, SunRpc)
-    flow = Translated(SunRpc, entry, taken=[PORT, PORT + 1])
+    flow = flow_of(transport, taken=[PORT, PORT + 1])
     received = exchange(flow, transport, asked, answered)
     ((_, told),) = services(received, procedure)
     assert told == PORT + 2
@@ -147,7 +157,7 @@ def test_portmapper_that_announces_itself_does_not_leak_its_address(
     transport: Transport,
 ) -> None:
     # rpcinfo -p asks for it, and goes where it is told.
-    flow = Translated(SunRpc, entry_of(transport, SunRpc))
+    flow = flow_of(transport)
     asked = getaddr(7, str(transport), program=PORTMAPPER)
     received = exchange(flow, transport, asked, address(7, uaddr(SERVER[4], 111)))
     assert services(received, (4, 3)) == [(PUBLIC[4], 111)]
@@ -156,8 +166,8 @@ def test_portmapper_that_announces_itself_does_not_leak_its_address(
 
 @BOTH
 def test_denied_program_does_not_leak_the_address(transport: Transport) -> None:
-    settings = 'helpers.sunrpc.deny_programs = ["mountd"]'
-    flow = Translated(SunRpc, entry_of(transport, SunRpc), settings)
+    entry = translated(SunRpc, transport=transport)
+    flow = Inspected(SunRpc, entry, 'deny_programs = ["mountd"]')
     answer = address(7, uaddr(SERVER[4]))
     received = exchange(flow, transport, getaddr(7, str(transport)), answer)
     assert services(received, (4, 3)) == [(PUBLIC[4], PORT)]
@@ -179,7 +189,7 @@ def listed(*entries: tuple[str, str]) -> bytes:
 
 @BOTH
 def test_every_address_of_a_list_is_rewritten(transport: Transport) -> None:
-    flow = Translated(SunRpc, entry_of(transport, SunRpc), taken=[PORT])
+    flow = flow_of(transport, taken=[PORT])
     strings = b"".join(opaque(word) for word in (b"tcp", b"", b""))
     asked = call(7, (4, 11), u32(MOUNTD, 3) + strings)
     entries = [
@@ -200,7 +210,7 @@ def test_every_address_of_a_list_is_rewritten(transport: Transport) -> None:
 
 
 def test_record_of_several_fragments_keeps_its_marks_right() -> None:
-    flow = Translated(SunRpc, entry_of(TCP, SunRpc))
+    flow = flow_of(TCP)
     flow.sent(record(getaddr(7, "tcp")))
     answer = address(7, uaddr(SERVER[4]))
     received = flow.answered(record(answer, 8, 24))
@@ -209,31 +219,29 @@ def test_record_of_several_fragments_keeps_its_marks_right() -> None:
 
 
 def test_announcement_in_two_fragments_is_refused() -> None:
-    flow = Translated(SunRpc, entry_of(TCP, SunRpc))
+    flow = flow_of(TCP)
     flow.sent(record(getaddr(7, "tcp")))
     answer = record(address(7, uaddr(SERVER[4])), 34)
     assert flow.answered(answer) == answer
     assert flow.refused == ["fragmented"]
 
 
-@given(st.data(), st.integers(4000, 60000), st.sampled_from([TCP, UDP]))
+@given(servers(), st.integers(4000, 60000), st.sampled_from([TCP, UDP]))
 def test_what_the_client_reads_is_what_was_granted(
-    data: st.DataObject, number: int, transport: Transport
+    behind: tuple[int, str, str], number: int, transport: Transport
 ) -> None:
     """Whatever the two addresses, and so however the length changes."""
-    version = data.draw(st.sampled_from([4, 6]))
-    hosts = st.ip_addresses(v=4 if version == 4 else 6).filter(is_a_hosts)
-    server, public = (str(data.draw(hosts)) for _ in range(2))
-    assume(server != public)
-    entry = entry_of(transport, SunRpc, version, server=server, public=public)
-    flow = Translated(SunRpc, entry)
+    version, server, public = behind
+    entry = translated(
+        SunRpc, version, transport=transport, server=server, public=public
+    )
+    flow = Inspected(SunRpc, entry)
     answer = address(7, uaddr(server, number))
     received = exchange(flow, transport, getaddr(7, ""), answer)
     assert flow.refused == []
-    ((host, told),) = services(received, (4, 3))
+    assert services(received, (4, 3)) == [(public, number)]
     (expectation,) = flow.kernel.present
-    assert Endpoint(ip_address(host), told) == expectation.destination
-    assert (host, told) == (public, number)
+    assert expectation.destination == endpoint(public, number)
     # There and back.
     there, here = (opaque(uaddr(each, number).encode()) for each in (public, server))
     assert received.replace(there, here) == answer

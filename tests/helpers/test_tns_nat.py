@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """TNS behind NAT: the client is redirected to what it knows the server by."""
 
-from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
+from collections.abc import Collection
 from typing import Final
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cthelper.core.api import TCP, Endpoint
 from cthelper.core.tuples import ORIGINAL, Translation
 from cthelper.helpers.tns import Tns
 from cthelper.helpers.tns_descriptor import parse_addresses
+from tests.core.builders import endpoint
+from tests.helpers.inspected import Inspected
 from tests.helpers.test_tns import (
     CONNECT_DATA,
     PORT,
@@ -25,18 +25,12 @@ from tests.helpers.test_tns import (
     packet,
     redirect,
 )
-from tests.helpers.translated import (
-    NATS,
-    PUBLIC,
-    SERVER,
-    Translated,
-    entry_of,
-    is_a_hosts,
-)
+from tests.helpers.translated import NATS, PUBLIC, SERVER, known, servers, translated
 
 NODE: Final = "10.0.0.3"
 NODE_OUTSIDE: Final = "203.0.113.83"
 ALLOWED: Final = f'guard.allow_hosts = ["{NODE}"]'
+OUTSIDE: Final = f'nat.outside = ["{NODE} {NODE_OUTSIDE}"]'
 
 
 def followed(stream: bytes) -> list[tuple[str, int]]:
@@ -63,15 +57,17 @@ def followed(stream: bytes) -> list[tuple[str, int]]:
 
 
 def flow_of(
-    version: int = 4, nat: str = "dnat", settings: str = "", taken: Sequence[int] = ()
-) -> Translated:
-    flow = Translated(Tns, entry_of(TCP, Tns, version, nat), settings, taken)
+    *lines: str,
+    version: int = 4,
+    nat: str = "dnat",
+    taken: Collection[int] = (),
+    server: str | None = None,
+    public: str | None = None,
+) -> Inspected:
+    entry = translated(Tns, version, nat, server=server, public=public)
+    flow = Inspected(Tns, entry, *lines, taken=taken)
     flow.sent(connect())
     return flow
-
-
-def settings(*keys: str) -> str:
-    return "".join(f"helpers.tns.{key}\n" for key in keys)
 
 
 FORMS: Final = forms(address(SERVER[4]), CONNECT_DATA)
@@ -85,10 +81,9 @@ WHOLE: Final = [each for each in FORMS if "pieces" not in each and "partly" not 
 def test_client_goes_to_the_address_that_it_knows(form: str, nat: str) -> None:
     flow = flow_of(nat=nat)
     received = flow.answered(b"".join(FORMS[form]))
-    known = SERVER[4] if nat == "snat" else PUBLIC[4]
-    assert followed(received) == [(known, PORT)]
+    assert followed(received) == [(known(nat), PORT)]
     (expectation,) = flow.kernel.present
-    assert expectation.destination == Endpoint(ip_address(known), PORT)
+    assert expectation.destination == endpoint(known(nat), PORT)
     assert expectation.translation == Translation(ORIGINAL, PORT)
     assert flow.refused == []
 
@@ -98,7 +93,7 @@ def test_client_goes_to_the_address_that_it_knows(form: str, nat: str) -> None:
 def test_client_of_ipv6_goes_to_the_address_that_it_knows(
     form: str, bracketed: bool
 ) -> None:
-    flow = flow_of(6)
+    flow = flow_of(version=6)
     host = f"[{SERVER[6]}]" if bracketed else SERVER[6]
     answers = forms(address(host), CONNECT_DATA)[form]
     received = flow.answered(b"".join(answers))
@@ -129,16 +124,10 @@ def test_address_in_several_packets_is_refused_and_stays(form: str) -> None:
 # Where REDIRECT and DATA come in segments of their own.
 
 
-def in_segments(flow: Translated, packets: Iterable[bytes]) -> bytes:
-    return b"".join(map(flow.answered, packets))
-
-
 def test_shorter_text_is_filled_up_where_its_length_has_gone_on() -> None:
     inside, outside = "10.200.200.200", "203.0.113.8"
-    entry = entry_of(TCP, Tns, server=inside, public=outside)
-    flow = Translated(Tns, entry)
-    flow.sent(connect())
-    received = in_segments(flow, deferred(f"{address(inside)}\0{CONNECT_DATA}"))
+    flow = flow_of(server=inside, public=outside)
+    received = flow.answered(*deferred(f"{address(inside)}\0{CONNECT_DATA}"))
     assert followed(received) == [(outside, PORT)]
     assert f"(HOST={outside})   (PORT=".encode() in received
     assert flow.refused == []
@@ -146,16 +135,15 @@ def test_shorter_text_is_filled_up_where_its_length_has_gone_on() -> None:
 
 def test_text_of_the_same_length_needs_no_length() -> None:
     inside, outside = "10.200.20.20", "203.0.113.80"
-    flow = Translated(Tns, entry_of(TCP, Tns, server=inside, public=outside))
-    flow.sent(connect())
-    received = in_segments(flow, deferred(f"{address(inside)}\0{CONNECT_DATA}"))
+    flow = flow_of(server=inside, public=outside)
+    received = flow.answered(*deferred(f"{address(inside)}\0{CONNECT_DATA}"))
     assert followed(received) == [(outside, PORT)]
 
 
 def test_longer_text_is_refused_where_its_length_has_gone_on() -> None:
     flow = flow_of()
     packets = deferred(f"{address(SERVER[4])}\0{CONNECT_DATA}")
-    assert in_segments(flow, packets) == b"".join(packets)
+    assert flow.answered(*packets) == b"".join(packets)
     assert flow.refused == ["rewrite-passed"]
     assert flow.kernel.present == []
 
@@ -164,34 +152,32 @@ def test_longer_text_is_refused_where_its_length_has_gone_on() -> None:
 def test_longer_text_needs_no_length_where_there_is_none(length: int) -> None:
     flow = flow_of()
     packets = deferred(f"{address(SERVER[4])}\0{CONNECT_DATA}", length=length)
-    assert followed(in_segments(flow, packets)) == [(PUBLIC[4], PORT)]
+    assert followed(flow.answered(*packets)) == [(PUBLIC[4], PORT)]
 
 
 # Other nodes, and names.
 
 
 def test_redirect_to_another_node_goes_to_its_outside_address() -> None:
-    keys = settings(ALLOWED, f'nat.outside = ["{NODE} {NODE_OUTSIDE}"]')
-    flow = flow_of(settings=keys)
+    flow = flow_of(ALLOWED, OUTSIDE)
     received = flow.answered(redirect(address(NODE, 1521)))
     assert followed(received) == [(NODE_OUTSIDE, 1521)]
-    (expectation,) = flow.kernel.present or flow.collected
-    assert expectation.destination == Endpoint(ip_address(NODE_OUTSIDE), 1521)
+    (expectation,) = flow.expectations
+    assert expectation.destination == endpoint(NODE_OUTSIDE, 1521)
     # The user's own rules translate it.
     assert expectation.translation is None
 
 
 @pytest.mark.fault("tns 10", "a redirect to another node leads to the first one")
 def test_redirect_to_a_node_without_an_outside_address_is_refused() -> None:
-    flow = flow_of(settings=settings(ALLOWED))
+    flow = flow_of(ALLOWED)
     stream = redirect(address(NODE, 1521))
     assert flow.answered(stream) == stream
     assert flow.refused == ["nat"]
 
 
 def test_each_of_several_addresses_is_rewritten() -> None:
-    keys = settings(ALLOWED, f'nat.outside = ["{NODE} {NODE_OUTSIDE}"]')
-    flow = flow_of(settings=keys, taken=[PORT])
+    flow = flow_of(ALLOWED, OUTSIDE, taken=[PORT])
     text = "".join(
         [address(SERVER[4]), address(NODE, 1521), address(SERVER[4], PORT, "tcps")]
     )
@@ -204,8 +190,8 @@ def test_each_of_several_addresses_is_rewritten() -> None:
 
 
 def test_host_name_stays_and_its_port_is_written() -> None:
-    keys = settings(f'hosts = ["{SERVER[4]} db.example.net"]')
-    flow = flow_of(settings=keys, taken=[PORT])
+    hosts = f'hosts = ["{SERVER[4]} db.example.net"]'
+    flow = flow_of(hosts, taken=[PORT])
     received = flow.answered(redirect(address("db.example.net")))
     assert followed(received) == [("db.example.net", PORT + 1)]
 
@@ -218,28 +204,22 @@ def test_packets_before_and_after_are_left_alone() -> None:
     assert received.endswith(REFUSE)
 
 
-@given(st.data(), st.integers(4000, 60000), st.booleans())
+@given(servers(), st.integers(4000, 60000), st.booleans())
 def test_what_the_client_reads_is_what_was_granted(
-    given_: st.DataObject, port: int, inline: bool
+    behind: tuple[int, str, str], port: int, inline: bool
 ) -> None:
     """Whatever the two addresses, and so however the lengths change."""
-    version = given_.draw(st.sampled_from([4, 6]))
-    hosts = st.ip_addresses(v=4 if version == 4 else 6).filter(is_a_hosts)
-    server, public = (str(given_.draw(hosts)) for _ in range(2))
-    assume(server != public)
-    entry = entry_of(TCP, Tns, version, server=server, public=public)
-    flow = Translated(Tns, entry)
-    flow.sent(connect())
+    version, server, public = behind
+    flow = flow_of(version=version, server=server, public=public)
     text = f"{address(server, port)}\0{CONNECT_DATA}"
     stream = redirect(text) if inline else b"".join(deferred(text))
     received = flow.answered(stream)
     assert flow.refused == []
     (expectation,) = flow.kernel.present
     assert followed(received) == [(public, port)]
-    assert expectation.destination == Endpoint(ip_address(public), port)
+    assert expectation.destination == endpoint(public, port)
     # There and back.
-    back = Translated(Tns, entry_of(TCP, Tns, version, server=public, public=server))
-    back.sent(connect())
+    back = flow_of(version=version, server=public, public=server)
     assert back.answered(received) == stream
 
 

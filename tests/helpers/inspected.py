@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A helper on one flow, in an engine: what passes, and what is opened or refused.
+
+A kernel's table stands beside it, which takes what is expected of a translated flow.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from ipaddress import ip_network
+from itertools import accumulate
+from pathlib import Path
+from typing import Final
+
+from cthelper.core.api import Helper, Transport
+from cthelper.core.config import HelperConfig, parse
+from cthelper.core.engine import Engine, Event, Finished, Refused
+from cthelper.core.errors import ExpectationRefused
+from cthelper.core.grants import OnLink
+from cthelper.core.guard import Guard
+from cthelper.core.packet import locate
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    TCP,
+    Address,
+    Conntrack,
+    Direction,
+    Expectation,
+    Network,
+)
+from tests.core.builders import CLIENT, SERVER, conntrack, cut, flow_tuple, tcp, udp
+
+LINK: Final = {4: ("192.0.2.0/24",), 6: ("fe80::/10", "2001:db8:1::/64")}
+"""The networks on the clients' link, by IP version."""
+
+
+def on_link(address: Address) -> tuple[Network, ...]:
+    """The networks of the clients' link, for who is there."""
+    networks = tuple(map(ip_network, LINK[address.version]))
+    if not any(address in each for each in networks):
+        raise ExpectationRefused("off-link", f"{address} is on no link")
+    return networks
+
+
+def nobody(address: Address) -> tuple[Network, ...]:
+    """For helpers that do not ask who is on the link."""
+    raise AssertionError(f"somebody asked for the link of {address}")
+
+
+def configured(helper: type[Helper], *lines: str) -> HelperConfig:
+    """A helper's configuration, with these lines in its table."""
+    text = "".join(f"helpers.{helper.name}.{line}\n" for line in lines)
+    return parse(text, Path("test.toml"), {helper.name: helper}).helpers[helper.name]
+
+
+def entry_of(
+    helper: type[Helper],
+    client: tuple[str, int] = (CLIENT, 40000),
+    server: str = SERVER,
+    *,
+    transport: Transport | None = None,
+    seen_as: tuple[str, int] | None = None,
+    inside: str | None = None,
+) -> Conntrack:
+    """The entry of a flow to the helper's port, over its only transport unless told.
+
+    `seen_as` is what the server takes for the client, `inside` the server's own
+    address, where they are translated.
+    """
+    if transport is None:
+        (transport,) = helper.transports
+    (port, *_) = helper.ports
+    return conntrack(
+        flow_tuple(transport, client, (server, port)),
+        flow_tuple(transport, (inside or server, port), seen_as or client),
+        helper=helper.name,
+    )
+
+
+class Kernel:
+    """Takes expectations, but not for ports that are taken (Placer)."""
+
+    def __init__(self, taken: Collection[int]) -> None:
+        self._taken = set(taken)
+        self.present: list[Expectation] = []
+
+    def place(
+        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
+    ) -> Sequence[Expectation] | None:
+        """Take all, or none where one's port is taken."""
+        ports = {each.destination.port for each in expectations}
+        if ports & self._taken:
+            return None
+        self.present += expectations
+        return expectations
+
+    def withdraw(self, expectations: Sequence[Expectation]) -> None:
+        """Take them out again."""
+        for each in expectations:
+            self.present.remove(each)
+
+
+class Inspected:
+    """The flow of `entry`; on TCP, after the handshake.
+
+    `lines` stand in the helper's table of the configuration, and `taken` are ports that
+    others have in the kernel. With `engine`, it is a flow beside others there.
+    """
+
+    def __init__(
+        self,
+        helper: type[Helper],
+        entry: Conntrack,
+        *lines: str,
+        on_link: OnLink = nobody,
+        taken: Collection[int] = (),
+        engine: Engine | None = None,
+    ) -> None:
+        self.kernel = Kernel(taken)
+        self.engine = engine or Engine(
+            {helper.name: configured(helper, *lines)},
+            guard=Guard(),
+            on_link=on_link,
+            clock=lambda: 0.0,
+            flow_limit=8,
+            placer=self.kernel,
+        )
+        self.entry = entry
+        self.events: list[Event] = []
+        # Those that go to the kernel with the packet, which need not be placed.
+        self.collected: list[Expectation] = []
+        self._tcp = entry.original.transport is TCP
+        self._next = dict.fromkeys(Direction, 1)
+        if self._tcp:
+            self._segment(b"", 0, ORIGINAL, flags="S")
+            self._segment(b"", 0, REPLY, flags="SA")
+
+    def sent(self, *payloads: bytes, forwarded: bool = False) -> bytes:
+        """The client sends these, a packet each; what the server gets."""
+        return b"".join(self._pass(each, ORIGINAL, forwarded) for each in payloads)
+
+    def answered(self, *payloads: bytes, forwarded: bool = False) -> bytes:
+        """The server sends these, a packet each; what the client gets."""
+        return b"".join(self._pass(each, REPLY, forwarded) for each in payloads)
+
+    def answered_in(
+        self, order: Iterable[int], payload: bytes, at: Iterable[int]
+    ) -> None:
+        """The server's segments, cut at these offsets, come in the order of `order`.
+
+        Numbers of segments that there are not are passed over.
+        """
+        pieces = cut(payload, at)
+        first = list(accumulate(map(len, pieces), initial=self._next[REPLY]))
+        for number in order:
+            if number < len(pieces):
+                self._segment(pieces[number], first[number], REPLY)
+
+    @property
+    def expectations(self) -> list[Expectation]:
+        """All that was expected."""
+        return self.collected + self.kernel.present
+
+    @property
+    def opened(self) -> list[str]:
+        """The same in words."""
+        return list(map(str, self.expectations))
+
+    @property
+    def refused(self) -> list[str]:
+        """The reasons of refusals; nothing else went wrong."""
+        assert all(isinstance(each, Refused | Finished) for each in self.events)
+        return [each.reason for each in self.events if isinstance(each, Refused)]
+
+    def _pass(self, payload: bytes, direction: Direction, forwarded: bool) -> bytes:
+        if self._tcp:
+            sequence = self._next[direction]
+            self._next[direction] += len(payload)
+            packet = self._segment(payload, sequence, direction)
+        else:
+            version = self.entry.original.source.address.version
+            packet = udp(payload, direction=direction, version=version)
+            packet = self._handle(packet, direction, forwarded)
+        segment = locate(packet)
+        assert segment is not None
+        return packet[segment.start : segment.stop]
+
+    def _segment(
+        self, payload: bytes, sequence: int, direction: Direction, flags: str = "PA"
+    ) -> bytes:
+        version = self.entry.original.source.address.version
+        packet = tcp(
+            payload, sequence, flags=flags, direction=direction, version=version
+        )
+        return self._handle(packet, direction)
+
+    def _handle(
+        self, packet: bytes, direction: Direction, forwarded: bool = False
+    ) -> bytes:
+        """Have the engine inspect a packet; what goes on in its place."""
+        handled = self.engine.handle(packet, self.entry, direction, forwarded=forwarded)
+        self.collected += handled.expectations
+        self.events += handled.events
+        assert handled.packet is None or self.entry.translated
+        return handled.packet or packet
