@@ -12,10 +12,11 @@ from typing import Final
 
 from cthelper.core.api import Helper, Transport
 from cthelper.core.config import HelperConfig, parse
-from cthelper.core.engine import Engine, Event, Finished, Refused
+from cthelper.core.engine import Engine
 from cthelper.core.errors import ExpectationRefused
 from cthelper.core.grants import OnLink
 from cthelper.core.guard import Guard
+from cthelper.core.outcome import Event, Finished, Refused
 from cthelper.core.packet import locate
 from cthelper.core.tuples import (
     ORIGINAL,
