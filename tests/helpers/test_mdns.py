@@ -37,6 +37,7 @@ from cthelper.helpers.mdns import Mdns
 from cthelper.testing import Line, play
 from tests.cases import cases
 from tests.core.builders import conntrack, endpoint, flow_tuple, udp
+from tests.helpers.given import damaged, unanswerable
 
 HOST = "192.0.2.1"
 GROUP = "224.0.0.251"
@@ -309,15 +310,7 @@ def test_every_prefix_of_an_ipv6_link_may_answer() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        ("198.51.100.1", "off-link"),
-        ("0.0.0.0", "unspecified-address"),  # noqa: S104 - not a bind
-        ("::", "unspecified-address"),
-        ("127.0.0.1", "loopback-address"),
-    ],
-)
+@unanswerable
 def test_asker_that_nobody_on_a_link_can_answer_is_refused(
     source: str, reason: str
 ) -> None:
@@ -354,15 +347,8 @@ valid = st.builds(
 )
 
 
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """The beginning of a message and any bytes after it."""
-    whole = draw(valid)
-    return whole[: draw(st.integers(0, len(whole)))] + draw(st.binary(max_size=40))
-
-
 @given(
-    st.binary() | valid | damaged(),
+    st.binary() | valid | damaged(valid),
     st.sampled_from(Direction),
     st.sampled_from([ASKER, 5353]),
 )
@@ -429,7 +415,7 @@ def test_query_is_described(port: int, payload: bytes, fields: dict[str, str]) -
     assert Mdns().describe(line(port).sent(payload)) == fields
 
 
-@given(st.binary() | valid | damaged())
+@given(st.binary() | valid | damaged(valid))
 def test_any_bytes_are_described_or_malformed(payload: bytes) -> None:
     try:
         fields = Mdns().describe(line().sent(payload))
