@@ -1,69 +1,98 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The picture of a packet's way names what is there, and the page names every room."""
+"""The picture of a packet's way, and its page, name what is there, and all of it."""
 
 import re
+from html import unescape
+from itertools import combinations
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.documents import PICTURE, ROOT
-from tests.picture import Box, draw, read
+from tests.picture import CHARACTER, WIDTH, Box, areas, draw, label_area, read
+from tests.test_structure import BASE, CODE_FOLDERS, PACKAGES, ROOMS
 
 DRAWN: Final = read((ROOT / PICTURE).read_text("utf-8"))
+BOXES: Final = list(DRAWN.boxes.values())
 PAGE: Final = (ROOT / "docs" / "how-it-works.md").read_text("utf-8")
-PAGES: Final = [
-    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "plugins").glob("*.md")),
-]
+STEPS: Final = dict(re.findall(r"^(\d)\. (.*(?:\n   .*)*)", PAGE, re.MULTILINE))
 
 
-@pytest.mark.parametrize("box", DRAWN.boxes.values(), ids=lambda box: box.name)
+@pytest.mark.parametrize("box", BOXES, ids=lambda box: box.name)
 def test_files_of_a_box_are_there(box: Box) -> None:
     assert all((ROOT / file).exists() for file in box.files)
     assert all((ROOT / file).is_dir() is file.endswith("/") for file in box.files)
 
 
-def test_arrows_lead_from_a_box_to_its_neighbour() -> None:
-    for one, other in DRAWN.arrows:
-        a, b = DRAWN.boxes[one], DRAWN.boxes[other]
-        assert abs(a.column - b.column) + abs(a.row - b.row) == 1
-    places = [(box.column, box.row) for box in DRAWN.boxes.values()]
-    assert len(set(places)) == len(places)
+def test_every_folder_of_code_is_in_the_picture() -> None:
+    files = [
+        *(file for box in BOXES for file in box.files),
+        *(frame.title for frame in DRAWN.frames.values()),
+    ]
+    rooms = [path for path in (ROOT / "core").iterdir() if path.is_dir()]
+    folders = [f"core/{room.name}/" for room in rooms if room.name != "__pycache__"]
+    for folder in [*folders, *(f"{each}/" for each in CODE_FOLDERS)]:
+        assert any(folder in file for file in files), folder
+
+
+def test_steps_of_the_page_are_those_of_the_picture_with_their_files() -> None:
+    numbered = {box.title.split()[0]: box for box in BOXES if box.title[0].isdigit()}
+    assert list(STEPS) == sorted(numbered)
+    for number, box in numbered.items():
+        for file in box.files:
+            assert f"(../{file.removesuffix('/')})" in STEPS[number], (number, file)
+
+
+def test_nothing_in_the_picture_covers_another_thing() -> None:
+    places = areas(DRAWN)
+    boxes = {name: places[name] for name in DRAWN.boxes}
+    for (one, here), (other, there) in combinations(boxes.items(), 2):
+        assert not here.meets(there), (one, other)
+    for arrow in DRAWN.arrows:
+        label = label_area(DRAWN, arrow)
+        for name, place in boxes.items():
+            assert not arrow.label or not label.meets(place), (arrow, name)
+        assert label.right < WIDTH
+    assert all(place.left > 0 and place.right < WIDTH for place in places.values())
 
 
 def test_text_fits_into_its_box() -> None:
-    for box in DRAWN.boxes.values():
-        assert all(len(line) <= 36 for line in (box.title, *box.lines))
-        assert all(len(file) <= 34 for file in box.files)
+    for box in BOXES:
+        for line in (box.title, *box.lines, *box.file_rows):
+            assert len(line) * CHARACTER <= box.room, line
 
 
-def test_every_room_is_on_the_page() -> None:
-    rooms = {path.name for path in (ROOT / "core").iterdir() if path.is_dir()}
-    assert rooms - {"__pycache__"} == set(re.findall(r"\| `core/(\w+)` \|", PAGE))
+def test_all_text_is_drawn() -> None:
+    drawn = set(map(unescape, re.findall(r">([^<>]+)</text>", draw(DRAWN))))
+    for box in BOXES:
+        assert {box.title, *box.lines, *box.file_rows} <= drawn
+    for arrow in DRAWN.arrows:
+        assert set(arrow.label) <= drawn
 
 
-def test_picture_is_text_of_its_boxes() -> None:
-    svg = draw(DRAWN)
-    for box in DRAWN.boxes.values():
-        assert f">{box.title}</text>" in svg
+@pytest.mark.parametrize("line", ["box a | 0 0 1 1 | title", "arrow a > b", "a | b"])
+def test_line_that_says_nothing_is_an_error(line: str) -> None:
+    with pytest.raises(ValueError, match="neither box nor frame nor arrow"):
+        read(line)
 
 
-def anchor(title: str) -> str:
-    """What a heading is linked by."""
-    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+def test_page_has_what_each_folder_may_import() -> None:
+    """As tests/test_structure.py has it."""
+    rows = dict(
+        re.findall(r"^\| `core/(\w+)` \| [^|]* \| (.*) \|$", PAGE, re.MULTILINE)
+    )
+    assert rows.keys() == ROOMS.keys()
+    for room, allowed in ROOMS.items():
+        others = {each for each in ROOMS if f"`core/{each}`" in rows[room]}
+        assert others == allowed & ROOMS.keys(), room
+    for package, room in PACKAGES.items():
+        assert f"{package} here alone" in rows[room]
+    assert all(f"`{module}`" in PAGE for module in BASE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"\w+:", target):
-            continue
-        file, _, fragment = target.partition("#")
-        path = page.parent / file if file else page
-        assert path.exists(), target
-        if fragment:
-            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
-            assert fragment in map(anchor, titles), target
+def test_every_file_that_the_page_names_is_there() -> None:
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", PAGE)
+    assert len(named) > 30
+    for file in named:
+        assert (ROOT / Path(file.replace("NAME", "mdns"))).exists(), file
