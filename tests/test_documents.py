@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What script/docs has written is what it would write."""
+"""What script/docs has written is what it would write, and links lead somewhere."""
 
 import re
 import subprocess
@@ -12,6 +12,11 @@ import pytest
 from cthelper.core.registry import builtin_helpers
 
 ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = [
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "plugins").glob("*.md")),
+]
 PROTOCOLS: Final = (ROOT / "docs" / "protocols.md").read_text("utf-8")
 
 # How many faults of each of conntrackd's helpers are known.
@@ -38,3 +43,44 @@ def test_every_known_fault_has_a_test(name: str) -> None:
 def test_every_helper_says_what_it_handles(name: str) -> None:
     section = PROTOCOLS.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     assert len(re.findall(r"^\| .*\[`test_", section, re.MULTILINE)) > 5
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code, in which nothing is a heading or a link."""
+    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.M)
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked by."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in titles}
+
+
+def links(page: Path) -> list[str]:
+    """The targets of a page's links and images that are in the project."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    return [each for each in targets if not re.match(r"\w+:", each)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        file, _, fragment = target.partition("#")
+        assert not file.startswith("/"), target
+        path = page.parent / file if file else page
+        assert path.exists(), target
+        assert path.resolve().is_relative_to(ROOT), target
+        assert not fragment or fragment in anchors(path), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached = {ROOT / "README.md"}
+    following = list(reached)
+    while following:
+        page = following.pop()
+        for target in links(page):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            if path.suffix == ".md" and path not in reached:
+                reached.add(path)
+                following.append(path)
+    assert reached >= set(PAGES) - {ROOT / "CHANGELOG.md"}
