@@ -34,6 +34,32 @@ _GENERATED: Final = (
     "<!-- Written by script/docs; a test holds it and the code together. -->"
 )
 
+# What each helper is for, and the flows that it expects.
+_PURPOSES: Final = {
+    "dhcpv6": (
+        "DHCPv6: what this host, as client or relay, sends to ff02::1:2 and ff05::1:3",
+        "the unicast answers of servers and relays",
+    ),
+    "mdns": (
+        "Multicast DNS: one-shot and QU queries of this host",
+        "the unicast answers of hosts on the link",
+    ),
+    "slp": (
+        "SLPv2 requests of this host by multicast and broadcast; SLPv1 by "
+        "configuration",
+        "the unicast answers of agents on the link",
+    ),
+    "sunrpc": (
+        "portmapper v2, rpcbind v3 and v4: GETPORT, GETADDR, GETVERSADDR, GETADDRLIST; "
+        "by configuration DUMP, CALLIT, BCAST, INDIRECT; UDP and TCP",
+        "the client's flows to the announced services; answers to a broadcast call",
+    ),
+    "tns": (
+        "Oracle TNS: REDIRECT, its descriptor inline or in DATA",
+        "the client's connection to the announced endpoint",
+    ),
+}
+
 # The highest line of each C helper that the reading of it refers to (conntrack-tools at
 # commit 475cf4d, src/helpers): it has at least so many.
 _THEIRS: Final = {"dhcpv6": 122, "mdns": 206, "sunrpc": 449, "slp": 69, "tns": 377}
@@ -142,7 +168,11 @@ def _protocols(helpers: dict[str, type[Helper]], found: _Collector) -> str:
     parts = [
         _GENERATED,
         "# What each helper handles, and the test that proves it",
-        "The tables come out of the tests' marks.",
+        _table(
+            ["helper", "protocol", "what it expects"],
+            [[f"[`{name}`](#{name})", *_PURPOSES[name]] for name in helpers],
+        ),
+        "The tables below come out of the tests' marks.",
     ]
     for name, proofs in _grouped(found.handled):
         rows = [
