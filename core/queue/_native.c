@@ -426,7 +426,7 @@ passes(sieve *s, const message *m)
 
     if (!m->has_entry || !m->original.size)
         return false;
-    /* In chain mode these have a verdict of their own (gate.py). */
+    /* These have a verdict of their own (gate.py). */
     if (m->status & SEQ_ADJUST)
         return false;
     known = find(s, m);

@@ -80,7 +80,7 @@ class Sieve:
     def passes(self, packet: Packet) -> bool:
         """Whether the packet passes at once."""
         entry = packet.conntrack
-        # In chain mode flows with SEQ_ADJUST have a verdict of their own (gate.py).
+        # Flows with SEQ_ADJUST have a verdict of their own (gate.py).
         if entry is None or entry.adjusted:
             return False
         state = self._known(entry)
