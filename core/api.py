@@ -194,10 +194,10 @@ class Prefilter:
     `request` is about the original direction, `reply` about the other: alternatives,
     one of which must match, or None: all datagrams. With `answers` those of the reply
     direction answer the others, so that none is read before a request was. What is left
-    out is accepted and the helper never sees it: the kernel does not
-    queue it (of `answers` it knows nothing), else the daemon lets it pass at once. Only
-    the first 64 bytes can be matched. TCP is never filtered: a stream must be followed
-    whole.
+    out is accepted and the helper never sees it: the kernel does not queue it, or it
+    passes in the queue, where a helper of the same port reads it or `answers` says so.
+    Only the first 64 bytes can be matched. TCP is never filtered: a stream must be
+    followed whole.
     """
 
     request: Matches | None = None
