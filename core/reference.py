@@ -55,9 +55,10 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
         (
             "fail_closed",
             False,
-            "true: packets that nobody can inspect are dropped, where else they pass. "
-            "Helpers that fail closed have queues apart: where others have the same "
-            "number, the next one (after those of all workers).",
+            "true: what the helper would read is dropped where nobody can inspect it, "
+            "that is while no daemon serves and where the queue is full; false: it "
+            "passes. Helpers that fail closed have queues apart: where others have the "
+            "same number, they take the next one (after those of all workers).",
         ),
     ]
     options: list[_Key] = [

@@ -42,12 +42,20 @@ def rows(title: str) -> dict[str, str]:
     return dict(re.findall(r"^\| (`.*?) \| (.*) \|$", section, re.MULTILINE))
 
 
-def test_every_command_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_is_in_the_table_and_helped_in_the_same_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    commands = re.findall(r"^    ([a-z]+)\b", capsys.readouterr().out, re.MULTILINE)
-    shown = [re.findall(r"[a-z]+", each)[1] for each in rows("Commands")]
-    assert sorted(commands) == sorted(set(shown))
+    text = capsys.readouterr().out
+    commands = re.findall(r"^    ([a-z]+)\b", text, re.MULTILINE)
+    shown = rows("Commands")
+    names = [re.findall(r"[a-z]+", each)[1] for each in shown]
+    assert sorted(commands) == sorted(set(names))
+    words = " ".join(text.split())
+    for name, meaning in zip(names, shown.values(), strict=True):
+        if names.count(name) == 1:  # the others are actions of one command
+            assert f"{name} {meaning.partition(' ([')[0]}" in words
 
 
 def test_every_event_is_in_the_table() -> None:

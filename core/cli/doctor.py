@@ -10,7 +10,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
         "doctor",
-        help="can this machine run the daemon, and how to mend what is missing",
+        help="each requirement: ok, or how to mend it",
         description="Checks each requirement of `cthelper run`: ok, warning or FAIL "
         "and how to mend it. Exits with 1 where the daemon could not run.",
     )

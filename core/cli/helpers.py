@@ -20,7 +20,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
         "helpers",
-        help="what is installed: protocol, ports, policies, options",
+        help="what is installed: ports, policies, options, where from",
         description="Lists the installed helpers, or shows all about one. Plugins, "
         "which come with other distributions or lie in the configured folder, are "
         "listed with their source.",

@@ -20,7 +20,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
         "new",
-        help="a plugin skeleton with its test and a capture to start from",
+        help="a plugin to start from, with its test and a capture",
         description="Writes a plugin: a helper for an example protocol, its test, a "
         "capture, and packaging with an entry point. The test passes as it stands. "
         "Needs neither root nor a configuration.",

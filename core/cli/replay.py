@@ -33,7 +33,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
         "replay",
-        help="helpers over captures: what they would have expected, and why not",
+        help="the helpers over captures; needs no root and no kernel",
         description="Runs the configured helpers over captures (pcap, pcapng, also "
         "compressed), with a model of the kernel's connection tracking in the place "
         "of the kernel. Needs neither root nor a kernel. Exits with 1 where a capture "

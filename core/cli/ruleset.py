@@ -11,7 +11,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
         "ruleset",
-        help="show, check, install or remove the nft ruleset for the configuration",
+        help="the ruleset for the configuration: show, check, install or remove it",
         description="The nft ruleset for the configuration: the table inet cthelper, "
         "which attaches helpers to new flows and queues what they read. `cthelper run` "
         "installs and removes it by itself.",
@@ -21,27 +21,29 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         (
             "show",
             _show,
-            "Print the ruleset. It loads only through `cthelper ruleset install` or "
-            "`cthelper run`, since the helpers must be registered first.",
+            "Prints the ruleset for the configuration. It loads only through `cthelper "
+            "ruleset install` or `cthelper run`, since the helpers must be registered "
+            "first.",
         ),
         (
             "check",
             _check,
-            "Have the kernel check the ruleset without loading it. Helpers that are "
-            "not registered are, while it checks.",
+            "Has the kernel check the ruleset, and loads nothing. Helpers that are not "
+            "registered are, while it checks.",
         ),
         (
             "install",
             _install,
-            "Register the helpers and load the ruleset in the place of the one that is "
-            "loaded. Packets pass until `cthelper run` serves the queue, but for what "
-            "a helper would read that fails closed.",
+            "Registers the helpers and loads the table inet cthelper, and no other, in "
+            "the place of the one that is loaded. Until `cthelper run` serves the "
+            "queues packets pass; what a helper would read that fails closed is "
+            "dropped.",
         ),
         (
             "remove",
             _remove,
-            "Delete the table inet cthelper and nothing else, and unregister the "
-            "helpers unless a daemon serves their queue.",
+            "Deletes the table inet cthelper, and no other. Unregisters the helpers, "
+            "too, unless a daemon serves their queue.",
         ),
     ):
         action = actions.add_parser(name, help=text.split(". ")[0], description=text)

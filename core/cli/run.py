@@ -11,7 +11,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     """Add the command."""
     parser = commands.add_parser(
         "run",
-        help="the daemon: register helpers, load the ruleset, serve the queues",
+        help="the daemon, until SIGTERM or SIGINT; SIGHUP reads the configuration "
+        "again",
         description="Registers the helpers, loads the ruleset, and has one or more "
         "processes serve the queues until SIGTERM or SIGINT; then no packet is lost "
         "and nothing stays behind. SIGHUP reads the configuration again. Logs to "
