@@ -22,9 +22,7 @@ from cthelper.core.tuples import (
     TCP,
     Conntrack,
     Expectation,
-    FlowKey,
     Tuple,
-    key_of,
 )
 
 # Packets that repeat their hook come back within the same batch or the next one. One
@@ -76,8 +74,10 @@ class Gate:
         self._expecter = expecter
         self._log = log
         self._clock = clock
-        # By flow and packet: several of one flow may be under way.
-        self._rounds: dict[tuple[FlowKey, bytes], _Round] = {}
+        # By flow and packet: several of one flow may be under way. By the flow's tuple
+        # and not its id: of two first packets at once one comes back with the entry of
+        # the other (nf_ct_resolve_clash).
+        self._rounds: dict[tuple[Tuple, int, bytes], _Round] = {}
 
     def place(
         self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
@@ -150,15 +150,14 @@ class Gate:
         if len(self._rounds) >= _ROUND_LIMIT:
             self._missed(self._rounds.pop(next(iter(self._rounds))).decision)
         deadline = self._clock() + _ROUND_SECONDS
-        key = key_of(entry), bytes(packet.payload)
-        self._rounds[key] = _Round(deadline, decision)
+        self._rounds[_round_key(packet, entry)] = _Round(deadline, decision)
         return Verdict(packet.id, Action.REPEAT)
 
     def returned(self, packet: Packet, entry: Conntrack) -> Decision | None:
         """What was decided on a packet that comes back; None: it comes first."""
         if not self._rounds:
             return None
-        under_way = self._rounds.pop((key_of(entry), bytes(packet.payload)), None)
+        under_way = self._rounds.pop(_round_key(packet, entry), None)
         return None if under_way is None else under_way.decision
 
     def verdict(
@@ -251,3 +250,7 @@ class Gate:
             expects=expectation,
             detail=detail,
         )
+
+
+def _round_key(packet: Packet, entry: Conntrack) -> tuple[Tuple, int, bytes]:
+    return entry.original, entry.zone, bytes(packet.payload)

@@ -229,10 +229,17 @@ class Server:
         assert isinstance(numbers, list)  # noqa: S101 - as the supervisor sends it
         assert isinstance(descriptors, list)  # noqa: S101
         sockets = [socket.socket(fileno=each) for each in descriptors]
-        # Plugins are imported, and package metadata looked through.
-        config = self._meanwhile(self._read_config)
-        if fingerprint(config) != message["config"]:
-            raise RestartNeeded("the configuration has changed meanwhile: reload again")
+        try:
+            # Plugins are imported, and package metadata looked through.
+            config = self._meanwhile(self._read_config)
+            if fingerprint(config) != message["config"]:
+                raise RestartNeeded(
+                    "the configuration has changed meanwhile: reload again"
+                )
+        except CthelperError:
+            for each in sockets:
+                each.close()
+            raise
         self._prepared = config
         self._inspection.prepare(config)
         for number, end in zip(numbers, sockets, strict=True):

@@ -166,6 +166,9 @@ class Supervisor:
             self._installation.attempt(binding.pause)
         self._failed(self._order_all(Order.DRAIN))
         self._dismiss()
+        # What a server has left would be dropped when a helper is unregistered.
+        for binding in self._bindings.values():
+            self._installation.attempt(binding.release)
         if not self._keep_ruleset:
             self._installation.remove()
         self._unbind(list(self._bindings))
@@ -386,6 +389,13 @@ class Supervisor:
         for key in _FIXED:
             if getattr(self._config.daemon, key) != getattr(config.daemon, key):
                 raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
+        for number in range(config.daemon.workers):
+            others = self._bindings.keys() - self._config.queues_of(number)
+            if moved := config.queues_of(number) & others:
+                raise RestartNeeded(
+                    f"queue {min(moved)} is another worker's until now: "
+                    "restart cthelper"
+                )
         # Those that have just begun have the old configuration, and serve nothing yet.
         for process in list(self._processes.values()):
             if not process.serving:

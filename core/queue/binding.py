@@ -76,7 +76,7 @@ class Binding:
         """
         action = Action.ACCEPT if self._fail_open else Action.DROP
         row = bound_queues().get(self.number)
-        if row is not None:
+        if row is not None and row.waiting:
             self._send(batch(self.number, action, row.last))
 
     def close(self) -> None:

@@ -105,9 +105,6 @@ def narrowed(settings: str) -> list[str]:
 def test_configuration_gives_the_golden_ruleset(
     settings: str, golden: str, request: pytest.FixtureRequest
 ) -> None:
-    settings = settings.replace(
-        "daemon.workers = 2\n\n[daemon]", "[daemon]\nworkers = 2"
-    )
     ruleset = nft.render(parse(settings, Path("test.toml"), builtin_helpers()))
     if request.config.getoption("--update-golden"):
         (GOLDEN / golden).write_text(ruleset, "utf-8")
@@ -432,6 +429,31 @@ def test_one_rule_queues_what_any_helper_of_a_port_reads() -> None:
         "ct direction original @ih,8,4 0xa @ih,32,32 0x7 queue num 2077 bypass",
         "ct direction original @ih,0,8 0x1 queue num 2077 bypass",
         "ct direction reply queue num 2077 bypass",
+    ]
+
+
+class Filtering(Chained):
+    """And reads a part of what they send."""
+
+    name = "filtering"
+
+    @classmethod
+    def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
+        return REPLIES
+
+
+def test_expected_flows_are_queued_by_what_their_helper_reads_of_any_port() -> None:
+    text = render("helpers.filtering.chained = true", Filtering, Plain)
+    assert body_of(text, "inspected") == [
+        "meta l4proto tcp ct original proto-dst { 7001, 7002 } queue num 2077 bypass",
+        "meta l4proto udp ct original proto-dst { 7001, 7002 } goto udp-7001",
+        'meta l4proto tcp ct helper "filtering" queue num 2077 bypass',
+        'meta l4proto udp ct helper "filtering" goto filtering-udp-expected',
+        f"{FLOWS} 7000 queue num 2077 bypass",
+    ]
+    assert body_of(text, "udp-7001") == body_of(text, "filtering-udp-expected")
+    assert body_of(text, "udp-7001") == [
+        "ct direction reply @ih,0,1 0x1 queue num 2077 bypass"
     ]
 
 

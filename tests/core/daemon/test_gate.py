@@ -141,7 +141,8 @@ class World:
 
 
 def entry_of(*, confirmed: bool, id_: int = 1) -> Conntrack:
-    entry = conntrack(flow_tuple(UDP), id_=id_, helper="silent")
+    original = flow_tuple(UDP, source=(CLIENT, 39999 + id_))
+    entry = conntrack(original, id_=id_, helper="silent")
     return entry if confirmed else replace(entry, status=Status(0))
 
 
@@ -411,6 +412,18 @@ def test_what_does_not_come_back_in_time_is_refused_once(
     # One that comes later all the same is read again.
     world.packet(8, 5, confirmed=True)
     assert world.record[1:] == [f"expect {5 if late else 1}", "release 8"]
+
+
+def test_packet_that_comes_back_with_another_entry_of_its_flow_is_known(
+    world: World,
+) -> None:
+    """Of two first packets at once one is given the entry of the other."""
+    world.packet(7, 1)
+    entry = replace(entry_of(confirmed=True), id=99)
+    packet = QueuedPacket(8, Hook.POSTROUTING, RECEIVED, entry, ORIGINAL, 0, 0)
+    decided = world.gate.returned(packet, entry)
+    assert decided is not None
+    assert decided.expectations == (wanted(1),)
 
 
 # What the kernel refuses.

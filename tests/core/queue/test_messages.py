@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.errors import Truncated
-from cthelper.core.queue.messages import decode, parameters, verdict
+from cthelper.core.queue.messages import (
+    batch,
+    bind,
+    decode,
+    length,
+    parameters,
+    verdict,
+)
 from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Verdict
 from cthelper.core.tuples import ORIGINAL, REPLY, UDP, Direction
 from tests.core.netlink.test_decoding import BOTH, LEAST, attribute, u32, values
@@ -43,6 +50,29 @@ def test_parameters_ask_for_whole_packets_with_conntrack_and_fail_open() -> None
     # And without: the mask says that it is to be off.
     closed = parameters(2077, fail_open=False)
     assert closed.endswith(unspaced("0800 0500 00000002 0800 0400 00000003"))
+
+
+@little
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        # NFQNL_CFG_CMD_BIND, which alone is to be acknowledged.
+        (bind(7), "1c000000 0203 0500 | 0800 0100 01000000"),
+        (length(7, 0), "1c000000 0203 0100 | 0800 0300 00000000"),
+        (length(7, 0x100000), "1c000000 0203 0100 | 0800 0300 00100000"),
+        (
+            batch(7, Action.DROP, 0x01020304),
+            "20000000 0303 0100 | 0c00 0200 00000000 01020304",
+        ),
+    ],
+    ids=["bind", "pause", "resume", "batch"],
+)
+def test_what_is_set_and_released_is_the_message_that_the_kernel_reads(
+    message: bytes, expected: str
+) -> None:
+    start, _, attribute_ = expected.partition("|")
+    headers = f"{start} 00000000 00000000 | 00 00 0007"
+    assert message == unspaced(f"{headers} {attribute_}")
 
 
 PLAIN = "0103 0100 00000000 00000000 | 00 00 0007 0c00 0200"

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is registered and loaded, and what is undone where something fails.
+
+Fakes of the kernel's table of helpers and of nft write down what is asked of them.
+"""
+
+import errno
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cthelper.core.config import Config, parse
+from cthelper.core.daemon import installation
+from cthelper.core.daemon.installation import Installation
+from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.ruleset import registrations
+from cthelper.core.errors import NetlinkError, RestartNeeded, RulesetError
+from cthelper.core.netlink.nfnetlink_cthelper import Registration
+from cthelper.core.queue.binding import BoundQueue
+from cthelper.core.registry import builtin_helpers
+
+
+def configured(*names: str, settings: str = "") -> Config:
+    helpers = {name: builtin_helpers()[name] for name in names}
+    return parse(settings, Path("test.toml"), helpers)
+
+
+OLD, NEW = configured("sunrpc"), configured("sunrpc", "tns")
+SUNRPC = registrations(OLD.helpers.values())
+TNS = registrations(configured("tns").helpers.values())
+FOREIGN = replace(TNS[0], name="rpc")
+
+
+class World:
+    """The kernel's end. `errors` are raised by the steps of these names, once each."""
+
+    def __init__(self) -> None:
+        self.record: list[str] = []
+        self.registered: dict[object, Registration] = {}
+        self.bound: dict[int, BoundQueue] = {}
+        self.errors: dict[str, Exception] = {}
+
+    def step(self, name: str) -> None:
+        self.record.append(name)
+        if name in self.errors:
+            raise self.errors.pop(name)
+
+    def list(self) -> Sequence[Registration]:
+        return [*self.registered.values()]
+
+    def put(self, registration: Registration) -> None:
+        self.step(f"put {registration.name}")
+        self.registered[registration.key] = registration
+
+    def delete(self, registration: Registration) -> None:
+        self.step(f"delete {registration.name}")
+        del self.registered[registration.key]
+
+    def close(self) -> None:
+        self.step("close")
+
+    def pause(self, _config: Config) -> None:
+        self.step("pause")
+
+    def install(self, config: Config) -> None:
+        self.step(f"load {','.join(config.helpers)}")
+
+    def remove(self) -> None:
+        self.step("unload")
+
+    def leave(self, *registrations: Registration) -> None:
+        """A daemon that was killed has left these."""
+        self.registered.update({each.key: each for each in registrations})
+
+    def steps(self) -> Sequence[str]:
+        """What was asked for, a name once where it comes for several transports."""
+        found = dict.fromkeys(self.record)
+        self.record.clear()
+        return [*found]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World()
+    monkeypatch.setattr(installation, "HelperTable", lambda: made)
+    monkeypatch.setattr(installation, "nft", made)
+    monkeypatch.setattr(installation, "bound_queues", lambda: made.bound)
+    return made
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log(clock=lambda: 0.0, output=io.StringIO())
+
+
+@pytest.fixture
+def kernel(world: World, log: Log) -> Installation:
+    return Installation(log)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    ("left", "bound", "steps"),
+    [
+        ([], [], []),
+        ([FOREIGN], [], []),
+        (SUNRPC, [], ["pause"]),
+        (SUNRPC, [9], ["pause"]),
+        # Whoever has it lives, and will be met when binding.
+        (SUNRPC, [2077], []),
+    ],
+    ids=["nothing", "another program's", "ours", "ours beside others", "a daemon's"],
+)
+def test_rules_of_a_killed_daemon_queue_no_more_before_the_queue_is_bound(
+    world: World,
+    kernel: Installation,
+    left: list[Registration],
+    bound: list[int],
+    steps: list[str],
+) -> None:
+    world.leave(*left)
+    world.bound = {each: BoundQueue(each, 1, 0, 0) for each in bound}
+    kernel.take_over(NEW)
+    assert world.steps() == steps
+
+
+def test_helpers_are_there_before_the_rules_that_name_them(
+    world: World, kernel: Installation
+) -> None:
+    kernel.take_over(NEW)
+    kernel.install(NEW)
+    assert world.steps() == ["put sunrpc", "put tns", "load sunrpc,tns"]
+    kernel.remove()
+    assert world.steps() == ["unload", "delete sunrpc", "delete tns"]
+
+
+def test_helpers_with_other_policies_are_replaced_at_the_start(
+    world: World, kernel: Installation
+) -> None:
+    world.leave(*SUNRPC, FOREIGN)
+    world.errors["put sunrpc"] = RestartNeeded("other policies")
+    kernel.take_over(OLD)
+    kernel.install(OLD)
+    steps = ["pause", "put sunrpc", "unload", "delete sunrpc", "load sunrpc"]
+    assert world.steps() == steps
+    assert world.list() == [FOREIGN, *SUNRPC]
+
+
+def test_abandoning_leaves_what_was_there_before(
+    world: World, kernel: Installation
+) -> None:
+    world.leave(*SUNRPC)
+    world.errors["load sunrpc,tns"] = RulesetError("nft: no")
+    kernel.take_over(NEW)
+    with pytest.raises(RulesetError):
+        kernel.install(NEW)
+    kernel.abandon()
+    assert world.list() == SUNRPC
+
+
+@pytest.mark.parametrize("fault", ["put tns", "load sunrpc,tns"])
+def test_change_that_fails_leaves_it_all_as_it_was(
+    world: World, kernel: Installation, fault: str
+) -> None:
+    limit = "helpers.sunrpc.policies.service.timeout = 7"
+    changed = configured("sunrpc", "tns", settings=limit)
+    kernel.install(OLD)
+    world.steps()
+    world.errors[fault] = RestartNeeded("no")
+    with pytest.raises(RestartNeeded):
+        kernel.change(changed)
+    assert [each for each in world.list() if each.name == "sunrpc"] == SUNRPC
+    assert world.record[-1] == "put sunrpc"
+
+
+def test_helper_that_is_not_wanted_any_more_stays_until_the_end(
+    world: World, kernel: Installation
+) -> None:
+    kernel.install(NEW)
+    kernel.change(OLD)
+    assert world.list() == [*SUNRPC, *TNS]
+    kernel.remove()
+    assert world.list() == []
+
+
+def test_what_cannot_be_undone_is_told_and_the_rest_is(
+    world: World, kernel: Installation, log: Log
+) -> None:
+    kernel.install(NEW)
+    world.errors["unload"] = RulesetError("nft: no")
+    kernel.remove()
+    assert world.list() == []
+    kernel.install(OLD)
+    world.errors["delete sunrpc"] = NetlinkError.of(errno.EPERM, "delete helper")
+    kernel.remove()
+    assert log.counters == {"step-failed": 2}

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A server does what it is told, and ends well where nobody is left to tell it.
+
+It runs in a thread and speaks through a real channel; queues and what reads the packets
+are fakes that write down what is done.
+"""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from io import StringIO
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from cthelper.core.config import Config, parse
+from cthelper.core.daemon import server
+from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
+from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.server import Server
+from cthelper.core.daemon.signals import waker_pair
+from cthelper.core.errors import QueueError
+from cthelper.core.queue.backends import Backend
+from cthelper.core.queue.binding import Binding, BoundQueue
+from cthelper.core.queue.protocol import Statistics
+from cthelper.core.registry import builtin_helpers
+
+SECONDS = 10.0
+
+
+def configured(settings: str = "") -> Config:
+    return parse(settings, Path("test.toml"), builtin_helpers())
+
+
+MOVED = configured("helpers.tns.queue = 2090\n")
+CLOSED = configured("helpers.tns = { queue = 2090, fail_closed = true }\n")
+
+
+class FakeSource:
+    """Events, or links, of which there are none."""
+
+    overruns = 0
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def read(self) -> list[object]:
+        return []
+
+    def update(self) -> None:
+        """Nothing has changed."""
+
+
+class FakeQueue:
+    """Has packets waiting, of which each time that it is served one is answered."""
+
+    def __init__(self, binding: Binding) -> None:
+        self.number, self._socket = binding.number, binding.socket
+        self.statistics = Statistics()
+        self.waiting = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def filters(self, _filters: object) -> None:
+        pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class World:
+    """A server in a thread, with its queues."""
+
+    def __init__(self, config: Config) -> None:
+        self.record: list[str] = []
+        self.output = StringIO()
+        self.queues: dict[int, FakeQueue] = {}
+        self.channel, self.theirs = Channel.pair()
+        self.config, self.new = config, config
+        numbers = sorted(config.queues_of(0))
+        self.bindings = [FakeBinding(self.record, each) for each in numbers]
+        # A server's own sockets end with its process.
+        self.sockets = [
+            end for each in self.bindings for end in (each.socket, each.other)
+        ]
+        self.thread = Thread(target=self._run)
+
+    def _run(self) -> None:
+        with closing(self.theirs), suppress(QueueError):
+            Server(0, self.config, self.bindings, lambda: self.new, self.theirs).run()
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        ends = waker_pair()
+        self.sockets += ends
+        return ends
+
+    def read_queue(self, binding: Binding, _flows: int) -> FakeQueue:
+        self.record.append(f"read {binding.number}")
+        self.queues[binding.number] = FakeQueue(binding)
+        return self.queues[binding.number]
+
+    def bound(self) -> dict[int, BoundQueue]:
+        return {
+            number: BoundQueue(number, 1, each.waiting, 9)
+            for number, each in self.queues.items()
+        }
+
+    def told(self, order: Order, *numbers: int, **details: object) -> Message:
+        """What it answers; the queues' sockets go with the order."""
+        pairs = [socket.socketpair() for _ in numbers]
+        message = {"order": order, "queues": list(numbers), **details}
+        self.channel.send(message, [ours.fileno() for ours, _ in pairs])
+        for each in (end for pair in pairs for end in pair):
+            each.close()
+        return self.channel.receive(SECONDS)
+
+    def prepared(self, config: Config, *numbers: int) -> Message:
+        self.new = config
+        return self.told(Order.PREPARE, *numbers, config=fingerprint(config))
+
+    def open(self) -> set[int]:
+        """The queues whose sockets it has."""
+        return {number for number, each in self.queues.items() if each.fileno() >= 0}
+
+    def counted(self) -> dict[str, object]:
+        """What it has counted, when it leaves."""
+        totals = self.told(Order.LEAVE)["totals"]
+        assert isinstance(totals, dict)
+        return {name: number for name, number in totals.items() if number}
+
+
+class FakeBinding(Binding):
+    """Writes down what is sent."""
+
+    def __init__(self, record: list[str], number: int) -> None:
+        self.other, end = socket.socketpair()
+        super().__init__(number, end, fail_open=True)
+        self._record = record
+
+    def pause(self) -> None:
+        self._record.append(f"pause {self.number}")
+
+
+class FakeInspection:
+    """Answers a packet of the queue that it is to serve."""
+
+    prefilters: dict[str, object] = {}  # noqa: RUF012 - it stays as it is
+
+    def __init__(self, world: World, *_: object) -> None:
+        self._record = world.record
+
+    def serve(self, queue: FakeQueue) -> None:
+        if queue.waiting:
+            queue.waiting -= 1
+            self._record.append(f"serve {queue.number}")
+
+    def tick(self, _queues: object) -> None:
+        """Nothing is due."""
+
+    def prepare(self, config: Config) -> None:
+        self._record.append(f"prepare {','.join(map(str, sorted(config.queues)))}")
+
+    def abort(self) -> None:
+        self._record.append("abort")
+
+    def commit(self) -> None:
+        self._record.append("commit")
+
+
+@pytest.fixture
+def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Config], World]]:
+    """Has a server begin."""
+    worlds: list[World] = []
+
+    def begun(config: Config) -> World:
+        world = World(config)
+        backend = Backend("fake", "it is a test", None, world.read_queue)  # type: ignore[arg-type]
+        fakes: dict[str, object] = {
+            "choose": lambda _: backend,
+            "Events": lambda: FakeSource(world.pair()[0]),
+            "Links": lambda: FakeSource(world.pair()[0]),
+            "waker_pair": world.pair,
+            "Inspection": lambda *given: FakeInspection(world, *given),
+            "Log": lambda *given, **more: Log(*given, **more, output=world.output),
+            "bound_queues": world.bound,
+            "settle": lambda: None,
+            "_DRAIN_SECONDS": 0.2,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(server, name, fake)
+        worlds.append(world)
+        world.thread.start()
+        assert world.channel.receive(SECONDS) == {}
+        return world
+
+    yield begun
+    for world in worlds:
+        world.channel.close()
+        world.thread.join(SECONDS)
+        assert not world.thread.is_alive()
+        for each in world.sockets:
+            each.close()
+        for queue in world.queues.values():
+            queue.close()
+
+
+Begin = Callable[[Config], World]
+
+
+def test_new_queue_is_read_before_the_old_one_is_drained_and_closed(
+    begin: Begin,
+) -> None:
+    world = begin(MOVED)
+    newer = configured("helpers.tns.queue = 2091\n")
+    assert world.prepared(newer, 2091) == {}
+    assert world.open() == {2077, 2090, 2091}
+    world.queues[2090].waiting = 2
+    assert world.told(Order.COMMIT) == {}
+    assert world.open() == {2077, 2091}
+    assert world.record == [
+        *("read 2077", "read 2090", "prepare 2077,2091", "read 2091"),
+        *("commit", "serve 2090", "serve 2090"),
+    ]
+
+
+def test_aborted_change_leaves_the_queues_of_before(begin: Begin) -> None:
+    world = begin(configured())
+    assert world.prepared(MOVED, 2090) == {}
+    assert world.told(Order.ABORT) == {}
+    assert world.open() == {2077}
+    assert world.record[-1] == "abort"
+    # And it can be had once more.
+    assert world.prepared(MOVED, 2090) == {}
+    assert world.told(Order.COMMIT) == {}
+    assert world.open() == {2077, 2090}
+
+
+def test_other_configuration_than_the_supervisors_is_refused(begin: Begin) -> None:
+    world = begin(configured())
+    told = world.told(Order.PREPARE, 2090, config=fingerprint(MOVED))
+    assert told == {"error": "the configuration has changed meanwhile: reload again"}
+    assert world.told(Order.ABORT) == {}
+    assert world.record == ["read 2077", "abort"]
+
+
+@pytest.mark.parametrize(("waiting", "answer"), [(3, {}), (10**9, None)])
+def test_draining_answers_what_waits_and_gives_up_in_the_end(
+    begin: Begin, waiting: int, answer: Message | None
+) -> None:
+    world = begin(configured())
+    world.queues[2077].waiting = waiting
+    error = {"error": "queues [2077] did not run empty"}
+    assert world.told(Order.DRAIN) == (error if answer is None else answer)
+    assert (world.queues[2077].waiting == 0) is (answer is not None)
+
+
+@pytest.mark.parametrize(("config", "fate"), [(MOVED, "bypassed"), (CLOSED, "dropped")])
+def test_packets_of_a_full_queue_are_counted_by_what_became_of_them(
+    begin: Begin, config: Config, fate: str
+) -> None:
+    world = begin(config)
+    world.queues[2090].statistics = Statistics(received=5, bypassed=3, refused=1)
+    counted = {"packets": 5, fate: 3, "verdicts_refused": 1, "overload": 1}
+    assert world.counted() == counted
+    assert world.open() == set()
+
+
+@pytest.mark.parametrize("drains", [True, False])
+def test_server_whose_supervisor_has_died_leaves_no_packet_behind(
+    begin: Begin, drains: bool
+) -> None:
+    world = begin(MOVED)
+    world.queues[2090].waiting = 2 if drains else 10**9
+    world.channel.close()
+    world.thread.join(SECONDS)
+    pauses = ["pause 2077", "pause 2090", "serve 2090", "serve 2090"]
+    assert world.record[2:6] == pauses
+    assert world.open() == set()
+    events = [each.split("event=")[1] for each in world.output.getvalue().splitlines()]
+    assert events[-1].startswith("withdrawn reason=supervisor-died ")
+    assert len(events) == (1 if drains else 2)
+
+
+def test_queue_that_cannot_be_read_is_the_servers_end(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_inspection: FakeInspection, _queue: FakeQueue) -> None:
+        raise QueueError("cannot read queue 2077")
+
+    monkeypatch.setattr(FakeInspection, "serve", fails)
+    world = begin(configured())
+    world.bindings[0].other.send(b"packet")
+    with pytest.raises(Gone):
+        world.channel.receive(SECONDS)
+    assert world.output.getvalue().endswith('detail="cannot read queue 2077"\n')

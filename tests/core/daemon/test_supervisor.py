@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The supervisor in a process of its own, with real forks and no kernel to ask.
+
+Queues, servers and what is installed are fakes that write a line for what is done to
+them, in between those of the log, so that the order can be asserted.
+"""
+
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from cthelper.core.config import Config, parse
+from cthelper.core.daemon import supervisor
+from cthelper.core.daemon.channel import Channel, Gone, Order
+from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.supervisor import Supervisor
+from cthelper.core.errors import CthelperError, QueueError
+from cthelper.core.queue.backends import Backend
+from cthelper.core.queue.binding import Binding
+from cthelper.core.registry import builtin_helpers
+
+OTHERS = "".join(
+    f"helpers.{name}.enabled = false\n"
+    for name in builtin_helpers()
+    if name not in ("sunrpc", "tns")
+)
+MOVED = "[helpers.tns]\nqueue = 2090\n"
+SECONDS = 10.0
+
+
+class Running:
+    """A supervisor, what it did, and the faults that it is to meet."""
+
+    def __init__(self, folder: Path, output: TextIO, read: int) -> None:
+        self._faults = folder / "faults"
+        self._faults.mkdir()
+        self._file = folder / "cthelper.toml"
+        self._read, self._rest = read, ""
+        self.output = output
+        self.pid = 0
+
+    def configure(self, settings: str) -> None:
+        """What stands in the file from now on."""
+        self._file.write_text(f"{OTHERS}{settings}")
+
+    def config(self) -> Config:
+        """Read the file."""
+        return parse(self._file.read_text(), self._file, builtin_helpers())
+
+    def say(self, line: str) -> None:
+        """Write a line, in whichever process."""
+        print(line, file=self.output, flush=True)
+
+    def fail(self, step: str) -> None:
+        """Have a step fail from now on."""
+        (self._faults / step).touch()
+
+    def fails(self, step: str) -> bool:
+        return (self._faults / step).exists()
+
+    def start(self) -> None:
+        """Fork the supervisor."""
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                Supervisor(self.config(), self.config).run()
+            except CthelperError as error:
+                self.say(f"cannot start: {error}")
+            finally:
+                sys.stderr.flush()
+                os._exit(0)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def until(self, last: str) -> list[str]:
+        """The next lines, up to one that begins with `last`."""
+        lines: list[str] = []
+        deadline = time.monotonic() + SECONDS
+        while not (lines and lines[-1].startswith(last)):
+            line, found, rest = self._rest.partition("\n")
+            if found:
+                self._rest = rest
+                lines.append(re.sub("^time=.* event=", "* ", line))
+                continue
+            left = max(0.0, deadline - time.monotonic())
+            assert select.select([self._read], [], [], left)[0], lines
+            self._rest += os.read(self._read, 1 << 16).decode()
+        return lines
+
+    def end(self) -> None:
+        """End what still runs."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+class FakeBinding(Binding):
+    """Writes a line for each message."""
+
+    def __init__(self, running: Running, number: int, *, fail_open: bool) -> None:
+        self.other, end = socket.socketpair()
+        super().__init__(number, end, fail_open=fail_open)
+        self._say = running.say
+        self._say(f"bind {number}{'' if fail_open else ' closed'}")
+
+    def pause(self) -> None:
+        self._say(f"pause {self.number}")
+
+    def resume(self) -> None:
+        self._say(f"resume {self.number}")
+
+    def release(self) -> None:
+        self._say(f"release {self.number}")
+
+    def set_fail_open(self, fail_open: bool) -> None:
+        self._say(f"{'open' if fail_open else 'closed'} {self.number}")
+
+    def close(self) -> None:
+        self._say(f"close {self.number}")
+
+
+class FakeServer:
+    """Answers, or dies or fails where it is to."""
+
+    def __init__(
+        self,
+        running: Running,
+        number: int,
+        config: Config,
+        bindings: list[Binding],
+        read_config: Callable[[], Config],
+        channel: Channel,
+    ) -> None:
+        self._running, self._number, self._channel = running, number, channel
+        self._config, self._read_config = config, read_config
+        self._queues = {each.number for each in bindings}
+        if running.fails(f"start {number}"):
+            raise QueueError("no server")
+
+    def run(self) -> None:
+        self._reads()
+        answer: dict[str, object] = {}
+        order: object = None
+        while order != Order.LEAVE:
+            try:
+                self._channel.send(answer)
+                message = self._channel.receive(SECONDS)
+            except Gone:
+                return  # a test that failed has ended the supervisor
+            order, numbers = message["order"], message["queues"]
+            assert isinstance(numbers, list)
+            descriptors = message.get("descriptors", [])
+            assert isinstance(descriptors, list)
+            assert len(numbers) == len(descriptors)
+            words = map(str, ("server", self._number, order, *numbers))
+            self._running.say(" ".join(words))
+            if self._running.fails(f"die {order} {self._number}"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            answer = {"totals": {"packets": 5}} if order == Order.LEAVE else {}
+            if self._running.fails(f"{order} {self._number}"):
+                answer = {"error": "no"}
+            if order == Order.PREPARE:
+                self._queues.update(numbers)
+            if order == Order.COMMIT:
+                self._config = self._read_config()
+                self._queues &= self._config.queues_of(self._number)
+                self._reads()
+        self._channel.send(answer)
+
+    def _reads(self) -> None:
+        words = map(str, ("server", self._number, "reads", *sorted(self._queues)))
+        self._running.say(" ".join(words))
+
+
+class FakeInstallation:
+    """Writes a line for each step."""
+
+    def __init__(self, running: Running, log: Log) -> None:
+        self._running, self._log = running, log
+
+    def close(self) -> None:
+        pass
+
+    def _step(self, name: str) -> None:
+        self._running.say(name)
+        if self._running.fails(name):
+            raise QueueError(f"no {name}")
+
+    def take_over(self, _config: Config) -> None:
+        self._step("take over")
+
+    def install(self, _config: Config) -> None:
+        self._step("install")
+
+    def abandon(self) -> None:
+        self._step("abandon")
+
+    def change(self, _config: Config) -> None:
+        self._step("change")
+
+    def remove(self) -> None:
+        self._step("remove")
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        step()
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A supervisor that is still to be started."""
+    read, write = os.pipe()
+    with open(read, "rb"), open(write, "w", buffering=1) as output:
+        made = Running(tmp_path, output, read)
+
+        def bind(number: int, _buffer: int, *, fail_open: bool) -> Binding:
+            if made.fails(f"bind {number}"):
+                raise QueueError(f"no queue {number}")
+            return FakeBinding(made, number, fail_open=fail_open)
+
+        def read_queue(_binding: Binding, _flows: int) -> None:
+            raise AssertionError("the supervisor reads nothing")
+
+        backend = Backend("fake", "it is a test", bind, read_queue)  # type: ignore[arg-type]
+        for name, fake in (
+            ("choose", lambda _: backend),
+            ("bound_queues", dict),
+            ("Server", partial(FakeServer, made)),
+            ("Installation", partial(FakeInstallation, made)),
+            ("Log", partial(Log, output=output)),
+            ("_PAUSE_SECONDS", 0.05),
+        ):
+            monkeypatch.setattr(supervisor, name, fake)
+        yield made
+        made.end()
+
+
+def started(running: Running, settings: str = "") -> list[str]:
+    """What is done until it serves."""
+    running.configure(settings)
+    running.start()
+    return running.until("* started")
+
+
+def pid_of(line: str) -> int:
+    """The process that a line is of."""
+    return int(line.partition("pid=")[2].split()[0])
+
+
+def plain(lines: list[str]) -> list[str]:
+    """The lines, events by their name alone."""
+    return [" ".join(each.split()[:2]) if each[0] == "*" else each for each in lines]
+
+
+def test_packets_are_read_before_any_is_queued_and_answered_before_it_leaves(
+    running: Running,
+) -> None:
+    closed = "helpers.tns.fail_closed = true\n"
+    lines = started(running, closed)
+    assert plain(lines) == [
+        *("take over", "bind 2077", "bind 2078 closed", "server 0 reads 2077 2078"),
+        *("resume 2077", "resume 2078", "* worker-started", "install", "* started"),
+    ]
+    # As a terminal and systemd do.
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        os.kill(pid_of(lines[-3]), number)
+    running.signal(signal.SIGTERM)
+    *lines, stopped = running.until("* stopped")
+    assert lines == [
+        *("pause 2077", "pause 2078", "server 0 drain", "server 0 leave"),
+        *("release 2077", "release 2078", "remove"),
+        *("release 2077", "close 2077", "release 2078", "close 2078"),
+    ]
+    assert stopped.startswith("* stopped packets=5 bypassed=0 dropped=0 ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "steps", "reason"),
+    [
+        ("bind 2090", ["close 2077", "abandon"], "no queue 2090"),
+        (
+            "start 0",
+            ["abandon", "release 2077", "close 2077", "release 2090", "close 2090"],
+            "no server",
+        ),
+        (
+            "install",
+            [
+                *("abandon", "server 0 leave"),
+                *("release 2077", "close 2077", "release 2090", "close 2090"),
+            ],
+            "no install",
+        ),
+    ],
+    ids=["queue", "server", "ruleset"],
+)
+def test_where_it_cannot_start_nothing_is_left(
+    running: Running, fault: str, steps: list[str], reason: str
+) -> None:
+    running.configure(MOVED)
+    running.fail(fault)
+    running.start()
+    lines = running.until("cannot start")
+    assert lines[-1] == f"cannot start: {reason}"
+    assert lines[-1 - len(steps) : -1] == steps
+
+
+def test_flows_of_a_server_that_dies_pass_until_another_reads_the_same_queues(
+    running: Running,
+) -> None:
+    first = [each for each in started(running, "daemon.workers = 2\n") if "pid" in each]
+    os.kill(pid_of(first[1]), signal.SIGKILL)
+    lines = running.until("* worker-started")
+    assert plain(lines) == [
+        *("pause 2078", "release 2078", "* worker-died"),
+        *("server 1 reads 2078", "resume 2078", "* worker-started"),
+    ]
+    assert "status=SIGKILL" in lines[2]
+    # Each time that it dies young it takes twice as long.
+    os.kill(pid_of(lines[-1]), signal.SIGKILL)
+    before = time.monotonic()
+    running.until("* worker-started")
+    assert 0.1 <= time.monotonic() - before < SECONDS
+
+
+def test_server_that_cannot_serve_again_is_tried_again(running: Running) -> None:
+    lines = started(running)
+    running.fail("start 0")
+    os.kill(pid_of(lines[-3]), signal.SIGKILL)
+    again = plain(running.until("* step-failed") + running.until("* worker-died"))
+    dies = ["pause 2077", "release 2077", "* worker-died"]
+    assert again == [*dies, "* step-failed", *dies]
+
+
+# Reloading.
+
+
+def reload(running: Running, settings: str, last: str = "* reload") -> list[str]:
+    running.configure(settings)
+    running.signal(signal.SIGHUP)
+    return running.until(last)
+
+
+def test_new_queue_is_read_before_the_rules_name_it_and_an_unused_one_goes_last(
+    running: Running,
+) -> None:
+    started(running, MOVED)
+    closed = "[helpers.tns]\nqueue = 2091\nfail_closed = true\n"
+    assert plain(reload(running, closed)) == [
+        *("bind 2091 closed", "server 0 prepare 2091", "resume 2091", "change"),
+        *("open 2077", "pause 2090", "closed 2091", "server 0 commit"),
+        *("server 0 reads 2077 2091", "release 2090", "close 2090", "* reloaded"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "steps", "reason"),
+    [
+        ("bind 2090", [], "no queue 2090"),
+        ("prepare 0", ["server 0 prepare 2090"], "server 0: no"),
+        ("change", ["server 0 prepare 2090", "resume 2090", "change"], "no change"),
+    ],
+    ids=["queue", "server", "kernel"],
+)
+def test_reload_is_taken_by_all_or_by_none(
+    running: Running, fault: str, steps: list[str], reason: str
+) -> None:
+    started(running)
+    running.fail(fault)
+    *lines, refused = reload(running, MOVED)
+    undone = ["bind 2090", *steps, "server 0 abort", "close 2090"] if steps else []
+    assert lines == undone
+    assert refused == f'* reload-refused error="{reason}"'
+    # The old one is the one that a server goes on with.
+    running.signal(signal.SIGTERM)
+    assert running.until("server 0 drain")[0] == "pause 2077"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["workers = 2", "receive_buffer = 65536", "flow_limit = 7", "mark = 0"],
+)
+def test_what_a_reload_does_not_change_is_refused_before_anything_is_done(
+    running: Running, setting: str
+) -> None:
+    started(running)
+    (refused,) = reload(running, f"[daemon]\n{setting}\n")
+    key = setting.split()[0]
+    assert f"daemon.{key} has changed: restart cthelper" in refused
+
+
+def test_server_that_dies_of_a_reload_begins_again_with_the_new_configuration(
+    running: Running,
+) -> None:
+    started(running)
+    running.fail("die prepare 0")
+    lines = reload(running, MOVED) + running.until("* worker-started")
+    assert plain(lines) == [
+        *("bind 2090", "server 0 prepare 2090"),
+        *("pause 2077", "release 2077", "* worker-died", "change"),
+        *("open 2077", "open 2090", "* reloaded"),
+        *("server 0 reads 2077 2090", "resume 2090", "resume 2077", "* worker-started"),
+    ]
+
+
+def test_queue_does_not_go_from_one_server_to_another(running: Running) -> None:
+    started(running, "[daemon]\nworkers = 2\n")
+    lines = reload(running, "[daemon]\nworkers = 2\nqueue = 2078\n")
+    refused = "queue 2078 is another worker's until now: restart cthelper"
+    assert refused in lines[-1]
