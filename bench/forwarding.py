@@ -129,7 +129,8 @@ def _rate(world: World, sender: socket.socket, packets: int) -> float:
 
 def _arrived(world: World) -> int:
     """How many packets the server's interface has received."""
-    text = world.server.run("cat", "/proc/net/dev", check=True).stdout
+    with world.server.entered():
+        text = Path("/proc/thread-self/net/dev").read_text("ascii")
     (line,) = (each for each in text.splitlines() if each.strip().startswith("eth0:"))
     return int(line.split(":")[1].split()[1])
 
