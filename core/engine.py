@@ -131,7 +131,7 @@ class Engine:
             except Malformed as error:
                 if readable:
                     outcome.events.append(Damaged(str(error)))
-                    self._reader.count_damage(flow, direction)
+                    flow.count_damage(direction)
         if located is not None and readable and config is not None:
             self._reader.read(located, flow, config, outcome)
         if inspected and flow.finished is not None:

@@ -19,6 +19,10 @@ from cthelper.core.tuples import (
     key_of,
 )
 
+MALFORMED_IN_A_ROW: Final = 8
+"""Datagrams. A malformed datagram says nothing about the next one, unlike a malformed
+message in a stream; but a direction that brings nothing else is not the protocol's."""
+
 
 @dataclass(slots=True)
 class Side:
@@ -76,11 +80,11 @@ class Flow:
         )
 
     def side(self, direction: Direction) -> Side:
-        """What is kept for a direction, to be read."""
+        """What is kept for a direction; flows over UDP may share it."""
         return self.sent if direction is ORIGINAL else self.answered
 
-    def damaged(self, direction: Direction) -> Side:
-        """The same, to be changed on UDP."""
+    def count_damage(self, direction: Direction) -> None:
+        """Something malformed came; the direction may not be worth reading any more."""
         side = self.side(direction)
         if side is _NO_DAMAGE:
             side = Side()
@@ -88,7 +92,13 @@ class Flow:
                 self.sent = side
             else:
                 self.answered = side
-        return side
+        side.malformed += 1
+        if self.original.transport is TCP or side.malformed >= MALFORMED_IN_A_ROW:
+            side.parsed = False
+            # Not cleared: the exception's frames may hold views of the bytes.
+            side.pending = b""
+        if not (self.sent.parsed or self.answered.parsed):
+            self.finish("malformed")
 
     @property
     def quiet(self) -> bool:

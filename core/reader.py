@@ -31,11 +31,7 @@ from cthelper.core.flows import Flow, Side
 from cthelper.core.grants import Grants
 from cthelper.core.outcome import Damaged, Fault, Located, Outcome, Refused
 from cthelper.core.patches import Patch
-from cthelper.core.tuples import ORIGINAL, TCP, Conntrack, Direction
-
-MALFORMED_IN_A_ROW: Final = 8
-"""Datagrams. A malformed datagram says nothing about the next one, unlike a malformed
-message in a stream; but a direction that brings nothing else is not the protocol's."""
+from cthelper.core.tuples import ORIGINAL, Conntrack
 
 FAULTS: Final = 5
 """A helper that faults this often within FAULT_WINDOW seconds is quarantined."""
@@ -127,7 +123,7 @@ class Reader:
                 side.malformed = 0
         except Malformed as error:
             outcome.events.append(Damaged(str(error)))
-            self.count_damage(flow, direction)
+            flow.count_damage(direction)
         except StreamLost as error:
             flow.finish(error.reason)
         except Exception as error:  # the one place where a helper's bug arrives
@@ -246,16 +242,6 @@ class Reader:
             self._grants.withdraw(granted)
         outcome.granted.clear()
         outcome.patches.clear()
-
-    def count_damage(self, flow: Flow, direction: Direction) -> None:
-        side = flow.damaged(direction)
-        side.malformed += 1
-        if flow.original.transport is TCP or side.malformed >= MALFORMED_IN_A_ROW:
-            side.parsed = False
-            # Not cleared: the exception's frames may hold views of the bytes.
-            side.pending = b""
-        if not (flow.sent.parsed or flow.answered.parsed):
-            flow.finish("malformed")
 
     def _fault(self, flow: Flow, config: HelperConfig, error: Exception) -> Fault:
         name = flow.name

@@ -17,8 +17,9 @@ from cthelper.core.api import (
     Message,
 )
 from cthelper.core.engine import Decision
+from cthelper.core.flows import MALFORMED_IN_A_ROW
 from cthelper.core.outcome import Damaged, Finished
-from cthelper.core.reader import FAULT_WINDOW, FAULTS, MALFORMED_IN_A_ROW
+from cthelper.core.reader import FAULT_WINDOW, FAULTS
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
