@@ -118,7 +118,7 @@ class Engine:
         outcome = Outcome()
         if inspected and config is None:
             flow.finish("helper-removed")
-        elif inspected and self._reader.quarantines(flow.name):
+        elif inspected and flow.name in self._reader.quarantined:
             flow.finish("quarantine")
         readable = flow.finished is None and side.parsed
         located = None

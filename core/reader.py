@@ -52,25 +52,21 @@ class Reader:
     """Runs helpers over messages. One that faults again and again is quarantined.
 
     `clock` gives seconds and only moves forward. `watch` is told of every message and
-    effect.
+    effect. `quarantined` has the names of the helpers that are to read no more.
     """
 
     def __init__(
         self, grants: Grants, clock: Callable[[], float], watch: Watch | None
     ) -> None:
+        self.quarantined: set[str] = set()
         self._grants = grants
         self._clock = clock
         self._watch = watch
         self._faults: dict[str, deque[float]] = {}
-        self._quarantined: set[str] = set()
-
-    def quarantines(self, helper: str) -> bool:
-        """Whether the helper of this name faulted so often that it reads no more."""
-        return helper in self._quarantined
 
     def release(self) -> None:
         """End every quarantine, after helpers or configuration changed."""
-        self._quarantined.clear()
+        self.quarantined.clear()
         self._faults.clear()
 
     def read(
@@ -127,7 +123,7 @@ class Reader:
         except StreamLost as error:
             flow.finish(error.reason)
         except Exception as error:  # the one place where a helper's bug arrives
-            self.withdraw(outcome)
+            self._withdraw(outcome)
             outcome.events.append(self._fault(flow, config, error))
 
     def _messages(
@@ -227,17 +223,17 @@ class Reader:
             try:
                 refused = rewriting.check(packet, side, outcome.patches, read.patches)
             except HelperFault:
-                self.withdraw(read)
+                self._withdraw(read)
                 raise
         if refused is None:
             outcome.granted += read.granted
             outcome.patches += read.patches
         else:
-            self.withdraw(read)
+            self._withdraw(read)
             outcome.unrewritable = True
             outcome.events.append(refused)
 
-    def withdraw(self, outcome: Outcome) -> None:
+    def _withdraw(self, outcome: Outcome) -> None:
         for granted in outcome.granted:
             self._grants.withdraw(granted)
         outcome.granted.clear()
@@ -249,11 +245,11 @@ class Reader:
         faults = self._faults.setdefault(name, deque(maxlen=FAULTS))
         faults.append(now)
         if len(faults) == FAULTS and now - faults[0] <= FAULT_WINDOW:
-            self._quarantined.add(name)
+            self.quarantined.add(name)
         flow.finish("fault")
         where = _place(error, inspect.getfile(config.helper))
         text = f"{type(error).__name__}: {error}"
-        return Fault(text, where, quarantined=name in self._quarantined)
+        return Fault(text, where, quarantined=name in self.quarantined)
 
 
 def _distance(start: int, stop: int) -> int:
