@@ -13,12 +13,13 @@ from cthelper.core.api import (
     Effect,
     Effects,
     Expect,
+    ExpectationRefused,
     Helper,
     Message,
 )
 from cthelper.core.engine import Decision
 from cthelper.core.flows import MALFORMED_IN_A_ROW
-from cthelper.core.outcome import Damaged, Finished
+from cthelper.core.outcome import Damaged, Event, Finished, Refused
 from cthelper.core.reader import FAULT_WINDOW, FAULTS
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -406,6 +407,57 @@ def test_quarantine_is_the_helpers_own() -> None:
     host.engine.handle(tcp(b"", FIRST - 1, flags="S"), other, ORIGINAL)
     decision = host.engine.handle(tcp(b"OPEN 5000\n", FIRST), other, ORIGINAL)
     assert len(decision.expectations) == 1
+
+
+# What is refused.
+
+LOW = Refused(
+    "low-port", "port 1000 is below 1024", Expect(endpoint(CLIENT, 1000), "data")
+)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("command", "ports", "events"),
+    [
+        (b"OPEN 1000\n", [], (LOW,)),
+        (b"OPEN 5000 1000 5001\n", [5000], (LOW,)),
+        (b"TRY 1000\n", [], (LOW,)),
+        (b"TRY 1000 5000 1000\n", [5000], (LOW, LOW)),
+        (b"AGAIN 1000 5000\n", [5000], (LOW,)),
+        (b"AGAIN 1000 1000\n", [], (LOW, LOW)),
+        (b"REFUSE\n", [], (Refused("out-of-turn", "nobody asked", None),)),
+    ],
+    ids=[
+        "uncaught",
+        "uncaught after another",
+        "caught",
+        "caught twice",
+        "caught, another wish",
+        "caught, another wish is refused too",
+        "raised by the helper",
+    ],
+)
+def test_refusal_is_counted_once_and_the_flow_goes_on(
+    helper: type[Helper], command: bytes, ports: list[int], events: tuple[Event, ...]
+) -> None:
+    host = Host(helper)
+    decision = host.send(command)
+    assert [made.destination.port for made in decision.expectations] == ports
+    assert decision.events == events
+    assert host.send(b"OPEN 6000\n").expectations == (expectation(host, 6000),)
+
+
+class Eager(Datagrams):
+    """Refuses before its generator runs."""
+
+    def on_message(self, message: Message) -> Effects:
+        raise ExpectationRefused("out-of-turn", "nobody asked")
+
+
+def test_refusal_by_a_helper_without_a_generator_is_no_fault() -> None:
+    decision = Host(Eager).send(b"x")
+    assert decision.events == (Refused("out-of-turn", "nobody asked", None),)
 
 
 # Rewrites and the end.
