@@ -4,9 +4,8 @@
 A kernel's table stands beside it, which takes what is expected of a translated flow.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_network
-from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ from cthelper.core.api import Helper, Transport
 from cthelper.core.config import HelperConfig, parse
 from cthelper.core.engine import Engine
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.grants import OnLink
+from cthelper.core.grants import OnLink, Placer
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Event, Finished, Refused
 from cthelper.core.packet import locate
@@ -28,9 +27,9 @@ from cthelper.core.tuples import (
     Expectation,
     Network,
 )
-from tests.core.builders import CLIENT, SERVER, conntrack, cut, flow_tuple, tcp, udp
+from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple, tcp, udp
 
-LINK: Final = {4: ("192.0.2.0/24",), 6: ("fe80::/10", "2001:db8:1::/64")}
+LINK: Final = {4: ("192.0.2.0/24",), 6: ("fe80::/10", "2001:db8::/64")}
 """The networks on the clients' link, by IP version."""
 
 
@@ -51,6 +50,23 @@ def configured(helper: type[Helper], *lines: str) -> HelperConfig:
     """A helper's configuration, with these lines in its table."""
     text = "".join(f"helpers.{helper.name}.{line}\n" for line in lines)
     return parse(text, Path("test.toml"), {helper.name: helper}).helpers[helper.name]
+
+
+def engine_with(
+    config: HelperConfig,
+    *,
+    on_link: OnLink = nobody,
+    placer: Placer | None = None,
+) -> Engine:
+    """An engine with one helper, in which no time passes."""
+    return Engine(
+        {config.helper.name: config},
+        guard=Guard(),
+        on_link=on_link,
+        clock=lambda: 0.0,
+        flow_limit=8,
+        placer=placer,
+    )
 
 
 def entry_of(
@@ -104,7 +120,7 @@ class Inspected:
     """The flow of `entry`; on TCP, after the handshake.
 
     `lines` stand in the helper's table of the configuration, and `taken` are ports that
-    others have in the kernel. With `engine`, it is a flow beside others there.
+    others have in the kernel.
     """
 
     def __init__(
@@ -112,19 +128,10 @@ class Inspected:
         helper: type[Helper],
         entry: Conntrack,
         *lines: str,
-        on_link: OnLink = nobody,
         taken: Collection[int] = (),
-        engine: Engine | None = None,
     ) -> None:
         self.kernel = Kernel(taken)
-        self.engine = engine or Engine(
-            {helper.name: configured(helper, *lines)},
-            guard=Guard(),
-            on_link=on_link,
-            clock=lambda: 0.0,
-            flow_limit=8,
-            placer=self.kernel,
-        )
+        self._engine = engine_with(configured(helper, *lines), placer=self.kernel)
         self.entry = entry
         self.events: list[Event] = []
         # Those that go to the kernel with the packet, which need not be placed.
@@ -135,26 +142,13 @@ class Inspected:
             self._segment(b"", 0, ORIGINAL, flags="S")
             self._segment(b"", 0, REPLY, flags="SA")
 
-    def sent(self, *payloads: bytes, forwarded: bool = False) -> bytes:
+    def sent(self, *payloads: bytes) -> bytes:
         """The client sends these, a packet each; what the server gets."""
-        return b"".join(self._pass(each, ORIGINAL, forwarded) for each in payloads)
+        return b"".join(self._pass(each, ORIGINAL) for each in payloads)
 
-    def answered(self, *payloads: bytes, forwarded: bool = False) -> bytes:
+    def answered(self, *payloads: bytes) -> bytes:
         """The server sends these, a packet each; what the client gets."""
-        return b"".join(self._pass(each, REPLY, forwarded) for each in payloads)
-
-    def answered_in(
-        self, order: Iterable[int], payload: bytes, at: Iterable[int]
-    ) -> None:
-        """The server's segments, cut at these offsets, come in the order of `order`.
-
-        Numbers of segments that there are not are passed over.
-        """
-        pieces = cut(payload, at)
-        first = list(accumulate(map(len, pieces), initial=self._next[REPLY]))
-        for number in order:
-            if number < len(pieces):
-                self._segment(pieces[number], first[number], REPLY)
+        return b"".join(self._pass(each, REPLY) for each in payloads)
 
     @property
     def expectations(self) -> list[Expectation]:
@@ -162,17 +156,12 @@ class Inspected:
         return self.collected + self.kernel.present
 
     @property
-    def opened(self) -> list[str]:
-        """The same in words."""
-        return list(map(str, self.expectations))
-
-    @property
     def refused(self) -> list[str]:
         """The reasons of refusals; nothing else went wrong."""
         assert all(isinstance(each, Refused | Finished) for each in self.events)
         return [each.reason for each in self.events if isinstance(each, Refused)]
 
-    def _pass(self, payload: bytes, direction: Direction, forwarded: bool) -> bytes:
+    def _pass(self, payload: bytes, direction: Direction) -> bytes:
         if self._tcp:
             sequence = self._next[direction]
             self._next[direction] += len(payload)
@@ -180,7 +169,7 @@ class Inspected:
         else:
             version = self.entry.original.source.address.version
             packet = udp(payload, direction=direction, version=version)
-            packet = self._handle(packet, direction, forwarded)
+            packet = self._handle(packet, direction)
         segment = locate(packet)
         assert segment is not None
         return packet[segment.start : segment.stop]
@@ -194,11 +183,9 @@ class Inspected:
         )
         return self._handle(packet, direction)
 
-    def _handle(
-        self, packet: bytes, direction: Direction, forwarded: bool = False
-    ) -> bytes:
+    def _handle(self, packet: bytes, direction: Direction) -> bytes:
         """Have the engine inspect a packet; what goes on in its place."""
-        handled = self.engine.handle(packet, self.entry, direction, forwarded=forwarded)
+        handled = self._engine.handle(packet, self.entry, direction)
         self.collected += handled.expectations
         self.events += handled.events
         assert handled.packet is None or self.entry.translated

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """DHCPv6 through the engine: faults of conntrackd, any bytes, words, other readers."""
 
+from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final
@@ -27,15 +28,15 @@ from cthelper.core.api import (
     Network,
     OptionValue,
 )
-from cthelper.core.config import HelperConfig, parse
-from cthelper.core.engine import Decision, Engine
-from cthelper.core.guard import Guard, Rules
+from cthelper.core.config import parse
+from cthelper.core.engine import Decision
 from cthelper.core.outcome import Damaged, Refused
 from cthelper.helpers.dhcpv6 import Dhcpv6
-from cthelper.testing import defaults, play
+from cthelper.testing import play
 from tests.core.builders import conntrack, flow_tuple, packet6
 from tests.helpers import tshark
 from tests.helpers.given import damaged
+from tests.helpers.inspected import configured, engine_with
 from tests.helpers.test_dhcpv6 import (
     ANSWERED,
     CLIENT_PORT,
@@ -83,22 +84,9 @@ def handle(
 
     `seen_as` is the address that the source is translated to.
     """
-    config = HelperConfig(
-        helper=Dhcpv6,
-        queue=0,
-        ports=Dhcpv6.ports,
-        policies=Dhcpv6.policies,
-        options={**defaults(Dhcpv6), **options},
-        hooks=Dhcpv6.hooks,
-        guard=Rules(lowest_port=Dhcpv6.lowest_port),
-    )
-    engine = Engine(
-        {"dhcpv6": config},
-        guard=Guard(),
-        on_link=on_link,
-        clock=lambda: 0.0,
-        flow_limit=8,
-    )
+    config = configured(Dhcpv6)
+    config = replace(config, options={**config.options, **options})
+    engine = engine_with(config, on_link=on_link)
     original = flow_tuple(UDP, (source, port), (GROUP, SERVER_PORT))
     reply = flow_tuple(UDP, (GROUP, SERVER_PORT), (seen_as or source, port))
     entry = conntrack(original, reply, helper="dhcpv6")

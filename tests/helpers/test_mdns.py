@@ -5,8 +5,7 @@ The faults that tests are marked with are those of conntrackd's mdns helper, whi
 nothing of the payload: every packet opens the sender's port to everybody.
 """
 
-from ipaddress import IPv6Address, ip_network
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, Final
 
 import pytest
@@ -19,18 +18,12 @@ from cthelper.core.api import (
     ORIGINAL,
     REPLY,
     UDP,
-    Address,
     Direction,
     Expect,
-    ExpectationRefused,
     Hook,
     Malformed,
     Message,
-    Network,
 )
-from cthelper.core.config import parse
-from cthelper.core.engine import Engine
-from cthelper.core.guard import Guard
 from cthelper.core.outcome import Refused
 from cthelper.core.tuples import Expectation, Tuple
 from cthelper.helpers.mdns import Mdns
@@ -38,6 +31,7 @@ from cthelper.testing import Line, play
 from tests.cases import cases
 from tests.core.builders import conntrack, endpoint, flow_tuple, udp
 from tests.helpers.given import damaged, unanswerable
+from tests.helpers.inspected import configured, engine_with, on_link
 
 HOST = "192.0.2.1"
 GROUP = "224.0.0.251"
@@ -252,37 +246,19 @@ def test_answers_are_awaited_for_10_seconds() -> None:
 # Through the engine: who may answer.
 
 
-def on_link(address: Address) -> tuple[Network, ...]:
-    if isinstance(address, IPv6Address):
-        return (ip_network("fe80::/10"), ip_network("2001:db8::/64"))
-    if address in ip_network("192.0.2.0/24"):
-        return (ip_network("192.0.2.0/24"),)
-    raise ExpectationRefused("off-link", f"{address} is on no link")
-
-
-def engine(settings: str = "") -> Engine:
-    config = parse(settings, Path("test.toml"), {"mdns": Mdns})
-    return Engine(
-        config.helpers,
-        guard=Guard(),
-        on_link=on_link,
-        clock=lambda: 0.0,
-        flow_limit=8,
-    )
-
-
 def asked_by(
     source: str,
     *,
     payload: bytes | None = None,
     forwarded: bool = False,
     reply: Tuple | None = None,
-    settings: str = "",
+    lines: Iterable[str] = (),
 ) -> tuple[tuple[Expectation, ...], list[str]]:
     """Expectations and reasons of refusal for a query of this host, a one-shot one."""
     group = GROUP6 if ":" in source else GROUP
     original = flow_tuple(UDP, (source, ASKER), (group, 5353))
-    decision = engine(settings).handle(
+    engine = engine_with(configured(Mdns, *lines), on_link=on_link)
+    decision = engine.handle(
         udp(query(question()) if payload is None else payload),
         conntrack(original, reply, helper="mdns"),
         ORIGINAL,
@@ -319,8 +295,8 @@ def test_asker_that_nobody_on_a_link_can_answer_is_refused(
 
 def test_query_of_another_host_is_refused_unless_it_is_to_be_reflected() -> None:
     assert asked_by(HOST, forwarded=True) == ((), ["forwarded"])
-    settings = '[helpers.mdns]\nhooks = ["prerouting", "output"]\n'
-    expectations, reasons = asked_by(HOST, forwarded=True, settings=settings)
+    lines = ['hooks = ["prerouting", "output"]']
+    expectations, reasons = asked_by(HOST, forwarded=True, lines=lines)
     assert (len(expectations), reasons) == (1, [])
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """SLP through the engine: faults of conntrackd, any bytes, words, another reader."""
 
-from ipaddress import IPv6Address, ip_network
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
@@ -19,24 +20,20 @@ from cthelper.core.api import (
     ORIGINAL,
     REPLY,
     UDP,
-    Address,
     Direction,
-    ExpectationRefused,
     Hook,
     Malformed,
-    Network,
     OptionValue,
 )
-from cthelper.core.config import HelperConfig
 from cthelper.core.engine import Decision, Engine
-from cthelper.core.guard import Guard, Rules
 from cthelper.core.outcome import Damaged, Refused
 from cthelper.core.tuples import Conntrack
 from cthelper.helpers.slp import Slp
-from cthelper.testing import defaults, failures, related, replay
+from cthelper.testing import failures, related, replay
 from tests.core.builders import conntrack, flow_tuple, udp
 from tests.helpers import tshark
 from tests.helpers.given import damaged, unanswerable
+from tests.helpers.inspected import configured, engine_with, on_link
 from tests.helpers.test_slp import (
     ASKER,
     GROUP,
@@ -62,31 +59,14 @@ from tests.helpers.test_slp import (
 # Through the engine
 
 
-def on_link(address: Address) -> tuple[Network, ...]:
-    if isinstance(address, IPv6Address):
-        return (ip_network("fe80::/10"), ip_network("2001:db8::/64"))
-    if address in ip_network("192.0.2.0/24"):
-        return (ip_network("192.0.2.0/24"),)
-    raise ExpectationRefused("off-link", f"{address} is on no link")
-
-
 def engine(*hooks: Hook, **options: OptionValue) -> Engine:
-    config = HelperConfig(
-        helper=Slp,
-        queue=0,
-        ports=Slp.ports,
-        policies=Slp.policies,
-        options={**defaults(Slp), **options},
-        hooks=frozenset(hooks) or Slp.hooks,
-        guard=Rules(lowest_port=Slp.lowest_port),
+    config = configured(Slp)
+    config = replace(
+        config,
+        options={**config.options, **options},
+        hooks=frozenset(hooks) or config.hooks,
     )
-    return Engine(
-        {"slp": config},
-        guard=Guard(),
-        on_link=on_link,
-        clock=lambda: 0.0,
-        flow_limit=8,
-    )
+    return engine_with(config, on_link=on_link)
 
 
 def flow(source: str = HOST, destination: str = GROUP, port: int = ASKER) -> Conntrack:

@@ -2,7 +2,6 @@
 """Portmapper messages as bytes: what is malformed, records, segments, words."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -24,11 +23,10 @@ from cthelper.core.api import (
     Oversized,
     Transport,
 )
-from cthelper.core.config import parse
 from cthelper.core.engine import Decision, Engine
-from cthelper.core.guard import DENIED_PORTS, Guard
+from cthelper.core.guard import DENIED_PORTS
 from cthelper.core.outcome import Damaged, Refused
-from cthelper.core.tuples import Address, Conntrack, Network
+from cthelper.core.tuples import Conntrack
 from cthelper.helpers.rpcbind import PORTMAPPER
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.testing import play
@@ -44,6 +42,7 @@ from tests.core.builders import (
     udp,
 )
 from tests.helpers.given import damaged
+from tests.helpers.inspected import configured, engine_with, entry_of
 from tests.helpers.test_sunrpc import (
     MODES,
     MOUNTD,
@@ -189,32 +188,20 @@ def test_record_that_ends_within_its_message_is_malformed(short: int) -> None:
 # Through the engine.
 
 
-def never(_address: Address) -> tuple[Network, ...]:
-    raise AssertionError("SunRPC asks nobody on the link")
+def engine(*lines: str) -> Engine:
+    return engine_with(configured(SunRpc, *lines))
 
 
-def engine(settings: str = "") -> Engine:
-    config = parse(settings, Path("test.toml"), {"sunrpc": SunRpc})
-    return Engine(
-        config.helpers,
-        guard=Guard(),
-        on_link=never,
-        clock=lambda: 0.0,
-        flow_limit=8,
-    )
-
-
-def entry_of(transport: Transport) -> Conntrack:
-    original = flow_tuple(transport, (CLIENT, 650), (SERVER, 111))
-    return conntrack(original, helper="sunrpc")
+def entry_over(transport: Transport) -> Conntrack:
+    return entry_of(SunRpc, (CLIENT, 650), transport=transport)
 
 
 def decided(
-    asked: bytes, answered: bytes, *, entry: Conntrack | None = None, settings: str = ""
+    asked: bytes, answered: bytes, *lines: str, entry: Conntrack | None = None
 ) -> Decision:
     """What becomes of a reply over UDP."""
-    entry = entry or entry_of(UDP)
-    ours = engine(settings)
+    entry = entry or entry_over(UDP)
+    ours = engine(*lines)
     first = ours.handle(udp(asked), entry, ORIGINAL)
     assert not first.expectations
     assert not first.events
@@ -282,8 +269,8 @@ def test_portmapper_itself_is_refused_and_counted() -> None:
 
 
 def test_options_reach_the_helper() -> None:
-    settings = '[helpers.sunrpc]\nmode = "oneshot"\nnetid = "trust"\n'
-    decision = decided(getaddr(7, netid="tcp"), address(7), settings=settings)
+    lines = ('mode = "oneshot"', 'netid = "trust"')
+    decision = decided(getaddr(7, netid="tcp"), address(7), *lines)
     (expectation,) = decision.expectations
     assert expectation.transport is TCP
     assert not expectation.permanent
@@ -320,7 +307,7 @@ def segments(
 
 def texts(packets: Iterable[tuple[Direction, bytes]]) -> list[str]:
     """The expectations that come of the segments of one connection."""
-    ours, entry = engine(), entry_of(TCP)
+    ours, entry = engine(), entry_over(TCP)
     result = []
     for direction, packet in packets:
         decision = ours.handle(packet, entry, direction)
@@ -355,7 +342,7 @@ def test_records_split_into_single_bytes_are_all_read() -> None:
 
 def test_expectation_is_made_with_the_segment_that_completes_the_reply() -> None:
     packets = segments([record(getport(7, protocol=TCP))], cut(record(port(7)), [9]))
-    ours, entry = engine(), entry_of(TCP)
+    ours, entry = engine(), entry_over(TCP)
     counts = [
         len(ours.handle(packet, entry, direction).expectations)
         for direction, packet in packets
@@ -386,7 +373,7 @@ def test_any_order_of_the_servers_segments_gives_the_same_expectations(
 
 
 def test_malformed_record_ends_the_reading_of_its_direction_alone() -> None:
-    ours, entry = engine(), entry_of(TCP)
+    ours, entry = engine(), entry_over(TCP)
     packets = segments([record(getport(7, protocol=TCP))], [record(u32(7, 0))])
     events = [
         event

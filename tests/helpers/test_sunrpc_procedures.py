@@ -2,7 +2,6 @@
 """SunRPC beyond GETPORT and GETADDR: lists, remote calls, groups, denied programs."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -18,7 +17,6 @@ from cthelper.core.api import (
     Policy,
     Transport,
 )
-from cthelper.core.config import parse
 from cthelper.core.errors import ConfigError
 from cthelper.helpers.rpcbind import PORTMAPPER
 from cthelper.helpers.sunrpc import SunRpc
@@ -31,6 +29,7 @@ from tests.core.builders import (
     endpoint,
     flow_tuple,
 )
+from tests.helpers.inspected import configured
 from tests.helpers.test_sunrpc import (
     MOUNTD,
     NFS,
@@ -510,12 +509,6 @@ def test_call_to_a_group_for_the_portmapper_opens_the_port_as_well() -> None:
 # Programs
 
 
-def configured(settings: str) -> Any:
-    """The configuration of the helpers with these keys of ours."""
-    text = f"[helpers.sunrpc]\n{settings}\n"
-    return parse(text, Path("test.toml"), {"sunrpc": SunRpc}).helpers
-
-
 DENIED: Final = ("denied-program", "program 100003 (nfs)")
 
 
@@ -576,15 +569,15 @@ def test_allowed_programs_of_a_dump_are_opened_and_the_others_refused_at_once() 
 
 
 def test_programs_are_configured_by_name_or_number() -> None:
-    settings = 'allow_programs = ["nfs", 100005]\ndeny_programs = ["ypserv", 7]\n'
-    options = configured(settings)["sunrpc"].options
+    lines = ('allow_programs = ["nfs", 100005]', 'deny_programs = ["ypserv", 7]')
+    options = configured(SunRpc, *lines).options
     assert options["allow_programs"] == (NFS, MOUNTD)
     assert options["deny_programs"] == (100004, 7)
     assert options["procedures"] == EVERYTHING[:4]
 
 
 @pytest.mark.parametrize(
-    ("settings", "text"),
+    ("line", "text"),
     [
         ('allow_programs = ["nsf"]', "'nsf': must be a number from 0 to 4294967295"),
         ("deny_programs = [-1]", "-1: must be a number from 0 to 4294967295"),
@@ -594,7 +587,7 @@ def test_programs_are_configured_by_name_or_number() -> None:
     ],
 )
 def test_what_is_no_program_or_procedure_is_no_configuration(
-    settings: str, text: str
+    line: str, text: str
 ) -> None:
     with pytest.raises(ConfigError, match=text):
-        configured(settings)
+        configured(SunRpc, line)

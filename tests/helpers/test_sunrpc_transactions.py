@@ -22,7 +22,6 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.engine import Decision, Engine
-from cthelper.core.guard import Guard
 from cthelper.core.outcome import Refused
 from cthelper.core.tuples import Network
 from cthelper.helpers.rpcbind import PORTMAPPER
@@ -36,6 +35,7 @@ from tests.core.builders import (
     flow_tuple,
     udp,
 )
+from tests.helpers.inspected import configured, engine_with
 from tests.helpers.test_sunrpc import (
     MOUNTD,
     NFS,
@@ -65,7 +65,6 @@ from tests.helpers.test_sunrpc_procedures import (
     answers,
     called,
     callit,
-    configured,
     dump,
     dumped,
     getaddrlist,
@@ -159,13 +158,8 @@ def on_link(source: Address) -> tuple[Network, ...]:
 
 
 def engine() -> Engine:
-    return Engine(
-        configured(f"procedures = {list(EVERYTHING)}"),
-        guard=Guard(),
-        on_link=on_link,
-        clock=lambda: 0.0,
-        flow_limit=8,
-    )
+    config = configured(SunRpc, f"procedures = {list(EVERYTHING)}")
+    return engine_with(config, on_link=on_link)
 
 
 def decided(asked: bytes, answered: bytes) -> Decision:

@@ -19,18 +19,15 @@ from cthelper.core.api import (
     ORIGINAL,
     REPLY,
     TCP,
-    Address,
     Direction,
     Expect,
     ExpectationRefused,
     Malformed,
-    Network,
     Oversized,
 )
-from cthelper.core.config import HelperConfig, parse
-from cthelper.core.engine import Decision, Engine
+from cthelper.core.engine import Decision
 from cthelper.core.errors import ConfigError
-from cthelper.core.guard import DENIED_PORTS, Guard
+from cthelper.core.guard import DENIED_PORTS
 from cthelper.core.outcome import Damaged, Finished, Refused
 from cthelper.core.tuples import Conntrack, Expectation
 from cthelper.helpers.tns import Tns
@@ -48,6 +45,7 @@ from tests.core.builders import (
 )
 from tests.helpers import tshark
 from tests.helpers.given import damaged
+from tests.helpers.inspected import configured, engine_with, entry_of
 from tests.helpers.test_tns import (
     ACCEPT,
     CONNECT_DATA,
@@ -217,7 +215,7 @@ def test_numbers_out_of_range_open_nothing(text: str, hostname: str) -> None:
         answered(redirect(text), flow=line(hostname=hostname))
 
 
-POISON: Final = "[helpers.tns.guard]\nallow_hosts = "
+POISON: Final = "guard.allow_hosts = "
 
 
 @pytest.mark.fault("tns 8", "a poisoned listener opens any host and port (TNS poison)")
@@ -247,16 +245,16 @@ def test_redirect_elsewhere_is_refused(host: str, port: int, reason: str) -> Non
 
 def test_redirect_to_a_configured_host_is_allowed() -> None:
     packets = segments([connect()], deferred(address(NODE) + address(THIRD)))
-    decisions = handle(packets, POISON + f'["{NODE}/32"]\n')
+    decisions = handle(packets, f'{POISON}["{NODE}/32"]')
     assert list(map(str, opened(decisions))) == [f"tcp {CLIENT} > {NODE}:{PORT}"]
     assert refused(decisions) == ["third-party-address"]
 
 
 def test_name_of_a_configured_host_is_no_way_around_the_guard() -> None:
     packets = segments([connect()], deferred(address("rac1")))
-    settings = f'[helpers.tns]\nhosts = ["{NODE} rac1"]\n'
-    assert refused(handle(packets, settings)) == ["third-party-address"]
-    decisions = handle(packets, settings + POISON + f'["{NODE}/32"]\n')
+    named = f'hosts = ["{NODE} rac1"]'
+    assert refused(handle(packets, named)) == ["third-party-address"]
+    decisions = handle(packets, named, f'{POISON}["{NODE}/32"]')
     assert list(map(str, opened(decisions))) == [f"tcp {CLIENT} > {NODE}:{PORT}"]
 
 
@@ -275,8 +273,7 @@ def translated() -> Conntrack:
 )
 def test_redirect_to_another_node_behind_destination_nat_is_refused() -> None:
     packets = segments([connect()], deferred(address(NODE)))
-    settings = POISON + f'["{NODE}/32"]\n'
-    decisions = handle(packets, settings, entry=translated())
+    decisions = handle(packets, f'{POISON}["{NODE}/32"]', entry=translated())
     assert refused(decisions) == ["nat"]
     assert opened(decisions) == []
 
@@ -291,11 +288,11 @@ def test_masqueraded_client_is_let_through_under_its_own_address() -> None:
 
 @pytest.mark.fault("tns 11", "a server that was redirected to cannot redirect further")
 def test_redirect_of_a_redirected_flow_is_followed_four_times() -> None:
-    settings = "[helpers.tns]\nchained = true\n"
-    assert configured(settings).tags_expected
-    assert not configured().tags_expected
-    ours = engine(configured(settings))
-    entry, found = entry_of(), []
+    config = configured(Tns, "chained = true")
+    assert config.tags_expected
+    assert not configured(Tns).tags_expected
+    ours = engine_with(config)
+    entry, found = entry_of(Tns), []
     for port in range(2000, 2005):
         packets = segments([connect()], deferred(address(port=port)))
         decisions = [ours.handle(each, entry, way) for way, each in packets]
@@ -326,28 +323,6 @@ def test_nothing_is_read_after_accept(together: bool) -> None:
 # Through the engine
 
 
-def never(_address: Address) -> tuple[Network, ...]:
-    raise AssertionError("TNS asks nobody on the link")
-
-
-def configured(settings: str = "") -> HelperConfig:
-    return parse(settings, Path("test.toml"), {"tns": Tns}).helpers["tns"]
-
-
-def engine(config: HelperConfig) -> Engine:
-    return Engine(
-        {"tns": config},
-        guard=Guard(),
-        on_link=never,
-        clock=lambda: 0.0,
-        flow_limit=8,
-    )
-
-
-def entry_of() -> Conntrack:
-    return conntrack(flow_tuple(TCP, (CLIENT, 40000), (SERVER, 1521)), helper="tns")
-
-
 def segments(
     sent: Iterable[bytes], answers: Iterable[bytes]
 ) -> list[tuple[Direction, bytes]]:
@@ -365,12 +340,11 @@ def segments(
 
 def handle(
     packets: Iterable[tuple[Direction, bytes]],
-    settings: str = "",
-    *,
+    *lines: str,
     entry: Conntrack | None = None,
 ) -> list[Decision]:
     """What becomes of the segments of one connection."""
-    ours, entry = engine(configured(settings)), entry or entry_of()
+    ours, entry = engine_with(configured(Tns, *lines)), entry or entry_of(Tns)
     decisions = []
     for direction, each in packets:
         decisions.append(ours.handle(each, entry, direction))
@@ -429,10 +403,10 @@ def test_redirect_of_a_client_ends_the_reading_of_its_direction_alone() -> None:
 
 def test_options_are_read_from_the_configuration() -> None:
     config = configured(
-        "[helpers.tns]\n"
-        'hostname = "same"\n'
-        f'hosts = ["{NODE} rac1  rac1.example.net", "{NODE6} rac1"]\n'
-        "chained = true\n"
+        Tns,
+        'hostname = "same"',
+        f'hosts = ["{NODE} rac1  rac1.example.net", "{NODE6} rac1"]',
+        "chained = true",
     )
     assert config.options == {
         "hostname": "same",
@@ -459,7 +433,7 @@ def test_options_are_read_from_the_configuration() -> None:
 )
 def test_line_that_is_none_is_a_configuration_error(value: str) -> None:
     with pytest.raises(ConfigError, match=r"must be a line such as") as caught:
-        configured(f"[helpers.tns]\nhosts = [{value}]\n")
+        configured(Tns, f"hosts = [{value}]")
     assert "\n" not in str(caught.value)
 
 
