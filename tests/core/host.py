@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An engine with helpers of the tests' own, a clock, and packets to hand it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import IPv6Address, ip_network
 
@@ -34,6 +34,7 @@ from cthelper.core.tuples import (
     ORIGINAL,
     TCP,
     UDP,
+    Conntrack,
     Direction,
     Expectation,
 )
@@ -63,6 +64,34 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Kernel:
+    """Takes expectations, but not for ports that are `taken`, or where it is `full`."""
+
+    def __init__(self, taken: Collection[int] = ()) -> None:
+        self.taken = set(taken)
+        self.present: list[Expectation] = []
+        self.full = False
+
+    def place(
+        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
+    ) -> Sequence[Expectation] | None:
+        """Take all, or none where one's port is taken (Placer)."""
+        if self.full:
+            raise ExpectationRefused("kernel-emfile", "the table is full")
+        wanted = {each.destination.port for each in expectations}
+        if wanted & self.taken:
+            return None
+        self.taken |= wanted
+        self.present += expectations
+        return expectations
+
+    def withdraw(self, expectations: Sequence[Expectation]) -> None:
+        """Take them out again."""
+        for each in expectations:
+            self.present.remove(each)
+            self.taken.remove(each.destination.port)
 
 
 class Commands(Helper):

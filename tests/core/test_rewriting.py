@@ -33,7 +33,7 @@ from cthelper.core.engine import Decision, Engine
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Event, Fault, Refused
 from cthelper.core.packet import locate
-from cthelper.core.tuples import Conntrack, Expectation, Network, Translation
+from cthelper.core.tuples import Network, Translation
 from tests.core.builders import (
     CLIENT,
     CLIENT_PORT,
@@ -46,6 +46,7 @@ from tests.core.builders import (
     tcp,
     udp,
 )
+from tests.core.host import Kernel
 
 PUBLIC = "203.0.113.80"
 FIRST = 2**32 - 9
@@ -90,32 +91,6 @@ class Lines(Helper):
                 start = self._length_at - at
                 length = len(message.payload) + len(data) - len(number)
                 yield Rewrite((start, start + 2), b"%02d" % length)
-
-
-class Kernel:
-    """Takes expectations, but not for ports that are taken."""
-
-    def __init__(self) -> None:
-        self.taken: set[int] = set()
-        self.present: list[Expectation] = []
-        self.full = False
-
-    def place(
-        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
-    ) -> Sequence[Expectation] | None:
-        if self.full:
-            raise ExpectationRefused("kernel-emfile", "the table is full")
-        wanted = {each.destination.port for each in expectations}
-        if wanted & self.taken:
-            return None
-        self.taken |= wanted
-        self.present += expectations
-        return expectations
-
-    def withdraw(self, expectations: Sequence[Expectation]) -> None:
-        for each in expectations:
-            self.present.remove(each)
-            self.taken.remove(each.destination.port)
 
 
 def nothing_on_link(address: object) -> tuple[Network, ...]:

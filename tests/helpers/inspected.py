@@ -4,7 +4,7 @@
 A kernel's table stands beside it, which takes what is expected of a translated flow.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,7 @@ from cthelper.core.tuples import (
     Network,
 )
 from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple, tcp, udp
+from tests.core.host import Kernel
 
 LINK: Final = {4: ("192.0.2.0/24",), 6: ("fe80::/10", "2001:db8::/64")}
 """The networks on the clients' link, by IP version."""
@@ -91,29 +92,6 @@ def entry_of(
         flow_tuple(transport, (inside or server, port), seen_as or client),
         helper=helper.name,
     )
-
-
-class Kernel:
-    """Takes expectations, but not for ports that are taken (Placer)."""
-
-    def __init__(self, taken: Collection[int]) -> None:
-        self._taken = set(taken)
-        self.present: list[Expectation] = []
-
-    def place(
-        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
-    ) -> Sequence[Expectation] | None:
-        """Take all, or none where one's port is taken."""
-        ports = {each.destination.port for each in expectations}
-        if ports & self._taken:
-            return None
-        self.present += expectations
-        return expectations
-
-    def withdraw(self, expectations: Sequence[Expectation]) -> None:
-        """Take them out again."""
-        for each in expectations:
-            self.present.remove(each)
 
 
 class Inspected:
