@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cthelper.core.netlink.nfnetlink_cthelper import HelperTable
+from tests.live.gateway import helper_table
 from tests.live.world import World
 
 _TYPES: Final = [
@@ -68,9 +68,7 @@ def conntrackd(world: World, folder: Path) -> Iterator[None]:
         process.wait(20)
         world.gateway.run("nft", "delete", "table", "inet", "theirs")
         # It leaves them behind, and ours has the same name.
-        with world.gateway.entered():
-            helpers = HelperTable()
-        for each in helpers.list():
-            if each.name in ("rpc", "tns"):
-                helpers.delete(each)
-        helpers.close()
+        with helper_table(world) as helpers:
+            for each in helpers.list():
+                if each.name in ("rpc", "tns"):
+                    helpers.delete(each)

@@ -7,12 +7,11 @@ Exits with 1 where a client does not do what it should.
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
-from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.tuples import Status
 from tests.live.daemon import Daemon
+from tests.live.gateway import ctnetlink
 from tests.live.world import SERVER, SERVER6, World
 
 CLIENTS: dict[str, Callable[[World, float], bool]] = {
@@ -46,9 +45,7 @@ def attempts(world: World, seconds: float) -> list[bool]:
 
 def show(world: World) -> None:
     """Print the expectations and the flows that met one, as the kernel has them."""
-    with world.gateway.entered():
-        kernel = Ctnetlink()
-    with closing(kernel):
+    with ctnetlink(world) as kernel:
         print("\nexpectations, for flows from > to:")
         for each in kernel.expectations():
             print(f"  {each}  ({each.timeout} s left)")

@@ -5,21 +5,18 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from cthelper.core.api import Policy
-from cthelper.core.netlink.ctnetlink import Ctnetlink
-from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
+from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
-from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Tuple
+from cthelper.core.tuples import UDP
 from tests.live.daemon import Daemon, disabled
+from tests.live.gateway import entry_of, helper_table, registered
 from tests.live.traffic import (
     PORT,
     Echo,
@@ -52,38 +49,8 @@ STATEFUL = """table inet user {
 """
 
 
-def registered(world: World) -> list[Registration]:
-    with world.gateway.entered():
-        helpers = HelperTable()
-    try:
-        return helpers.list()
-    finally:
-        helpers.close()
-
-
 def tables(world: World) -> str:
     return world.gateway.run("nft", "list", "tables", check=True).stdout
-
-
-@contextmanager
-def ctnetlink(world: World) -> Iterator[Ctnetlink]:
-    with world.gateway.entered():
-        kernel = Ctnetlink()
-    try:
-        yield kernel
-    finally:
-        kernel.close()
-
-
-def entry_of(world: World, flow: socket.socket) -> Conntrack:
-    """The conntrack entry of a flow of the client's."""
-    transport = TCP if flow.type == socket.SOCK_STREAM else UDP
-    ours, theirs = (
-        Endpoint(ip_address(address), port)
-        for address, port in (flow.getsockname(), flow.getpeername())
-    )
-    with ctnetlink(world) as kernel:
-        return kernel.get(Tuple(transport, ours, theirs))
 
 
 # Stopping
@@ -154,10 +121,8 @@ def test_killed_daemon_lets_traffic_pass_and_can_be_started_again(
 def test_leavings_with_other_policies_are_replaced_at_start(
     world: World, daemon: Daemon
 ) -> None:
-    with world.gateway.entered():
-        helpers = HelperTable()
-    helpers.put(lab_mdns())
-    helpers.close()
+    with helper_table(world) as helpers:
+        helpers.put(lab_mdns())
     daemon.start(CONFIG)
     assert daemon.stop() == 0
     assert registered(world) == []
@@ -247,22 +212,22 @@ def test_reload_that_the_kernel_cannot_take_says_restart(
 ) -> None:
     disabled = "[helpers.mdns]\nenabled = false\n"
     daemon.start(CONFIG + disabled)
-    with world.gateway.entered():
-        helpers = HelperTable()
-    helpers.put(lab_mdns())
-    try:
-        before = registered(world)
-        daemon.configure(CONFIG + "[helpers.sunrpc.policies.service]\ntimeout = 77\n")
-        daemon.send_signal(signal.SIGHUP)
-        error = daemon.await_event("reload-refused")["error"]
-        assert error == (
-            "helper mdns ip udp is registered with other policies: "
-            "restart cthelper to replace it"
-        )
-        assert registered(world) == before
-    finally:
-        helpers.delete(lab_mdns())
-        helpers.close()
+    with helper_table(world) as helpers:
+        helpers.put(lab_mdns())
+        try:
+            before = registered(world)
+            daemon.configure(
+                f"{CONFIG}[helpers.sunrpc.policies.service]\ntimeout = 77\n"
+            )
+            daemon.send_signal(signal.SIGHUP)
+            error = daemon.await_event("reload-refused")["error"]
+            assert error == (
+                "helper mdns ip udp is registered with other policies: "
+                "restart cthelper to replace it"
+            )
+            assert registered(world) == before
+        finally:
+            helpers.delete(lab_mdns())
 
 
 def lab_mdns() -> Registration:
@@ -506,7 +471,7 @@ def test_doctor_tells_of_a_helper_that_another_program_left_queueing(
     world: World, daemon: Daemon
 ) -> None:
     daemon.configure(CONFIG)
-    with world.gateway.entered(), closing(HelperTable()) as helpers:
+    with helper_table(world) as helpers:
         left = replace(lab_mdns(), name="left", enabled=True)
         helpers.put(left)
         try:

@@ -5,16 +5,14 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from cthelper.core.netlink.ctnetlink import Ctnetlink
-from cthelper.core.netlink.nfnetlink_cthelper import HelperTable
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
-from cthelper.core.tuples import Conntrack
 from tests.live.daemon import Daemon, disabled
+from tests.live.gateway import entries, entry_of, registered
 from tests.live.traffic import (
     PORT,
     Echo,
@@ -47,16 +45,6 @@ WHOLE_MARK = """table inet user {
 }
 """
 SECONDS = 30.0
-
-
-def entry(world: World, flow: socket.socket) -> Conntrack:
-    """The conntrack entry of a flow of the client's."""
-    with world.gateway.entered(), closing(Ctnetlink()) as kernel:
-        return next(
-            each
-            for each in kernel.entries()
-            if each.original.source.port == flow.getsockname()[1]
-        )
 
 
 def expected(world: World) -> int:
@@ -111,8 +99,7 @@ def test_kernel_queues_what_the_helper_reads_and_nothing_else(
     world: World, daemon: Daemon
 ) -> None:
     daemon.start(CONFIG)
-    with world.gateway.entered(), closing(HelperTable()) as helpers:
-        assert {each.enabled for each in helpers.list()} == {False}
+    assert {each.enabled for each in registered(world)} == {False}
     with Echo(world.server), asker(world) as flow:
         for _ in range(5):
             call(flow)
@@ -123,8 +110,7 @@ def test_kernel_queues_what_the_helper_reads_and_nothing_else(
         # What was expected is related to its master.
         knock(world, "udp", 7999)
         assert "[UNREPLIED]" in world.conntrack("-L", "-p", "udp", "--dport", "7999")
-        with world.gateway.entered(), closing(Ctnetlink()) as kernel:
-            masters = [each.master for each in kernel.entries() if each.master]
+        masters = [each.master for each in entries(world) if each.master]
         assert [each.source.port for each in masters] == [flow.getsockname()[1]]
     assert daemon.stop() == 0
     (stopped,) = daemon.events("stopped")
@@ -187,7 +173,7 @@ def test_finished_flow_has_its_bit_set_beside_the_users_and_leaves_the_queue(
     daemon.start(f"[daemon]\nmark = 0x400\nuser_mask = 0x800000ff\n{CONFIG}")
     with connected(world) as (stream, server):
         assert finish(daemon, stream, server, "marked") == "malformed"
-        assert entry(world, stream).mark == 0x80000429
+        assert entry_of(world, stream).mark == 0x80000429
         before = world.queues()[QUEUE].last
         bulk(stream, server)
         assert world.queues()[QUEUE].last == before
@@ -201,8 +187,8 @@ def test_master_whose_calls_are_hidden_outlives_them(
         assert answered(flow, getport_call(1))
         call(flow)
         # The hidden call has put it back.
-        assert entry(world, flow).timeout <= 180
-        assert until(lambda: entry(world, flow).timeout > 250, SECONDS)
+        assert entry_of(world, flow).timeout <= 180
+        assert until(lambda: entry_of(world, flow).timeout > 250, SECONDS)
         assert expected(world) == 1
 
 
@@ -391,7 +377,7 @@ def test_rules_that_set_the_whole_mark_cost_speed_and_nothing_else(
         before = world.queues()[QUEUE].last
         bulk(stream, server)
         assert world.queues()[QUEUE].last > before
-        assert entry(world, stream).mark == 0x29
+        assert entry_of(world, stream).mark == 0x29
     with Echo(world.server), asker(world) as flow:
         assert answered(flow, getport_call(1))
         assert expected(world) == 1

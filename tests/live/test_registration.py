@@ -32,6 +32,7 @@ from cthelper.core.netlink.nfnetlink_cthelper import (
     kernel_module,
 )
 from cthelper.core.queue.library import bind_queue
+from tests.live.gateway import helper_table
 from tests.live.netlink_lab import Flow, tcp_flow
 from tests.live.world import CLIENT, SERVER, World
 
@@ -106,12 +107,10 @@ def gateway(world: World) -> Iterator[World]:
 @pytest.fixture
 def table(gateway: World) -> Iterator[HelperTable]:
     """The table of helpers, which the test leaves as it was."""
-    with gateway.gateway.entered():
-        table = HelperTable()
-    before = table.list()
-    yield table
-    unregister(table, [each for each in table.list() if each not in before])
-    table.close()
+    with helper_table(gateway) as table:
+        before = table.list()
+        yield table
+        unregister(table, [each for each in table.list() if each not in before])
 
 
 @pytest.fixture

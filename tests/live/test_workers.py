@@ -18,11 +18,9 @@ from pathlib import Path
 import pytest
 
 from cthelper.core.api import Policy
-from cthelper.core.netlink.ctnetlink import Ctnetlink
-from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
 from cthelper.core.queue.library import bind_queue
-from cthelper.core.tuples import Conntrack
 from tests.live.daemon import Daemon, disabled
+from tests.live.gateway import entries, registered
 from tests.live.traffic import (
     PORT,
     Echo,
@@ -62,16 +60,6 @@ def addresses(world: World) -> None:
                 width = "24" if family == 4 else "64 nodad"
                 address, _, rest = f"{host}/{width}".partition(" ")
                 namespace.tell(f"ip address replace {address} dev {ETH} {rest}")
-
-
-def registered(world: World) -> list[Registration]:
-    with world.gateway.entered(), closing(HelperTable()) as helpers:
-        return helpers.list()
-
-
-def entries(world: World) -> list[Conntrack]:
-    with world.gateway.entered(), closing(Ctnetlink()) as kernel:
-        return kernel.entries()
 
 
 def last(world: World) -> tuple[int, int]:
