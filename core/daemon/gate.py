@@ -18,12 +18,7 @@ from cthelper.core.errors import Busy, ExpectationRefused, NetlinkError, NotFoun
 from cthelper.core.nat import leads
 from cthelper.core.netlink import encoding
 from cthelper.core.queue.protocol import Action, Packet, Verdict
-from cthelper.core.tuples import (
-    TCP,
-    Conntrack,
-    Expectation,
-    Tuple,
-)
+from cthelper.core.tuples import TCP, Conntrack, Expectation, Tuple
 
 # Packets that repeat their hook come back within the same batch or the next one. One
 # that does not has found the queue full, or a rule of a user's that changed meanwhile.

@@ -27,9 +27,8 @@ _LENGTH: Final = 1 << 20
 class Binding:
     """A bound NFQUEUE, which begins paused. All methods raise QueueError.
 
-    While it is paused packets pass by it, or with `fail_open` false are dropped. So
-    do those that find the receive buffer full. `unbind` is called
-    when it is closed.
+    While it is paused packets pass by it, or with `fail_open` false are dropped. So do
+    those that find the receive buffer full. `unbind` is called when it is closed.
     """
 
     def __init__(

@@ -100,10 +100,9 @@ class Statistics:
     """What has gone through a queue, in packets.
 
     `bypassed` packets were not queued since the receive buffer was full: they passed,
-    or where the queue fails closed were dropped;
-    `overruns` is how often the kernel said so. `refused` counts verdicts that the
-    kernel did not take. `passed` are those received that were accepted at once, without
-    being given out (sieve.py).
+    or where the queue fails closed were dropped; `overruns` is how often the kernel
+    said so. `refused` counts verdicts that the kernel did not take. `passed` are those
+    received that were accepted at once, without being given out (sieve.py).
     """
 
     received: int = 0
