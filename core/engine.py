@@ -20,6 +20,7 @@ from cthelper.core.packet import Segment, locate
 from cthelper.core.reader import Reader, Watch
 from cthelper.core.rewriting import rewrite
 from cthelper.core.tuples import (
+    TCP,
     Address,
     Conntrack,
     Direction,
@@ -158,6 +159,8 @@ class Engine:
 
     def _to_group(self, entry: Conntrack) -> bool:
         """Whether the flow goes to a group, as `Message.group` has it."""
+        if entry.original.transport is TCP:
+            return False
         source = entry.original.source.address
         destination = entry.original.destination.address
         networks: tuple[Network, ...] = ()

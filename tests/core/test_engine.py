@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cthelper.core.api import Helper, Message
 from cthelper.core.engine import NOTHING, Decision
 from cthelper.core.outcome import Damaged, Fault, Finished, Refused
-from cthelper.core.tuples import ORIGINAL, REPLY, UDP
+from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Address, Network
 from tests.core.builders import (
     CLIENT,
     CLIENT_PORT,
@@ -120,6 +120,17 @@ def test_group_of_ipv6_is_multicast() -> None:
 
 def test_broadcast_of_a_link_that_the_source_is_not_on_is_none() -> None:
     assert not group_of("203.0.113.1", "203.0.113.255")
+
+
+def test_flow_over_tcp_goes_to_no_group_and_nobody_asks_for_its_link() -> None:
+    def never(address: Address) -> tuple[Network, ...]:
+        raise AssertionError(address)
+
+    host = Host(Lines, on_link=never)
+    original = flow_tuple(TCP, (CLIENT, CLIENT_PORT), ("192.0.2.255", SERVER_PORT))
+    host.entry = conntrack(original, helper=Lines.name)
+    host.send(b"NOTHING\n")
+    assert not host.messages[0].group
 
 
 @given(st.ip_addresses(v=4), st.integers(1, 30), st.data())
