@@ -202,6 +202,8 @@ def test_helper_that_fails_closed_drops_what_nobody_can_inspect(
     with Echo(world.server), asker(world) as flow:
         assert answered(flow, getport_call(1), SECONDS)
         daemon.stop(signal.SIGKILL)
+        # Its server goes on until it has seen that.
+        assert until(lambda: world.queues() == {}, SECONDS)
         assert not answered(flow, getport_call(2))
         call(flow)  # announces nothing
         daemon.start(CLOSED, "--keep-ruleset")
