@@ -271,7 +271,8 @@ def expect(
     Use it as ``grant = yield from expect(...)``. The transport is the flow's own
     unless it is given. `source` says who may open the flow, `source_port` from which
     port (None: any). A `permanent` expectation admits any number of flows until its
-    policy's timeout; else the first flow uses it up. `helper` names a helper for the
+    policy's timeout; else it is for one flow, and for one more each time that it is
+    asked for again before. `helper` names a helper for the
     expected flow, which many kernels ignore: see `Helper.tags_expected`. With `pair` a
     flow to the next higher port is expected, too. Raises ExpectationRefused where the
     configuration or the kernel forbids it.

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from cthelper.core.config import HelperConfig
 from cthelper.core.errors import ExpectationRefused, Malformed
 from cthelper.core.flows import Flow, FlowTable
-from cthelper.core.grants import Grants, OnLink, Placer
+from cthelper.core.grants import Grants, OnLink, Placed, Placer
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Damaged, Event, Finished, Located, Outcome
 from cthelper.core.packet import Segment, locate
@@ -44,7 +44,7 @@ class Decision(NamedTuple):
     expectations: tuple[Expectation, ...] = ()
     packet: bytes | None = None
     events: tuple[Event, ...] = ()
-    placed: tuple[Expectation, ...] = ()
+    placed: tuple[Placed, ...] = ()
     drop: bool = False
 
 
@@ -144,10 +144,10 @@ class Engine:
             return Decision(flow)
         return Decision(
             flow,
-            outcome.expectations(placed=False),
+            outcome.expectations,
             replacement,
             tuple(outcome.events),
-            outcome.expectations(placed=True),
+            outcome.placed,
             drop=outcome.unrewritable
             and config is not None
             and config.nat.drop_unrewritable,

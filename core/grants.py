@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a helper wishes, and what is granted: expectations, or a refusal."""
 
+import enum
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from cthelper.core.api import Expect, Grant, Hook, Message, Policy, Source
 from cthelper.core.config import HelperConfig
@@ -29,6 +30,28 @@ CHAINS: Final = 4096
 """Flows whose expected flows are inspected, too, of which the depth is known."""
 
 
+class How(enum.Enum):
+    """What the kernel has made of an expectation."""
+
+    CREATED = "created"
+    RENEWED = "renewed"
+    """Its flow expected the same already."""
+    SHARED = "shared"
+    """Another flow expected the same already."""
+
+
+class Placed(NamedTuple):
+    """An expectation that the kernel has.
+
+    `flows` is how many may still come that it lets in, whoever asked for them; None:
+    any number.
+    """
+
+    expectation: Expectation
+    how: How
+    flows: int | None
+
+
 class Placer(Protocol):
     """Puts expectations of translated flows into the kernel, while a helper waits.
 
@@ -36,29 +59,27 @@ class Placer(Protocol):
     """
 
     def place(
-        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
-    ) -> Sequence[Expectation] | None:
+        self, entry: Conntrack, expectations: Sequence[Expectation]
+    ) -> Sequence[Placed] | None:
         """Put in all of them, or none; None: one overlaps another that leads elsewhere.
 
-        Returns those that were not there before. Raises ExpectationRefused where the
-        kernel refuses for another reason.
+        Raises ExpectationRefused where the kernel refuses for another reason.
         """
 
-    def withdraw(self, expectations: Sequence[Expectation]) -> None:
-        """Take out what `place` has put in."""
+    def withdraw(self, placed: Sequence[Placed]) -> None:
+        """Take back what `place` has put in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What answers a wish. `placed`: the kernel has the expectations already.
+    """What answers a wish: expectations that the kernel has, or is still to be given.
 
-    It had not those of `made` before.
+    `wanted` are those that it has not got.
     """
 
     grant: Grant
-    expectations: tuple[Expectation, ...]
-    placed: bool = False
-    made: tuple[Expectation, ...] = ()
+    wanted: tuple[Expectation, ...] = ()
+    placed: tuple[Placed, ...] = ()
 
 
 class Grants:
@@ -121,8 +142,8 @@ class Grants:
 
     def withdraw(self, granted: Granted) -> None:
         """Take back what was granted, for the receiver is not told of it."""
-        if granted.made and self._placer is not None:
-            self._placer.withdraw(granted.made)
+        if granted.placed and self._placer is not None:
+            self._placer.withdraw(granted.placed)
 
     def _opening(
         self, wish: Expect, message: Message, entry: Conntrack, config: HelperConfig
@@ -181,10 +202,10 @@ class Grants:
                 each.destination.port in config.guard.denied_ports for each in moved
             ):
                 continue
-            made = placer.place(entry, config.helper.name, moved)
-            if made is not None:
+            placed = placer.place(entry, moved)
+            if placed is not None:
                 grant = Grant(Endpoint(opening.destination.address, port))
-                return Granted(grant, tuple(moved), placed=True, made=tuple(made))
+                return Granted(grant, placed=tuple(placed))
         raise ExpectationRefused(
             "kernel-ebusy", f"{opening.destination} and others in its place are taken"
         )

@@ -171,6 +171,11 @@ class Masters:
         if key in self._leaving:
             self._let_go(key)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a sweep would find anything to look after."""
+        return bool(self._kept or self._leaving)
+
     def keeps(self, key: FlowKey) -> bool:
         """Whether the flow has expectations, so that its packets must be told of."""
         return key in self._kept

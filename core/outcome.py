@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 
 from cthelper.core.api import Expect
-from cthelper.core.grants import Granted
+from cthelper.core.grants import Granted, Placed
 from cthelper.core.packet import Segment
 from cthelper.core.patches import Patch
 from cthelper.core.tuples import Conntrack, Direction, Expectation
@@ -65,14 +65,15 @@ class Outcome:
         """Whether it leads to nothing but patches."""
         return not (self.granted or self.events or self.unrewritable)
 
-    def expectations(self, *, placed: bool) -> tuple[Expectation, ...]:
-        """Those that the kernel has already, or those that it has not."""
-        return tuple(
-            expectation
-            for each in self.granted
-            if each.placed is placed
-            for expectation in each.expectations
-        )
+    @property
+    def expectations(self) -> tuple[Expectation, ...]:
+        """Those that the kernel has not got yet."""
+        return tuple(each for granted in self.granted for each in granted.wanted)
+
+    @property
+    def placed(self) -> tuple[Placed, ...]:
+        """Those that the kernel has."""
+        return tuple(each for granted in self.granted for each in granted.placed)
 
 
 @dataclass(slots=True)

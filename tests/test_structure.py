@@ -23,6 +23,7 @@ PURE: Final = frozenset(
         "config",
         "contract",
         "engine",
+        "expecter",
         "flows",
         "grants",
         "guard",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Packets of the queues in, their verdicts out: what a server is for.
 
-The one rule (gate.py): every expectation is acknowledged by the kernel before the
+The one rule: every expectation is acknowledged by the kernel before the
 packet that announces it is released.
 """
 
@@ -10,17 +10,22 @@ from typing import Final
 
 from cthelper.core.api import Prefilter
 from cthelper.core.config import Config
-from cthelper.core.daemon.gate import Gate
+from cthelper.core.daemon.gate import Gate, tell_refused
 from cthelper.core.daemon.log import Log
-from cthelper.core.engine import Engine
+from cthelper.core.engine import Decision, Engine
+from cthelper.core.expecter import Expecter
 from cthelper.core.flows import Flow
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
-from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.ctnetlink import (
+    Ctnetlink,
+    ExpectationMade,
+    ExpectationMet,
+)
 from cthelper.core.netlink.links import Links
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
 from cthelper.core.queue.protocol import Packet, Queue, Verdict
-from cthelper.core.tuples import Conntrack, FlowKey
+from cthelper.core.tuples import Conntrack, Expectation, FlowKey
 
 _BATCH: Final = 64
 
@@ -28,25 +33,32 @@ _BATCH: Final = 64
 class Inspection:
     """Runs the helpers of a configuration over the packets of queues.
 
-    `clock` gives seconds and only moves forward. Methods raise QueueError.
+    `clock` gives seconds and only moves forward. `follow` has `told` be called, or no
+    more (`Expecter`). Methods raise QueueError.
     """
 
     def __init__(
-        self, config: Config, links: Links, log: Log, clock: Callable[[], float]
+        self,
+        config: Config,
+        links: Links,
+        log: Log,
+        clock: Callable[[], float],
+        follow: Callable[[bool], None],
     ) -> None:
         self._config = self._prepared = config
         self._links = links
         self._log = log
-        ctnetlink = Ctnetlink()
+        self._ctnetlink = ctnetlink = Ctnetlink()
         self._masters = Masters(ctnetlink, log, clock, mark=config.daemon.mark)
-        self._gate = Gate(ctnetlink, log, clock, lengthen=self._masters.lengthen)
+        self._expecter = Expecter(ctnetlink, self._masters, log, clock, follow)
+        self._gate = Gate(log, clock)
         self._engine = Engine(
             config.helpers,
             guard=Guard(config.expectations_in_all),
             on_link=links.on_link,
             clock=clock,
             flow_limit=config.daemon.flow_limit,
-            placer=self._gate,
+            placer=self._expecter,
         )
 
     @property
@@ -92,8 +104,10 @@ class Inspection:
             return self._gate.accept(packet, entry)
         if flow.finished is not None:
             self._masters.finish(entry, flow.name, flow.finished)
-        made = decision.expectations + decision.placed
-        timeout = self._masters.expect(entry, made) if made else None
+        made = timeout = None
+        if decision.expectations or decision.placed:
+            made = self._expect(entry, flow, decision)
+            timeout = self._masters.expect(entry, made) if made else None
         if timeout is None:
             released.append(entry)
         verdict = self._gate.verdict(packet, entry, decision, timeout)
@@ -101,6 +115,28 @@ class Inspection:
             held = self._masters.keeps(flow.key)
             queue.note(packet, quiet=flow.quiet, held=held)
         return verdict
+
+    def _expect(
+        self, entry: Conntrack, flow: Flow, decision: Decision
+    ) -> list[Expectation]:
+        """Have the kernel expect what a packet announces; what it has."""
+        answer = self._expecter.carry_out(entry, decision.expectations)
+        placed = decision.placed + answer.placed
+        for expectation, how, flows in placed:
+            self._log.event(
+                "expectation",
+                helper=flow.name,
+                policy=expectation.policy,
+                flow=expectation.master,
+                expects=expectation,
+                permanent=expectation.permanent,
+                timeout=expectation.timeout,
+                how=how.value,
+                flows=flows,
+            )
+        for refused, error in answer.refused:
+            tell_refused(self._log, refused, flow.name, error.reason, str(error))
+        return [each.expectation for each in placed]
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:
         common: dict[str, object] = {"helper": flow.name, "flow": entry.original}
@@ -134,7 +170,15 @@ class Inspection:
             for identity, zone, timeout in queue.touched():
                 self._masters.touched((identity, zone), timeout)
         self._masters.sweep()
+        self._expecter.sweep()
         self._gate.give_up_waiting()
+
+    def told(self, event: ExpectationMade | ExpectationMet) -> None:
+        """The kernel tells of an expectation, while they are followed."""
+        if isinstance(event, ExpectationMet):
+            self._expecter.met(event.flow, event.master, event.zone)
+        elif event.port != self._ctnetlink.port:
+            self._expecter.renewed(event.expectation)
 
     def forget(self, key: FlowKey) -> None:
         """A flow's entry is gone."""

@@ -67,8 +67,10 @@ class Server:
         )
         self._backend = choose(daemon.backend)
         self._links = Links()
-        self._inspection = Inspection(config, self._links, self._log, time.monotonic)
         self._events = Events()
+        self._inspection = Inspection(
+            *(config, self._links, self._log, time.monotonic), self._follow
+        )
         self._overruns = 0
         self._bindings: dict[int, Binding] = {}
         self._queues: dict[int, Queue] = {}
@@ -165,9 +167,18 @@ class Server:
                 self._inspection.forget(event.key)
                 for queue in self._queues.values():
                     queue.forget(event.key)
+            else:
+                self._inspection.told(event)
         if self._events.overruns != self._overruns:
             self._overruns = self._events.overruns
             self._log.event("events-lost", "warning", overruns=self._overruns)
+
+    def _follow(self, expectations: bool) -> None:
+        """Have what becomes of expectations told from now on, or no more."""
+        if expectations:
+            # What has happened before is not to be taken for what is to come.
+            self._read_events()
+        self._events.follow(expectations=expectations)
 
     def _report_missed(self) -> None:
         """Count the packets that found a queue full."""

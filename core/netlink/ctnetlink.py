@@ -5,14 +5,13 @@ net/netfilter/nf_conntrack_netlink.c. Our values go in and come out; pyroute2's
 declarations stay inside.
 """
 
-import enum
 import errno
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
-from cthelper.core.errors import AlreadyExists, NotFound
+from cthelper.core.errors import NotFound
 from cthelper.core.netlink import encoding, messages
 from cthelper.core.netlink.decoding import (
     conntrack_entry,
@@ -29,8 +28,10 @@ from cthelper.core.netlink.socket import (
     CREATE,
     EXCLUSIVE,
     NETLINK_NETFILTER,
+    Filter,
     Frame,
     NetlinkSocket,
+    Request,
 )
 from cthelper.core.tuples import (
     Address,
@@ -41,20 +42,16 @@ from cthelper.core.tuples import (
 )
 
 # NFNLGRP_* of include/uapi/linux/netfilter/nfnetlink.h.
+_GROUP_CONNTRACK_NEW: Final = 1
 _GROUP_CONNTRACK_DESTROY: Final = 3
 _GROUP_EXPECTATION_NEW: Final = 4
-_GROUP_EXPECTATION_DESTROY: Final = 6
 
 _HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 _EVENT_BUFFER: Final = 4 * 1024 * 1024
+# Of events of new entries those that have a CTA_TUPLE_MASTER; of others all.
+_CTA_TUPLE_MASTER: Final = 14
+_EXPECTED_FLOWS: Final = Filter(CTNETLINK | messages.NEW, _HEADERS, _CTA_TUPLE_MASTER)
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
-
-
-class Change(enum.Enum):
-    """What an event says has happened."""
-
-    NEW = "new"
-    DESTROY = "destroy"
 
 
 class _Asked(NamedTuple):
@@ -75,14 +72,20 @@ class EntryGone:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpectationEvent:
-    """An expectation was made or is gone (met, expired, evicted, deleted).
+class ExpectationMade:
+    """An expectation was put in, on a request of the socket with this port."""
 
-    Some kernels tell of an expired one only when its master ends.
-    """
-
-    change: Change
     expectation: Expectation
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectationMet:
+    """A flow has begun that another expected: `master`; both are original tuples."""
+
+    flow: Tuple
+    master: Tuple
+    zone: int
 
 
 class Ctnetlink:
@@ -137,42 +140,84 @@ class Ctnetlink:
         what = _Asked("delete conntrack entry", original)
         self._request(original, key, CTNETLINK | messages.DELETE, 0, what)
 
-    def expect(self, expectation: Expectation) -> Expectation:
-        """Put in an expectation, or refresh the one that covers it already.
+    @property
+    def port(self) -> int:
+        """What events name the asker by."""
+        return self._socket.port
 
-        What is in the table: the expectation itself, or another flow's that expects the
-        same; the kernel makes no second one and says nothing (ctnetlink_new_expect).
+    def expect(self, expectation: Expectation) -> None:
+        """Put in an expectation.
+
         Raises NotFound where the master is not confirmed, NotSupported where it has no
-        helper, Busy where it overlaps another one, TableFull.
+        helper, AlreadyExists where one in the table covers it, whoever's, Busy where it
+        overlaps one, TableFull (ctnetlink_new_expect).
         """
-        what = _Asked("expect", expectation)
-        try:
-            self._expect(expectation, CREATE | EXCLUSIVE, what)
-        except AlreadyExists:
-            present = self._present(expectation)
-            self._expect(expectation, CREATE, what)
-            return present
-        return expectation
+        self._request(
+            expectation.master,
+            *_new(expectation, CREATE | EXCLUSIVE),
+            _Asked("expect", expectation),
+        )
 
-    def _expect(self, expectation: Expectation, flags: int, what: object) -> None:
-        master = expectation.master
-        attributes = encoding.master(master) + encoding.expectation(expectation)
-        self._request(master, attributes, CTNETLINK_EXP | messages.NEW, flags, what)
+    def covering(self, expectation: Expectation) -> Expectation:
+        """The expectation in the table that covers this one. Raises NotFound, for one.
 
-    def _present(self, expectation: Expectation) -> Expectation:
-        """The expectation in the table that covers this one."""
-        try:
-            frames = self._request(
-                expectation.master,
-                encoding.expectation(expectation),
-                CTNETLINK_EXP | messages.GET,
-                0,
-                _Asked("get expectation", expectation),
-            )
-        except NotFound:  # it has ended meanwhile
-            return expectation
+        Its timeout is what is left of it, its helper that of its master.
+        """
+        what = _Asked("get expectation", expectation)
+        frames = self._request(
+            expectation.master,
+            encoding.expectation(expectation),
+            CTNETLINK_EXP | messages.GET,
+            0,
+            what,
+        )
         found = _try_expectation(frames[0]) if frames else None
-        return expectation if found is None else found
+        if found is None:
+            raise NotFound.of(errno.ENOENT, what)
+        return found
+
+    def towards(self, expectation: Expectation) -> list[Expectation]:
+        """Those in the table that lead to the same destination."""
+        return [
+            each
+            for each in self.expectations()
+            if (each.transport, each.destination, each.zone)
+            == (expectation.transport, expectation.destination, expectation.zone)
+        ]
+
+    def renew(self, expectation: Expectation, seconds: int) -> None:
+        """Have the one in the table that covers this one live for so long from now."""
+        # Without NLM_F_EXCL all that changes is the timeout (ctnetlink_change_expect).
+        self._request(
+            expectation.master,
+            *_new(replace(expectation, timeout=seconds), CREATE),
+            _Asked("renew expectation", expectation),
+        )
+
+    def replace_expectations(
+        self, old: Sequence[Expectation], new: Expectation, seconds: int
+    ) -> None:
+        """Put in one for so many seconds in place of others, gone or not.
+
+        Raises NotFound where its master is gone, for one. A packet that comes in the
+        microseconds between finds neither.
+        """
+        deletions = [
+            (encoding.expectation(each), CTNETLINK_EXP | messages.DELETE, 0)
+            for each in old
+        ]
+        # The kernel gives a new one its policy's timeout.
+        *_, made, _ = self._socket.send_together(
+            _family(new.master.source.address),
+            [
+                *deletions,
+                _new(new, CREATE | EXCLUSIVE),
+                _new(replace(new, timeout=seconds), CREATE),
+            ],
+            _Asked("expect", new),
+        )
+        if made is not None:
+            raise made
 
     def expectations(self) -> list[Expectation]:
         """All expectations of this network namespace."""
@@ -213,7 +258,7 @@ class Ctnetlink:
 
 
 class Events:
-    """The events that the daemon follows: entries gone, expectations made and gone.
+    """The events that the daemon follows: entries gone, expectations made and met.
 
     Those of expectations come while they are followed (`follow`).
     """
@@ -227,6 +272,7 @@ class Events:
             groups=(_GROUP_CONNTRACK_DESTROY,),
             receive_buffer=_EVENT_BUFFER,
         )
+        self._socket.filter(_EXPECTED_FLOWS)
         self._following = False
 
     @property
@@ -245,27 +291,36 @@ class Events:
     def follow(self, *, expectations: bool) -> None:
         """Have the events of expectations come, or come no more.
 
-        Each costs as much as making one, in the kernel and here.
+        Meanwhile the kernel makes a message of every new flow; those of flows that
+        nobody expected do not come here.
         """
         if expectations is self._following:
             return
         self._following = expectations
         change = self._socket.join if expectations else self._socket.leave
-        for group in (_GROUP_EXPECTATION_NEW, _GROUP_EXPECTATION_DESTROY):
+        for group in (_GROUP_CONNTRACK_NEW, _GROUP_EXPECTATION_NEW):
             change(group)
 
-    def read(self) -> Iterator[EntryGone | ExpectationEvent]:
+    def read(self) -> Iterator[EntryGone | ExpectationMade | ExpectationMet]:
         """The events since the last call; never waits. Raises NetlinkError."""
         for frame in self._socket.events():
-            number = frame.type & 0xFF
-            if frame.type & 0xFF00 == CTNETLINK_EXP:
-                change = Change.DESTROY if number == messages.DELETE else Change.NEW
-                expectation = _try_expectation(frame)
-                if expectation is not None:
-                    yield ExpectationEvent(change, expectation)
-            elif number == messages.DELETE:
+            if frame.type == CTNETLINK | messages.DELETE:
                 # Every flow of the namespace ends with one of these.
                 yield EntryGone(conntrack_key(frame.data, _HEADERS))
+            elif frame.type == CTNETLINK_EXP | messages.NEW:
+                expectation = _try_expectation(frame)
+                if expectation is not None:
+                    yield ExpectationMade(expectation, frame.port)
+            elif frame.type == CTNETLINK | messages.NEW:
+                entry = _try_entry(frame)
+                if entry is not None and entry.master is not None:
+                    yield ExpectationMet(entry.original, entry.master, entry.zone)
+
+
+def _new(expectation: Expectation, flags: int) -> Request:
+    """The request that puts in an expectation."""
+    attributes = encoding.master(expectation.master) + encoding.expectation(expectation)
+    return attributes, CTNETLINK_EXP | messages.NEW, flags
 
 
 def _family(address: Address) -> int:

@@ -5,13 +5,14 @@ Messages are pyroute2's declarations; its own sockets run an event loop each, wh
 the daemon has no use for. An errno becomes a named error here and nowhere else.
 """
 
+import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cthelper.core.errors import NetlinkError
 
@@ -36,6 +37,18 @@ EXCLUSIVE: Final = 0x200
 CREATE: Final = 0x400
 
 SO_RCVBUFFORCE: Final = 33
+_SO_ATTACH_FILTER: Final = 26
+_INSTRUCTION: Final = struct.Struct("=HBBI")  # sock_filter
+_PROGRAM: Final = struct.Struct("@HP")  # sock_fprog
+# BPF_LD and others of include/uapi/linux/bpf_common.h, with their sizes and modes.
+_LOAD_HALF: Final = 0x28
+_LOAD_WORD: Final = 0x20
+_LOAD_NUMBER: Final = 0x00
+_LOAD_INDEX: Final = 0x01
+_IF_EQUAL: Final = 0x15
+_RETURN: Final = 0x06
+# SKF_AD_OFF + SKF_AD_NLATTR: where the attribute is, or 0.
+_FIND_ATTRIBUTE: Final = 0xFFFFF000 + 12
 _HEADER: Final = struct.Struct("=IHHII")
 _NETFILTER: Final = struct.Struct("=IHHIIBBH")  # nlmsghdr and nfgenmsg
 _ACKNOWLEDGEMENT: Final = struct.Struct("=IHHIIi")
@@ -48,22 +61,57 @@ _ANSWER_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One netlink message: its type, its flags, and all its bytes, header included."""
+    """One netlink message: its type, its flags, and all its bytes, header included.
+
+    `port` is the netlink port of whoever asked for it or caused it; 0: the kernel.
+    """
 
     type: int
     flags: int
     sequence: int
+    port: int
     data: bytes
+
+
+class Filter(NamedTuple):
+    """Of messages of a type lets those pass that have an attribute; of others all.
+
+    `offset` is where the attributes begin.
+    """
+
+    type: int
+    offset: int
+    attribute: int
+
+    @property
+    def program(self) -> bytes:
+        """It in classic BPF (linux/filter.h)."""
+        instructions = (
+            # The type's bytes are in the host's order, and read in the network's.
+            (_LOAD_HALF, 0, 0, 4),
+            (_IF_EQUAL, 0, 4, socket.htons(self.type)),
+            (_LOAD_NUMBER, 0, 0, self.offset),
+            (_LOAD_INDEX, 0, 0, self.attribute),
+            (_LOAD_WORD, 0, 0, _FIND_ATTRIBUTE),
+            (_IF_EQUAL, 1, 0, 0),
+            (_RETURN, 0, 0, 0xFFFFFFFF),
+            (_RETURN, 0, 0, 0),
+        )
+        return b"".join(_INSTRUCTION.pack(*each) for each in instructions)
+
+
+Request = tuple[bytes, int, int]
+"""Attributes of nfnetlink that are encoded already, type and flags."""
 
 
 def split(data: bytes) -> Iterator[Frame]:
     """The messages in one datagram."""
     offset = 0
     while offset + _HEADER.size <= len(data):
-        length, type_, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        length, type_, flags, sequence, port = _HEADER.unpack_from(data, offset)
         if not _HEADER.size <= length <= len(data) - offset:
             return
-        yield Frame(type_, flags, sequence, data[offset : offset + length])
+        yield Frame(type_, flags, sequence, port, data[offset : offset + length])
         offset += length + 3 & ~3
 
 
@@ -114,6 +162,12 @@ class NetlinkSocket:
     ) -> None:
         self.close()
 
+    @property
+    def port(self) -> int:
+        """The port that the kernel knows it by."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
     def fileno(self) -> int:
         """The descriptor, for a selector."""
         return self._socket.fileno()
@@ -139,24 +193,43 @@ class NetlinkSocket:
 
         `family` is AF_INET or AF_INET6.
         """
-        self._sequence += 1
-        header = _NETFILTER.pack(
-            _NETFILTER.size + len(attributes),
-            type_,
-            flags | _REQUEST | _ACK,
-            self._sequence,
-            0,
-            family,
-            0,
-            0,
-        )
-        self._socket.send(header + attributes)
+        self._socket.send(self._request(family, attributes, type_, flags))
         return self._answers(what)
+
+    def send_together(
+        self, family: int, requests: Sequence[Request], what: object
+    ) -> list[NetlinkError | None]:
+        """Send requests in one message, which the kernel does one after the other.
+
+        What came of each; one that fails does not keep the others. Raises NetlinkError
+        where an acknowledgement is missing.
+        """
+        first = self._sequence + 1
+        self._socket.send(
+            b"".join(self._request(family, *request) for request in requests)
+        )
+        results: dict[int, NetlinkError | None] = {}
+        while len(results) < len(requests):
+            for frame in split(self._receive(what)):
+                if frame.type == _NLMSG_ERROR and frame.sequence >= first:
+                    results[frame.sequence] = _error(frame, what)
+        return [results[first + index] for index in range(len(requests))]
 
     def dump(self, message: Any, type_: int, what: object) -> list[Frame]:
         """All the entries of a table. Raises NetlinkError."""
         self._send(message, type_, _REQUEST | _DUMP)
         return self._answers(what)
+
+    def filter(self, filter_: Filter) -> None:
+        """Have only those events come that a filter lets pass. Raises OSError."""
+        program = filter_.program
+        buffer = ctypes.create_string_buffer(program)
+        count = len(program) // _INSTRUCTION.size
+        self._socket.setsockopt(
+            socket.SOL_SOCKET,
+            _SO_ATTACH_FILTER,
+            _PROGRAM.pack(count, ctypes.addressof(buffer)),
+        )
 
     def join(self, group: int) -> None:
         """Be a member of a group. Raises OSError."""
@@ -184,6 +257,20 @@ class NetlinkSocket:
                 continue
             frames += split(data)
 
+    def _request(self, family: int, attributes: bytes, type_: int, flags: int) -> bytes:
+        self._sequence += 1
+        header = _NETFILTER.pack(
+            _NETFILTER.size + len(attributes),
+            type_,
+            flags | _REQUEST | _ACK,
+            self._sequence,
+            0,
+            family,
+            0,
+            0,
+        )
+        return header + attributes
+
     def _send(self, message: Any, type_: int, flags: int) -> None:
         self._sequence += 1
         header = message["header"]
@@ -196,12 +283,7 @@ class NetlinkSocket:
     def _answers(self, what: object) -> list[Frame]:
         frames: list[Frame] = []
         while True:
-            try:
-                data = self._socket.recv(_RECEIVE)
-            except TimeoutError:
-                raise NetlinkError.of(errno.ETIMEDOUT, what) from None
-            except OSError as error:
-                raise NetlinkError.of(error.errno or 0, what) from None
+            data = self._receive(what)
             if not frames and _acknowledges(data, self._sequence):
                 return frames
             for frame in split(data):
@@ -210,10 +292,18 @@ class NetlinkSocket:
                 if frame.type not in (_NLMSG_ERROR, _NLMSG_DONE):
                     frames.append(frame)
                     continue
-                (code,) = _ERRNO.unpack_from(frame.data, _HEADER.size)
-                if code:
-                    raise NetlinkError.of(-code, what, _explanation(frame))
+                error = _error(frame, what)
+                if error is not None:
+                    raise error
                 return frames
+
+    def _receive(self, what: object) -> bytes:
+        try:
+            return self._socket.recv(_RECEIVE)
+        except TimeoutError:
+            raise NetlinkError.of(errno.ETIMEDOUT, what) from None
+        except OSError as error:
+            raise NetlinkError.of(error.errno or 0, what) from None
 
 
 def _acknowledges(data: bytes, sequence: int) -> bool:
@@ -222,6 +312,12 @@ def _acknowledges(data: bytes, sequence: int) -> bool:
         return False
     length, type_, _, number, _, code = _ACKNOWLEDGEMENT.unpack_from(data)
     return (length, type_, number, code) == (len(data), _NLMSG_ERROR, sequence, 0)
+
+
+def _error(frame: Frame, what: object) -> NetlinkError | None:
+    """What an acknowledgement says; None: it is done."""
+    (code,) = _ERRNO.unpack_from(frame.data, _HEADER.size)
+    return NetlinkError.of(-code, what, _explanation(frame)) if code else None
 
 
 def _explanation(frame: Frame) -> str:

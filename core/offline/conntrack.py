@@ -364,6 +364,14 @@ class Table:
         """Put in an expectation of `master`, as `Expectations.put` has it."""
         return self._expected.put(now, master, expectation, frame)
 
+    def covering(self, now: float, expectation: Expectation) -> Expected | None:
+        """The expectation in the table that covers this one."""
+        return self._expected.covering(now, expectation)
+
+    def towards(self, now: float, expectation: Expectation) -> list[Expected]:
+        """The expectations in the table that lead to the same destination."""
+        return self._expected.towards(now, expectation)
+
     def withdraw(self, expectation: Expectation) -> None:
         """Take out an expectation of its master, if both are there."""
         master = self.find(expectation.master)

@@ -17,6 +17,7 @@ from cthelper.core.api import (
     Transport,
     Tuple,
 )
+from cthelper.core.grants import How
 from cthelper.core.tuples import Address, Expectation, Network
 
 Record = dict[str, object]
@@ -24,13 +25,18 @@ Record = dict[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectationEvent:
-    """A message in `direction` led to an expectation, which the kernel took."""
+    """A message in `direction` led to an expectation, which the kernel has.
+
+    `how` and `flows` are those of `Placed`.
+    """
 
     frame: int
     time: float
     helper: str
     direction: Direction
     expectation: Expectation
+    how: How
+    flows: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +180,8 @@ def record(event: Event, capture: str) -> Record | None:
                 ),
                 "permanent": wanted.permanent,
                 "timeout": wanted.timeout,
+                "how": event.how.value,
+                "flows": event.flows,
             }
         case RelatedEvent():
             return {

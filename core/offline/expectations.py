@@ -100,6 +100,22 @@ class Expectations:
         self._count += 1
         return Outcome.CREATED, wanted
 
+    def covering(self, now: float, expectation: Expectation) -> Expected | None:
+        """The expectation in the table that covers this one (__nf_ct_expect_find)."""
+        network = expectation.source
+        source = 0 if network is None else int(network.network_address)
+        for each in self.towards(now, expectation):
+            if each.takes(source, expectation.source_port or 0):
+                return each
+        return None
+
+    def towards(self, now: float, expectation: Expectation) -> list[Expected]:
+        """Those in the table that lead to the same destination."""
+        key = destination_key(expectation.transport, expectation.destination)
+        rivals = self._expected.get(key, [])
+        self._expire(now, rivals)
+        return list(rivals)
+
     def withdraw(self, master: Entry, expectation: Expectation) -> None:
         """Take out an expectation of `master`, if it is there.
 

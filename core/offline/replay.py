@@ -5,8 +5,7 @@ The engine and the care for masters are the daemon's own. A capture takes the pl
 the queue, and a model of conntrack (`Table`) that of the kernel.
 """
 
-import errno
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import IPv6Network, ip_network
 from typing import Final
@@ -22,10 +21,10 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import Config
 from cthelper.core.engine import Decision, Engine
-from cthelper.core.errors import NotFound
+from cthelper.core.expecter import Expecter
+from cthelper.core.grants import Placed
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
-from cthelper.core.nat import leads
 from cthelper.core.offline.capture import Frame
 from cthelper.core.offline.conntrack import Seen, State, Table
 from cthelper.core.offline.entries import Entry
@@ -40,7 +39,7 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     Summary,
 )
-from cthelper.core.offline.expectations import Outcome
+from cthelper.core.offline.kernel import ModelKernel
 from cthelper.core.offline.nat import Nat
 from cthelper.core.outcome import Damaged, Fault, Finished, Refused
 from cthelper.core.tuples import (
@@ -144,20 +143,21 @@ class Replay:
         self._due = 0.0
         self.table = Table(config.helpers, nat=nat, on_destroy=self._destroyed)
         self.onlooker = _Onlooker() if watch else None
+        self._kernel = ModelKernel(self.table)
+        self._masters = Masters(
+            self._kernel, self, self._clock, mark=config.daemon.mark
+        )
+        self.expecter = Expecter(
+            *(self._kernel, self._masters, self, self._clock), lambda _: None
+        )
         self.engine = Engine(
             config.helpers,
             guard=Guard(config.expectations_in_all),
             on_link=Links(networks, warn).on_link,
             clock=self._clock,
             flow_limit=config.daemon.flow_limit,
-            placer=self,
+            placer=self.expecter,
             watch=self.onlooker,
-        )
-        self._masters = Masters(
-            _Kernel(self.table, self._clock),
-            self,
-            self._clock,
-            mark=config.daemon.mark,
         )
         self.finished: dict[str, str] = {}
         self._events: list[Event] = []
@@ -172,6 +172,8 @@ class Replay:
             # The clocks of helpers and kernel move forward, those of captures not
             # always.
             if time > self._now:
+                if time >= self._due:
+                    self._tick(time)
                 self._now = time
             seen = see(number, self._now, data, start)
             if seen is not None:
@@ -188,13 +190,27 @@ class Replay:
         None of conntrack: neither TCP nor UDP, or an incomplete packet; None of the
         engine: it was not asked.
         """
+        if time >= self._due:
+            self._tick(time)
         self._now = max(self._now, time)
         seen = self.table.track(number, self._now, data, start)
         decision = None if seen is None else self._pass(number, time, seen)
         return seen, decision, self._take()
 
+    def _tick(self, time: float) -> None:
+        """What the daemon does every second, until `time`."""
+        while self._due <= time:
+            if not (self._masters.busy or self.expecter.counts):
+                self._due = time + _TICK_SECONDS
+                return
+            self._now = self._kernel.now = max(self._now, self._due)
+            self._masters.sweep()
+            self.expecter.sweep()
+            self._due += _TICK_SECONDS
+
     def _pass(self, number: int, time: float, seen: Seen) -> Decision | None:
         self._frame, self._time = number, time
+        self._kernel.frame, self._kernel.now = number, self._now
         entry = seen.entry
         if seen.state is State.INVALID or entry is None:
             return None
@@ -209,6 +225,7 @@ class Replay:
                     flow=entry.original,
                 )
             )
+            self.expecter.met(entry.original, met.master.original, 0)
         if self.onlooker is not None:
             self._count(entry, seen)
         if entry.helper is None:
@@ -220,37 +237,6 @@ class Replay:
         """What became of a master, which has no place among the events (Reporter)."""
         if event in ("marked", "kept") and self.onlooker is not None:
             self.finished[str(fields["flow"])] = str(fields["reason"])
-
-    def place(
-        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
-    ) -> list[Expectation] | None:
-        """Put in all of these, or none (Placer), as the daemon does it (gate.py)."""
-        master = self.table.find(entry.original)
-        if master is None:
-            raise ExpectationRefused(Outcome.NO_MASTER.value, f"{entry.original}")
-        made: list[Expectation] = []
-        for wanted in expectations:
-            outcome, present = self.table.expect(self._now, master, wanted, self._frame)
-            if present is None:
-                self.withdraw(made)
-                if outcome is Outcome.CLASH:
-                    return None
-                raise ExpectationRefused(outcome.value, _unwanted(wanted))
-            other, there = present.master, present.expectation.translation
-            alike = leads(there, other.original, other.reply)
-            if alike != leads(wanted.translation, master.original, master.reply):
-                self.withdraw(made)
-                return None
-            if outcome is Outcome.CREATED:
-                made.append(wanted)
-            elif present.master is not master:
-                self._masters.lengthen(present.master.original, wanted)
-        return made
-
-    def withdraw(self, expectations: Sequence[Expectation]) -> None:
-        """Take out what `place` has put in (Placer)."""
-        for each in expectations:
-            self.table.withdraw(each)
 
     def _inspect(self, seen: Seen, entry: Entry) -> Decision:
         """As the daemon does it for a packet from the queue."""
@@ -271,50 +257,46 @@ class Replay:
         self._report(seen, conntrack, flow.name, decision)
         if flow.finished is not None:
             self._masters.finish(conntrack, flow.name, flow.finished)
-        for expectation in decision.placed:
-            self._tell(seen, flow.name, expectation)
-        made = [*decision.placed, *self._expect(seen, entry, flow.name, decision)]
+        # The packet comes back confirmed before its expectations go in (gate.py).
         self.table.confirm(entry)
-        if made:
-            self._masters.expect(conntrack, made)
-        self._masters.passed(conntrack)
-        if self._now >= self._due:
-            self._due = self._now + _TICK_SECONDS
-            self._masters.sweep()
+        if not self._expect(seen, entry, flow.name, decision):
+            self._masters.passed(conntrack)
         return decision
 
     def _expect(
-        self,
-        seen: Seen,
-        entry: Entry,
-        helper: str,
-        decision: Decision,
-    ) -> list[Expectation]:
-        made = []
-        # The packet comes back confirmed before its expectations go in (gate.py).
-        self.table.confirm(entry)
-        for expectation in decision.expectations:
-            outcome, expected = self.table.expect(
-                self._now, entry, expectation, self._frame
-            )
-            if expected is None:
-                self._refuse(seen, entry, expectation, helper, outcome)
-                continue
-            if expected.master is not entry:
-                self._masters.lengthen(expected.master.original, expectation)
-            made.append(expectation)
-            self._tell(seen, helper, expectation)
-        return made
+        self, seen: Seen, entry: Entry, helper: str, decision: Decision
+    ) -> bool:
+        """Have the model expect what a packet announces.
 
-    def _tell(self, seen: Seen, helper: str, expectation: Expectation) -> None:
-        """The kernel has taken the expectation."""
+        Whether the verdict has lengthened the flow's life.
+        """
+        conntrack = entry.conntrack(self._now)
+        answer = self.expecter.carry_out(conntrack, decision.expectations)
+        for expectation, error in answer.refused:
+            self._refuse(seen, entry, expectation, helper, error.reason)
+        placed = decision.placed + answer.placed
+        for each in placed:
+            self._tell(seen, helper, each)
+        if not placed:
+            return False
+        made = [each.expectation for each in placed]
+        timeout = self._masters.expect(conntrack, made)
+        if timeout is None:
+            return False
+        self.table.keep(self._now, entry, timeout)
+        return True
+
+    def _tell(self, seen: Seen, helper: str, placed: Placed) -> None:
+        """The kernel has the expectation."""
         self._add(
             ExpectationEvent(
                 frame=self._frame,
                 time=self._time,
                 helper=helper,
                 direction=seen.direction,
-                expectation=expectation,
+                expectation=placed.expectation,
+                how=placed.how,
+                flows=placed.flows,
             )
         )
 
@@ -324,7 +306,7 @@ class Replay:
         entry: Entry,
         expectation: Expectation,
         helper: str,
-        outcome: Outcome,
+        reason: str,
     ) -> None:
         """The kernel has not taken the expectation."""
         self._add(
@@ -332,7 +314,7 @@ class Replay:
                 frame=self._frame,
                 time=self._time,
                 helper=helper,
-                reason=outcome.value,
+                reason=reason,
                 detail=_unwanted(expectation),
                 wish=_wish_of(expectation),
                 peer=_receiver(seen, entry.original, entry.reply),
@@ -520,36 +502,3 @@ class _Onlooker:
         readings = self._readings
         self._readings = []
         return readings
-
-
-class _Kernel:
-    """The table as Masters asks the kernel for it."""
-
-    def __init__(self, table: Table, clock: Callable[[], float]) -> None:
-        self._table = table
-        self._clock = clock
-
-    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
-        """The entry with this original tuple. Raises NotFound."""
-        return self._find(original).conntrack(self._clock())
-
-    def update(
-        self,
-        original: Tuple,
-        zone: int = 0,
-        *,
-        timeout: int | None = None,
-        mark: tuple[int, int] | None = None,
-    ) -> None:
-        """Set an entry's timeout, or mark it as finished. Raises NotFound."""
-        entry = self._find(original)
-        if timeout is not None:
-            self._table.keep(self._clock(), entry, timeout)
-        if mark is not None:
-            self._table.leave(entry)
-
-    def _find(self, original: Tuple) -> Entry:
-        entry = self._table.find(original)
-        if entry is None:
-            raise NotFound(errno.ENOENT, f"get conntrack entry {original}")
-        return entry

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cthelper.core.errors import CthelperError
+from cthelper.core.grants import How
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
@@ -25,8 +26,15 @@ def line(event: Event) -> str | None:
     match event:
         case ExpectationEvent():
             wanted = event.expectation
-            kind = "permanent" if wanted.permanent else "one flow"
-            what = f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s)"
+            match event.flows:
+                case None:
+                    kind = "permanent"
+                case 1:
+                    kind = "one flow"
+                case flows:
+                    kind = f"{flows} flows"
+            how = "" if event.how is How.CREATED else f", {event.how.value}"
+            what = f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s{how})"
             return _row("expectation", event, what)
         case RelatedEvent():
             what = f"{event.flow}, announced in frame {event.expectation_frame}"

@@ -26,7 +26,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import HelperConfig
 from cthelper.core.engine import Decision, Engine
-from cthelper.core.grants import OnLink
+from cthelper.core.grants import How, OnLink, Placed
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Fault, Finished
 from cthelper.core.reader import Watch
@@ -75,8 +75,8 @@ class Kernel:
         self.full = False
 
     def place(
-        self, entry: Conntrack, helper: str, expectations: Sequence[Expectation]
-    ) -> Sequence[Expectation] | None:
+        self, entry: Conntrack, expectations: Sequence[Expectation]
+    ) -> Sequence[Placed] | None:
         """Take all, or none where one's port is taken (Placer)."""
         if self.full:
             raise ExpectationRefused("kernel-emfile", "the table is full")
@@ -85,13 +85,13 @@ class Kernel:
             return None
         self.taken |= wanted
         self.present += expectations
-        return expectations
+        return [Placed(each, How.CREATED, 1) for each in expectations]
 
-    def withdraw(self, expectations: Sequence[Expectation]) -> None:
+    def withdraw(self, placed: Sequence[Placed]) -> None:
         """Take them out again."""
-        for each in expectations:
-            self.present.remove(each)
-            self.taken.remove(each.destination.port)
+        for each in placed:
+            self.present.remove(each.expectation)
+            self.taken.remove(each.expectation.destination.port)
 
 
 class Commands(Helper):

@@ -152,7 +152,7 @@ def test_client_is_let_in_where_it_knows_the_server(transport: Transport) -> Non
     host = Host(transport)
     packet = b"OPEN 5000\n"
     decision = host.segment(0, packet) if transport is TCP else host.datagram(packet)
-    (expectation,) = decision.placed
+    ((expectation, _, _),) = decision.placed
     assert host.kernel.present == [expectation]
     assert expectation.destination == endpoint(PUBLIC, 5000)
     assert str(expectation.source) == f"{CLIENT}/32"
@@ -169,7 +169,7 @@ def test_port_that_is_taken_leads_to_the_next_and_is_written(
     host.kernel.taken = {9999, 10000, 10001}
     line = b"OPEN 9999 and more\n"
     decision = host.segment(0, line) if transport is TCP else host.datagram(line)
-    (expectation,) = decision.placed
+    ((expectation, _, _),) = decision.placed
     assert expectation.destination == endpoint(PUBLIC, 10002)
     assert expectation.translation == Translation(
         direction=expectation.translation.direction,  # type: ignore[union-attr]
@@ -181,7 +181,7 @@ def test_port_that_is_taken_leads_to_the_next_and_is_written(
 def test_denied_port_is_not_told_in_the_place_of_another() -> None:
     host = Host()
     host.kernel.taken = {3388}
-    (expectation,) = host.segment(0, b"OPEN 3388\n").placed
+    ((expectation, _, _),) = host.segment(0, b"OPEN 3388\n").placed
     assert expectation.destination.port == 3390
 
 
@@ -189,8 +189,9 @@ def test_pair_is_placed_whole_and_keeps_its_parity() -> None:
     host = Host()
     host.kernel.taken = {5003}
     decision = host.segment(0, b"PAIR 5002\n")
-    assert [each.destination.port for each in decision.placed] == [5004, 5005]
-    ports = [each.translation.port for each in decision.placed if each.translation]
+    made = [each.expectation for each in decision.placed]
+    assert [each.destination.port for each in made] == [5004, 5005]
+    ports = [each.translation.port for each in made if each.translation]
     assert ports == [5002, 5003]
     assert payload_of(decision.packet, b"") == b"PAIR 5004\n"
 
@@ -227,7 +228,7 @@ def test_host_behind_nat_is_announced_by_its_outside_address() -> None:
     outside = {ip_address(SERVER): ip_address("203.0.113.7")}
     host = Host(nat=NatConfig(outside=outside))
     # The announcer itself is known by what the flow says.
-    (expectation,) = host.segment(0, b"OPEN 5000\n").placed
+    ((expectation, _, _),) = host.segment(0, b"OPEN 5000\n").placed
     assert expectation.destination == endpoint(PUBLIC, 5000)
 
 

@@ -280,7 +280,8 @@ def _handle(
     outcome: _Outcome,
 ) -> None:
     decision = engine.handle(packet, scene.entry, direction, forwarded=scene.forwarded)
-    expectations = decision.expectations + decision.placed
+    placed = (each.expectation for each in decision.placed)
+    expectations = (*decision.expectations, *placed)
     for expectation in expectations:
         _check(expectation, scene)
     outcome.expectations.extend(expectations)

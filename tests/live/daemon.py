@@ -108,7 +108,9 @@ class Daemon:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The lines of its log that are of one event."""
-        lines = [line for line in self.text.splitlines() if line.startswith("{")]
+        # The last line may be half written.
+        whole = self.text.rpartition("\n")[0]
+        lines = [line for line in whole.splitlines() if line.startswith("{")]
         return [each for line in lines if (each := json.loads(line))["event"] == name]
 
     def await_event(self, name: str, count: int = 1) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from cthelper.core.errors import Busy, NotFound, NotSupported
+from cthelper.core.errors import AlreadyExists, Busy, NotFound, NotSupported
 from cthelper.core.netlink.ctnetlink import (
-    Change,
     Ctnetlink,
     EntryGone,
     Events,
-    ExpectationEvent,
+    ExpectationMade,
+    ExpectationMet,
     _try_entry,
 )
 from cthelper.core.netlink.decoding import conntrack_entry
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.live
 # Type, code, checksum, identifier, sequence number.
 ECHO_REQUEST = bytes.fromhex("08 00 f7ff 0000 0000")
 
-Event = EntryGone | ExpectationEvent
+Event = EntryGone | ExpectationMade | ExpectationMet
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +106,12 @@ def collect(events: Events, enough: Callable[[list[Event]], bool]) -> list[Event
     return found
 
 
-def of(events: list[Event], change: Change, wanted: Expectation) -> list[Expectation]:
-    """What the events say about one expectation."""
+def made(events: list[Event], wanted: Expectation) -> list[ExpectationMade]:
+    """What the events say of one expectation."""
     return [
-        each.expectation
+        each
         for each in events
-        if isinstance(each, ExpectationEvent)
-        and each.change is change
+        if isinstance(each, ExpectationMade)
         and each.expectation.destination == wanted.destination
     ]
 
@@ -402,23 +401,63 @@ def test_expectation_that_another_masters_covers_is_not_made(
 ) -> None:
     wanted = flow.expectation()
     first = replace(wanted, source=None) if wide else wanted
-    assert lab.ctnetlink.expect(first).master == flow.original
+    lab.ctnetlink.expect(first)
     with Flow(lab.world) as rival:
         second = replace(wanted, master=rival.begin().original)
-        assert lab.ctnetlink.expect(second).master == flow.original
+        with pytest.raises(AlreadyExists, match="expect udp"):
+            lab.ctnetlink.expect(second)
+        assert lab.ctnetlink.covering(second).master == flow.original
+        lab.ctnetlink.renew(second, TIMEOUT)
     assert [(each.master, each.source) for each in lab.held(wanted)] == [
         (flow.original, first.source)
     ]
 
 
-def test_expecting_the_same_again_refreshes_it(lab: Lab, flow: Flow) -> None:
+@pytest.mark.parametrize("seconds", [BRIEF, TIMEOUT, 10 * TIMEOUT])
+def test_renewed_expectation_lives_for_so_long(
+    lab: Lab, flow: Flow, seconds: int
+) -> None:
     wanted = flow.expectation()
     lab.ctnetlink.expect(wanted)
-    until(lambda: lab.held(wanted)[0].timeout < TIMEOUT - 2)
-    (old,) = lab.held(wanted)
-    lab.ctnetlink.expect(wanted)
+    lab.ctnetlink.renew(wanted, seconds)
     (found,) = lab.held(wanted)
-    assert found.timeout > old.timeout
+    assert seconds - 2 <= found.timeout <= seconds
+
+
+def test_nothing_covers_what_is_not_expected(lab: Lab, flow: Flow) -> None:
+    with pytest.raises(NotFound, match="get expectation udp"):
+        lab.ctnetlink.covering(flow.expectation())
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["there", "gone"])
+def test_one_takes_the_place_of_others(lab: Lab, flow: Flow, gone: bool) -> None:
+    narrow = flow.expectation()
+    other = replace(narrow, source=IPv4Network("10.77.9.9"))
+    for each in (narrow, other):
+        lab.ctnetlink.expect(each)
+    if gone:
+        lab.ctnetlink.delete_expectation(narrow)
+    wide = replace(narrow, source=None, permanent=True)
+    lab.ctnetlink.replace_expectations([narrow, other], wide, 10 * TIMEOUT)
+    (found,) = lab.ctnetlink.towards(narrow)
+    assert (found.source, found.permanent) == (None, True)
+    assert 10 * TIMEOUT - 2 <= found.timeout <= 10 * TIMEOUT
+    for _ in range(2):
+        with expected_flow(lab.world, wide) as original:
+            assert lab.ctnetlink.get(original).master == flow.original
+
+
+def test_nothing_takes_the_place_of_another_whose_master_is_gone(
+    lab: Lab, flow: Flow
+) -> None:
+    wanted = flow.expectation()
+    lab.ctnetlink.expect(wanted)
+    orphan = replace(wanted, master=unknown(flow))
+    with pytest.raises(NotFound, match="expect udp"):
+        lab.ctnetlink.replace_expectations([wanted], orphan, TIMEOUT)
+    # The request after it is not kept by one that fails.
+    lab.ctnetlink.expect(wanted)
+    assert lab.held(wanted)
 
 
 def test_oldest_expectation_gives_way_beyond_the_policys_limit(lab: Lab) -> None:
@@ -499,51 +538,47 @@ def test_flush_deletes_all_expectations(lab: Lab, flow: Flow) -> None:
 # Events
 
 
-def test_events_tell_of_an_expectation_made_and_deleted(
+def test_events_tell_of_an_expectation_made_and_who_asked(
     lab: Lab, events: Events
 ) -> None:
     with Flow(lab.world) as flow:
         wanted = flow.begin().expectation(source=IPv4Network("10.77.2.0/24"))
         lab.ctnetlink.expect(wanted)
-        made = collect(events, lambda found: bool(of(found, Change.NEW, wanted)))
-        (new,) = of(made, Change.NEW, wanted)
-        assert 20 <= new.timeout <= TIMEOUT
-        assert replace(new, timeout=TIMEOUT) == as_read(wanted)
-        assert not of(made, Change.DESTROY, wanted)
-        lab.ctnetlink.delete_expectation(wanted)
-        gone = collect(events, lambda found: bool(of(found, Change.DESTROY, wanted)))
-        (destroyed,) = of(gone, Change.DESTROY, wanted)
-        assert replace(destroyed, timeout=TIMEOUT) == as_read(wanted)
+        found = collect(events, lambda so_far: bool(made(so_far, wanted)))
+    (event,) = made(found, wanted)
+    assert event.port == lab.ctnetlink.port
+    assert 20 <= event.expectation.timeout <= TIMEOUT
+    assert replace(event.expectation, timeout=TIMEOUT) == as_read(wanted)
     assert events.overruns == 0
 
 
-def test_events_tell_of_an_expired_expectation_at_its_masters_end_at_last(
-    lab: Lab, events: Events
+@pytest.mark.parametrize("permanent", [False, True])
+def test_events_tell_of_the_flows_that_were_expected_alone(
+    lab: Lab, events: Events, permanent: bool
 ) -> None:
-    # Some kernels say it at once, some only then.
-    with Flow(lab.world) as flow:
-        wanted = flow.begin().expectation(helper=NAME, class_=1)
+    with Flow(lab.world) as flow, Flow(lab.world):
+        wanted = flow.begin().expectation(permanent=permanent)
         lab.ctnetlink.expect(wanted)
-        until(lambda: not lab.held(wanted))
-        lab.ctnetlink.delete(flow.original)
-        found = collect(events, lambda so_far: bool(of(so_far, Change.DESTROY, wanted)))
-    (new,) = of(found, Change.NEW, wanted)
-    (destroyed,) = of(found, Change.DESTROY, wanted)
-    assert new.class_ == 1
-    assert new.timeout <= BRIEF
-    assert replace(destroyed, timeout=0) == replace(new, timeout=0)
+        came = []
+        for _ in range(1 + permanent):
+            with expected_flow(lab.world, wanted) as original:
+                came.append(ExpectationMet(original, flow.original, 0))
+        found = collect(events, lambda so_far: came[-1] in so_far)
+    assert [each for each in found if isinstance(each, ExpectationMet)] == came
 
 
-def test_events_tell_of_an_expectation_met(lab: Lab, events: Events) -> None:
+def test_events_that_are_not_followed_do_not_come(lab: Lab, events: Events) -> None:
+    events.follow(expectations=False)
     with Flow(lab.world) as flow:
         wanted = flow.begin().expectation()
         lab.ctnetlink.expect(wanted)
         with expected_flow(lab.world, wanted):
-            found = collect(
-                events, lambda so_far: bool(of(so_far, Change.DESTROY, wanted))
-            )
-    assert len(of(found, Change.NEW, wanted)) == 1
-    assert len(of(found, Change.DESTROY, wanted)) == 1
+            pass
+        entry = lab.ctnetlink.get(flow.original)
+        lab.ctnetlink.delete(flow.original)
+        gone = EntryGone((entry.id, 0))
+        found = collect(events, lambda so_far: gone in so_far)
+    assert not [each for each in found if not isinstance(each, EntryGone)]
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -571,7 +606,7 @@ def test_events_tell_the_zone_of_an_entry_gone(lab: Lab, events: Events) -> None
 
 def test_reading_events_never_waits(events: Events) -> None:
     # Entries of other tests may end meanwhile.
-    assert not [each for each in events.read() if isinstance(each, ExpectationEvent)]
+    assert not [each for each in events.read() if isinstance(each, ExpectationMade)]
 
 
 def test_events_that_are_not_read_count_as_overruns(lab: Lab, events: Events) -> None:
@@ -591,6 +626,6 @@ def test_events_that_are_not_read_count_as_overruns(lab: Lab, events: Events) ->
         before = events.overruns
         again = flow.expectation()
         lab.ctnetlink.expect(again)
-        found = collect(events, lambda so_far: bool(of(so_far, Change.NEW, again)))
-        assert of(found, Change.NEW, again)
+        found = collect(events, lambda so_far: bool(made(so_far, again)))
+        assert made(found, again)
         assert events.overruns == before

@@ -123,6 +123,7 @@ STRANGERS: Final = {
 }
 NAMELESS: Final = Redirect(41554, host="nowhere.example")
 SESSION: Final = Redirect(41555)
+POOL: Final = Redirect(41556)
 CHAIN: Final = (Redirect(41561), Redirect(41562), Redirect(41563))
 NODE_CHAIN: Final = (Redirect(41564), Redirect(41565))
 
@@ -147,6 +148,7 @@ def answers() -> dict[int, dict[str, Answer]]:
     add("unused", UNUSED, end=Accept())
     add("nameless", NAMELESS, end=Accept())
     add("session", SESSION, end=Accept())
+    add("pool", POOL, end=Accept())
     add("chain", *CHAIN, end=Accept())
     add("node-chain", *NODE_CHAIN, end=Refuse())
     return table
@@ -415,6 +417,27 @@ def test_redirected_session_is_never_queued(setting: Setting) -> None:
         with Session(setting.world.client, *target, "session") as session:
             session.exchange(BULK)
         assert setting.queued_at_rest() == began
+
+
+def test_pool_has_all_its_sessions_and_nobody_one_more(setting: Setting) -> None:
+    """Each is redirected to one endpoint before any of them connects there."""
+    client, size = setting.world.client, 3
+    redirected = (SERVER, CONTROL_PORT, "pool")
+    with ExitStack() as stack:
+        for _ in range(size):
+            asked = stack.enter_context(Session(client, *redirected))
+            assert asked.target == (SERVER, POOL.port)
+        for _ in range(size):
+            session = Session(client, SERVER, POOL.port, "pool")
+            assert stack.enter_context(session).kind is Kind.ACCEPT
+        with pytest.raises(TimeoutError):
+            Session(client, SERVER, POOL.port, "pool")
+    told = [
+        (each["how"], each["flows"])
+        for each in setting.daemon.events("expectation")
+        if str(each["expects"]).endswith(f":{POOL.port}")
+    ]
+    assert told == [("created", 1), ("shared", 2), ("shared", 3)]
 
 
 def test_flow_with_tls_leaves_the_queue(setting: Setting) -> None:

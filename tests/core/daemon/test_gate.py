@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one rule: a packet goes on only after what it announces is expected.
+"""Packets that go round before they are released, and the verdicts."""
 
-A fake of the kernel's end that takes expectations writes into one list with the
-verdicts, so that the order between them can be asserted.
-"""
-
-import errno
 import io
 import json
 from dataclasses import replace
@@ -14,10 +9,9 @@ from ipaddress import ip_network
 import pytest
 
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
-from cthelper.core.daemon.gate import Expecter, Gate
+from cthelper.core.daemon.gate import Gate
 from cthelper.core.daemon.log import Log
 from cthelper.core.engine import NOTHING, Decision
-from cthelper.core.errors import ExpectationRefused, NetlinkError
 from cthelper.core.flows import Flow
 from cthelper.core.queue.protocol import (
     Action,
@@ -27,13 +21,10 @@ from cthelper.core.queue.protocol import (
 )
 from cthelper.core.tuples import (
     ORIGINAL,
-    REPLY,
     Conntrack,
     Expectation,
     Status,
-    Translation,
     Transport,
-    Tuple,
 )
 from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
 
@@ -54,33 +45,6 @@ class Silent(Helper):
         yield from ()
 
 
-class FakeExpecter:
-    """Takes expectations, or refuses them with the errors given for their ports."""
-
-    def __init__(self, record: list[str]) -> None:
-        self._record = record
-        self.errors: dict[int, int] = {}
-        self.owners: dict[int, Expectation] = {}
-        self.entries: dict[Tuple, Conntrack] = {}
-
-    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
-        return self.entries[original]
-
-    def delete_expectation(self, expectation: Expectation) -> None:
-        port = expectation.destination.port
-        self._record.append(f"delete {port}")
-        if port in self.errors:
-            raise NetlinkError.of(self.errors[port], f"delete expectation {port}")
-
-    def expect(self, expectation: Expectation) -> Expectation:
-        port = expectation.destination.port
-        if port in self.errors:
-            self._record.append(f"refuse {port}")
-            raise NetlinkError.of(self.errors[port], f"expect {expectation}")
-        self._record.append(f"expect {port}")
-        return self.owners.get(port, expectation)
-
-
 def wanted(port: int, **changes: object) -> Expectation:
     expectation = Expectation(
         master=flow_tuple(UDP),
@@ -96,20 +60,14 @@ def wanted(port: int, **changes: object) -> Expectation:
 
 
 class World:
-    """A gate between the two fakes; `record` is what the kernel saw, in order."""
+    """A gate; `record` is what is to be expected, and the verdicts, in order."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.record: list[str] = []
         self.output = io.StringIO()
         self.log = Log("debug", "json", clock=lambda: self.now, output=self.output)
-        self.expecter = FakeExpecter(self.record)
-        expecter: Expecter = self.expecter
-        self.gate = Gate(expecter, self.log, lambda: self.now, lengthen=self.lengthen)
-
-    def lengthen(self, master: Tuple, expectation: Expectation) -> None:
-        """What the gate calls for an expectation that hangs on another master."""
-        self.record.append(f"lengthen {master} for {expectation.destination.port}")
+        self.gate = Gate(self.log, lambda: self.now)
 
     def packet(
         self,
@@ -129,6 +87,8 @@ class World:
             if self.gate.sends_round(entry, decided):
                 self.record.append(f"repeat {id_}")
                 return self.gate.send_round(packet, entry, decided)
+        announced = [each.destination.port for each in decided.expectations]
+        self.record += [f"expect {port}" for port in announced]
         verdict = self.gate.verdict(packet, entry, decided)
         self.record.append(f"release {id_}")
         return verdict
@@ -159,107 +119,6 @@ def world() -> World:
     return World()
 
 
-# Placed while the helper waits.
-
-
-def translated(port: int, *, to: int | None = None) -> Expectation:
-    """One of a translated flow, that leads to port `to` of the server."""
-    translation = Translation(ORIGINAL, port if to is None else to)
-    return wanted(port, translation=translation)
-
-
-def place(world: World, *expectations: Expectation) -> list[int] | None:
-    """The ports of those that were not there before; None: there is another."""
-    made = world.gate.place(entry_of(confirmed=True), "silent", expectations)
-    return None if made is None else [each.destination.port for each in made]
-
-
-def test_all_are_placed_and_told(world: World) -> None:
-    assert place(world, translated(1), translated(2)) == [1, 2]
-    assert world.record == ["expect 1", "expect 2"]
-    assert [each["event"] for each in world.events] == ["expectation"] * 2
-
-
-def test_none_is_placed_where_one_overlaps_another_flows(world: World) -> None:
-    world.expecter.errors[3] = errno.EBUSY
-    assert place(world, translated(1), translated(2), translated(3)) is None
-    assert world.record == [
-        *("expect 1", "expect 2", "refuse 3"),
-        *("delete 1", "delete 2"),
-    ]
-    assert world.events == []
-
-
-def test_other_error_refuses_what_is_placed(world: World) -> None:
-    world.expecter.errors[2] = errno.EMFILE
-    with pytest.raises(ExpectationRefused) as caught:
-        place(world, translated(1), translated(2))
-    assert caught.value.reason == "kernel-emfile"
-    assert world.record == ["expect 1", "refuse 2", "delete 1"]
-
-
-OTHER = flow_tuple(UDP, source=(CLIENT, 999))
-
-
-@pytest.mark.parametrize(
-    ("present", "server", "shared"),
-    [
-        (translated(1), SERVER, True),
-        # Translated to another port, or another server, or not at all.
-        (translated(1, to=9), SERVER, False),
-        (translated(1), "203.0.113.7", False),
-        (wanted(1), SERVER, False),
-    ],
-)
-def test_expectation_of_another_flow_is_shared_if_it_leads_alike(
-    world: World, present: Expectation, server: str, shared: bool
-) -> None:
-    world.expecter.owners[1] = replace(present, master=OTHER)
-    world.expecter.entries[OTHER] = conntrack(
-        OTHER, flow_tuple(UDP, (server, 7000), (CLIENT, 999))
-    )
-    # It is the other flow's, and not to be withdrawn.
-    assert place(world, translated(1)) == ([] if shared else None)
-    lengthened = [f"lengthen {OTHER} for 1"] if shared else []
-    assert world.record == ["expect 1", *lengthened]
-
-
-@pytest.mark.parametrize("client", [CLIENT, "192.0.2.77"])
-def test_flow_that_the_server_opens_goes_to_its_own_client(
-    world: World, client: str
-) -> None:
-    # Both clients are known to the server by one address: the reply tuples are alike.
-    towards = replace(translated(1), translation=Translation(REPLY, 1))
-    other = flow_tuple(UDP, source=(client, 999))
-    world.expecter.owners[1] = replace(towards, master=other)
-    world.expecter.entries[other] = conntrack(
-        other, flow_tuple(UDP, (SERVER, 7000), (CLIENT, 999))
-    )
-    assert place(world, towards) == ([] if client == CLIENT else None)
-
-
-@pytest.mark.parametrize(("to", "made"), [(1, []), (9, None)])
-def test_own_expectation_is_found_again_if_it_leads_alike(
-    world: World, to: int, made: list[int] | None
-) -> None:
-    world.expecter.owners[1] = translated(1, to=to)
-    assert place(world, translated(1)) == made
-    assert world.record == ["expect 1"]
-
-
-def test_withdrawing_what_is_gone_already_is_no_failure(world: World) -> None:
-    world.expecter.errors[1] = errno.ENOENT
-    world.gate.withdraw([translated(1), translated(2)])
-    assert world.record == ["delete 1", "delete 2"]
-    assert world.events == []
-
-
-def test_what_cannot_be_withdrawn_is_told(world: World) -> None:
-    world.expecter.errors[1] = errno.EPERM
-    world.gate.withdraw([translated(1)])
-    assert [each["event"] for each in world.events] == ["step-failed"]
-
-
 def test_packet_that_cannot_be_rewritten_is_dropped_where_configured(
     world: World,
 ) -> None:
@@ -269,26 +128,7 @@ def test_packet_that_cannot_be_rewritten_is_dropped_where_configured(
     assert verdict == Verdict(7, Action.DROP)
 
 
-# The order.
-
-
-def test_confirmed_master_expects_then_releases(world: World) -> None:
-    world.packet(7, 1, 2, 3, confirmed=True)
-    assert world.record == ["expect 1", "expect 2", "expect 3", "release 7"]
-
-
-def test_master_of_the_expectation_that_covers_this_one_is_lengthened_first(
-    world: World,
-) -> None:
-    other = flow_tuple(UDP, source=(CLIENT, 999))
-    world.expecter.owners[2] = wanted(2, master=other)
-    world.packet(7, 1, 2, confirmed=True)
-    assert world.record == [
-        "expect 1",
-        "expect 2",
-        f"lengthen {other} for 2",
-        "release 7",
-    ]
+# Packets that go round.
 
 
 @pytest.mark.parametrize("ports", [(1,), (1, 2, 3)])
@@ -344,12 +184,9 @@ def test_packet_that_goes_round_is_rewritten_when_it_is_released(world: World) -
 
 def test_packet_is_never_repeated_twice(world: World) -> None:
     # It came back, and its flow is not confirmed even now.
-    world.expecter.errors = {2: errno.ENOENT, 3: errno.ENOENT}
     world.packet(7, 2, 3)
-    verdict = world.packet(8, 2, 3)
-    assert verdict == Verdict(8)
-    assert world.record[1:] == ["refuse 2", "refuse 3", "release 8"]
-    assert world.log.counters["refused.kernel-enoent"] == 2
+    assert world.packet(8, 2, 3) == Verdict(8)
+    assert world.record[1:] == ["expect 2", "expect 3", "release 8"]
 
 
 def test_packet_that_has_come_back_is_a_new_one_the_next_time(world: World) -> None:
@@ -424,58 +261,6 @@ def test_packet_that_comes_back_with_another_entry_of_its_flow_is_known(
     decided = world.gate.returned(packet, entry)
     assert decided is not None
     assert decided.expectations == (wanted(1),)
-
-
-# What the kernel refuses.
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        (errno.EMFILE, "kernel-emfile"),
-        (errno.EBUSY, "kernel-ebusy"),
-        (errno.EPERM, "kernel-eperm"),
-        (errno.ENOENT, "kernel-enoent"),
-        (4000, "kernel-4000"),
-    ],
-)
-def test_expectation_that_the_kernel_refuses_is_counted_and_the_packet_goes_on(
-    world: World, code: int, reason: str
-) -> None:
-    world.expecter.errors = {2: code}
-    assert world.packet(7, 1, 2, 3, confirmed=True) == Verdict(7)
-    assert world.record == ["expect 1", "refuse 2", "expect 3", "release 7"]
-    assert world.log.counters == {"expectation": 2, f"refused.{reason}": 1}
-    (refused,) = [each for each in world.events if each["event"] == "refused"]
-    detail = refused.pop("detail")
-    assert refused == {
-        "level": "warning",
-        "event": "refused",
-        "reason": reason,
-        "helper": "silent",
-        "flow": str(flow_tuple(UDP)),
-        "expects": str(wanted(2)),
-    }
-    assert isinstance(detail, str)
-    assert str(wanted(2)) in detail
-
-
-def created(port: int) -> dict[str, object]:
-    return {
-        "level": "info",
-        "event": "expectation",
-        "helper": "silent",
-        "policy": "data",
-        "flow": str(flow_tuple(UDP)),
-        "expects": str(wanted(port)),
-        "permanent": True,
-        "timeout": 60,
-    }
-
-
-def test_acknowledged_expectation_is_logged_at_once(world: World) -> None:
-    world.packet(7, 1, confirmed=True)
-    assert world.events == [created(1)]
 
 
 # What NF_STOP is for.

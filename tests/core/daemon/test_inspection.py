@@ -4,7 +4,9 @@
 What the kernel and the queue see is one record, so that its order can be asserted.
 """
 
+import errno
 import io
+import json
 from dataclasses import replace
 from typing import Final
 
@@ -14,7 +16,10 @@ from cthelper.core.config import Config, DaemonConfig
 from cthelper.core.daemon import inspection
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
+from cthelper.core.errors import NetlinkError
+from cthelper.core.expecter import Expecter
 from cthelper.core.netlink import encoding
+from cthelper.core.netlink.ctnetlink import ExpectationMade
 from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Touched, Verdict
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -26,8 +31,9 @@ from cthelper.core.tuples import (
     Status,
     Tuple,
 )
-from tests.core.builders import conntrack, flow_tuple, udp
+from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple, udp
 from tests.core.host import Clock, Datagrams, Lines, configured
+from tests.core.offline.tracking import wanted
 
 CONFIG: Final = Config(
     helpers={"datagram": configured(Datagrams)}, daemon=DaemonConfig(mark=0x40)
@@ -56,15 +62,21 @@ class World:
     def __init__(self) -> None:
         self.record: list[object] = []
         self.clock = Clock()
-        self.log = Log(clock=self.clock, output=io.StringIO())
+        self.output = io.StringIO()
+        self.log = Log("debug", "json", clock=self.clock, output=self.output)
+        self.errors: dict[int, int] = {}
         self._waiting: list[QueuedPacket] = []
         self._touched: list[Touched] = []
 
     # Conntrack.
 
-    def expect(self, expectation: Expectation) -> Expectation:
+    port = 4711
+
+    def expect(self, expectation: Expectation) -> None:
+        error = self.errors.get(expectation.destination.port)
+        if error is not None:
+            raise NetlinkError.of(error, f"expect {expectation}")
         self.record.append(f"expect {expectation.destination.port}")
-        return expectation
 
     def get(self, _original: Tuple, _zone: int = 0) -> Conntrack:
         return ENTRY
@@ -106,7 +118,14 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def inspects(world: World) -> Inspection:
-    return Inspection(CONFIG, FakeLinks(), world.log, world.clock)  # type: ignore[arg-type]
+    follow: list[bool] = []
+    return Inspection(
+        CONFIG,
+        FakeLinks(),  # type: ignore[arg-type]
+        world.log,
+        world.clock,
+        follow.append,
+    )
 
 
 def served(world: World, inspects: Inspection, *packet: object) -> list[object]:
@@ -147,6 +166,70 @@ def test_packet_that_has_not_come_back_is_told_of_in_time(
     world.clock.now += 2
     inspects.tick([])
     assert world.log.counters == {"refused.not-returned": 1}
+
+
+def lines(world: World) -> list[dict[str, object]]:
+    """What has been logged, without the times."""
+    output = world.output.getvalue().splitlines()
+    logged = [json.loads(line) for line in output]
+    return [{key: each[key] for key in each if key != "time"} for each in logged]
+
+
+def test_expectation_is_told_as_the_kernel_has_it(
+    world: World, inspects: Inspection
+) -> None:
+    served(world, inspects, b"OPEN 5000", ENTRY, 1)
+    (told,) = lines(world)
+    assert told == {
+        "level": "info",
+        "event": "expectation",
+        "helper": "datagram",
+        "policy": "data",
+        "flow": str(ENTRY.original),
+        "expects": f"udp {SERVER} > {CLIENT}:5000",
+        "permanent": False,
+        "timeout": 60,
+        "how": "created",
+        "flows": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.EMFILE, "kernel-emfile"),
+        (errno.EPERM, "kernel-eperm"),
+        (errno.ENOENT, "kernel-enoent"),
+        (4000, "kernel-4000"),
+    ],
+)
+def test_expectation_that_the_kernel_refuses_is_told_and_the_packet_goes_on(
+    world: World, inspects: Inspection, code: int, reason: str
+) -> None:
+    world.errors[5001] = code
+    assert served(world, inspects, b"TRY 5000 5001 5002", ENTRY, 1) == [
+        *("expect 5000", "expect 5002", "note 1 held"),
+        Verdict(1, conntrack=KEPT),
+    ]
+    assert world.log.counters == {"expectation": 2, f"refused.{reason}": 1}
+    (told,) = [each for each in lines(world) if each["event"] == "refused"]
+    assert (told["reason"], told["helper"]) == (reason, "datagram")
+    assert str(told["expects"]).endswith(":5001")
+    assert str(told["expects"]) in str(told["detail"])
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_only_what_others_have_put_in_is_told_to_the_expecter(
+    world: World,
+    inspects: Inspection,
+    monkeypatch: pytest.MonkeyPatch,
+    others: bool,
+) -> None:
+    told: list[Expectation] = []
+    monkeypatch.setattr(Expecter, "renewed", lambda _, each: told.append(each))
+    made = wanted()
+    inspects.told(ExpectationMade(made, world.port + others))
+    assert told == [made] * others
 
 
 @pytest.mark.parametrize(

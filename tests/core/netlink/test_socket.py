@@ -38,14 +38,14 @@ def padded(data: bytes) -> bytes:
 
 def test_datagram_of_one_message_is_that_message() -> None:
     data = frame(b"body")
-    assert list(split(data)) == [Frame(20, 2, 7, data)]
+    assert list(split(data)) == [Frame(20, 2, 7, 99, data)]
 
 
 def test_messages_of_a_datagram_come_in_order_without_their_padding() -> None:
     first, second = frame(b"12345", sequence=1), frame(b"", type_=3, sequence=2)
     assert list(split(padded(first) + second)) == [
-        Frame(20, 2, 1, first),
-        Frame(3, 2, 2, second),
+        Frame(20, 2, 1, 99, first),
+        Frame(3, 2, 2, 99, second),
     ]
 
 
@@ -62,7 +62,7 @@ def test_messages_of_a_datagram_come_in_order_without_their_padding() -> None:
 )
 def test_what_is_no_whole_message_ends_the_datagram(rest: bytes) -> None:
     first = frame(b"body")
-    assert list(split(first + rest)) == [Frame(20, 2, 7, first)]
+    assert list(split(first + rest)) == [Frame(20, 2, 7, 99, first)]
 
 
 @given(st.lists(st.binary(max_size=9), max_size=5), st.binary(max_size=15))

@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 from cthelper.core.api import DONE, Expect, Rewrite
+from cthelper.core.grants import How
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
@@ -64,6 +65,8 @@ EXPECTATION: Final = ExpectationEvent(
         policy="data",
         timeout=60,
     ),
+    how=How.CREATED,
+    flows=1,
 )
 RELATED: Final = RelatedEvent(
     frame=9, time=0.75, expectation_frame=6, helper="line", flow=DATA

@@ -11,6 +11,7 @@ import pytest
 from cthelper.core import tuples
 from cthelper.core.config import parse
 from cthelper.core.errors import ExpectationRefused
+from cthelper.core.grants import How, Placed
 from cthelper.core.offline.events import ExpectationEvent, RefusedEvent, RelatedEvent
 from cthelper.core.offline.nat import Nat, Side, turned
 from cthelper.core.offline.replay import Replay
@@ -247,9 +248,9 @@ class Placing:
             translation=Translation(ORIGINAL, DATA),
         )
 
-    def place(self, *changes: Expectation) -> list[Expectation] | None:
+    def place(self, *changes: Expectation) -> list[Placed] | None:
         entry = self.entry.conntrack(0.0)
-        return self.runner.place(entry, "announcer", changes or [self.wanted])
+        return self.runner.expecter.place(entry, changes or [self.wanted])
 
     @property
     def present(self) -> list[Expectation]:
@@ -263,16 +264,18 @@ def test_what_was_placed_can_be_withdrawn() -> None:
         destination=endpoint(BOTH.server_known, DATA + 1),
         translation=Translation(ORIGINAL, DATA + 1),
     )
-    assert placing.place(placing.wanted, second)
+    placed = placing.place(placing.wanted, second)
+    assert placed is not None
     assert placing.present == [placing.wanted, second]
-    placing.runner.withdraw([placing.wanted])
+    placing.runner.expecter.withdraw(placed[:1])
     assert placing.present == [second]
     cell = Cell(BOTH, Side.CLIENT, Side.SERVER)
     seen, _, _ = placing.runner.step(2, 0.0, cell.packets(b"")[-1], 0)
     assert seen is not None
     assert seen.met is None
     # It is not there any more, and another flow's is not ours to take.
-    placing.runner.withdraw([placing.wanted, replace(second, master=flow(*NOWHERE))])
+    others = Placed(replace(second, master=flow(*NOWHERE)), How.CREATED, 1)
+    placing.runner.expecter.withdraw([placed[0], others])
     assert placing.present == [second]
 
 
@@ -306,12 +309,12 @@ def test_expectation_that_clashes_is_not_placed() -> None:
 def test_other_refusals_of_the_kernel_are_told() -> None:
     placing = Placing()
     placing.entry.helper = None
-    with pytest.raises(ExpectationRefused, match="kernel-enotsup: the kernel refuses"):
+    with pytest.raises(ExpectationRefused, match="kernel-enotsup: expect udp"):
         placing.place()
     placing.wanted = replace(placing.wanted, master=flow(*NOWHERE))
     entry = replace(placing.entry.conntrack(0.0), original=flow(*NOWHERE))
-    with pytest.raises(ExpectationRefused, match="kernel-enoent: udp 192"):
-        placing.runner.place(entry, "announcer", [placing.wanted])
+    with pytest.raises(ExpectationRefused, match="kernel-enoent: expect udp"):
+        placing.runner.expecter.place(entry, [placing.wanted])
     assert placing.present == []
 
 

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Puts expectations into the kernel: as many flows get in as were announced.
+
+The kernel keeps one expectation where several flows expect the same, and the first
+flow uses a one-shot one up, whoever it was announced to. So one that is asked for again
+while it lives becomes permanent; of the flows that it lets in the kernel tells, and
+before the last of those that were announced it becomes one-shot again. Only while there
+are such the events are followed.
+"""
+
+import errno
+import math
+from bisect import insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, Protocol
+
+from cthelper.core.errors import (
+    AlreadyExists,
+    Busy,
+    ExpectationRefused,
+    NetlinkError,
+    NotFound,
+)
+from cthelper.core.grants import How, Placed
+from cthelper.core.masters import Masters, Reporter
+from cthelper.core.nat import leads
+from cthelper.core.tuples import (
+    Conntrack,
+    Endpoint,
+    Expectation,
+    Network,
+    Transport,
+    Tuple,
+)
+
+# An expectation may end, or another come, between two requests; not again and again.
+_ATTEMPTS: Final = 3
+
+
+class Kernel(Protocol):
+    """The kernel's table of expectations. Every method raises NetlinkError."""
+
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        """The entry with this original tuple."""
+
+    def expect(self, expectation: Expectation) -> None:
+        """Put in an expectation; it is there when this returns.
+
+        Raises AlreadyExists where one covers it, whoever's, and Busy where one overlaps
+        it.
+        """
+
+    def covering(self, expectation: Expectation) -> Expectation:
+        """The one in the table that covers this one; its timeout is what is left.
+
+        Raises NotFound.
+        """
+
+    def towards(self, expectation: Expectation) -> list[Expectation]:
+        """Those in the table that lead to the same destination; it takes long."""
+
+    def renew(self, expectation: Expectation, seconds: int) -> None:
+        """Set what is left of the life of the one that covers this one."""
+
+    def replace_expectations(
+        self, old: Sequence[Expectation], new: Expectation, seconds: int
+    ) -> None:
+        """Put in one for so many seconds in place of others, gone or not.
+
+        No packet comes between. Raises NotFound where its master is gone.
+        """
+
+    def delete_expectation(self, expectation: Expectation) -> None:
+        """Take one out. Raises NotFound."""
+
+
+class _Where(NamedTuple):
+    """Where expected flows lead to."""
+
+    transport: Transport
+    zone: int
+    destination: Endpoint
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A one-shot expectation that was asked for more than once.
+
+    `expectation` is as the kernel has it, `ends` are the times at which the
+    announcements of flows that have not come yet end, the first one first.
+    """
+
+    expectation: Expectation
+    ends: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the kernel has taken, and what not and why."""
+
+    placed: tuple[Placed, ...] = ()
+    refused: tuple[tuple[Expectation, NetlinkError], ...] = ()
+
+
+class Expecter:
+    """Takes what is granted to the kernel.
+
+    `log` is told what fails, `clock` gives seconds and only moves forward. `follow` is
+    called with True while flows are to be counted: it has `met` and `renewed` called
+    for what has happened by now, and for nothing that happened before the first such
+    call; with False when none are to be counted any longer.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        masters: Masters,
+        log: Reporter,
+        clock: Callable[[], float],
+        follow: Callable[[bool], None],
+    ) -> None:
+        self._kernel = kernel
+        self._masters = masters
+        self._log = log
+        self._clock = clock
+        self._follow = follow
+        self._shared: dict[_Where, list[_Shared]] = {}
+
+    @property
+    def counts(self) -> bool:
+        """Whether there are flows to be counted."""
+        return bool(self._shared)
+
+    def carry_out(
+        self, entry: Conntrack, expectations: Sequence[Expectation]
+    ) -> Answer:
+        """Put in what a packet of a confirmed flow announces, each by itself."""
+        placed: list[Placed] = []
+        refused: list[tuple[Expectation, NetlinkError]] = []
+        for expectation in expectations:
+            try:
+                placed.append(self._put(entry, expectation))
+            except NetlinkError as error:
+                refused.append((expectation, error))
+        return Answer(tuple(placed), tuple(refused))
+
+    def place(
+        self, entry: Conntrack, expectations: Sequence[Expectation]
+    ) -> list[Placed] | None:
+        """Put in all of these, or none; None: another that leads elsewhere is there.
+
+        Raises ExpectationRefused where the kernel refuses for another reason.
+        """
+        placed: list[Placed] = []
+        try:
+            for expectation in expectations:
+                placed.append(self._put(entry, expectation))
+        except NetlinkError as error:
+            self.withdraw(placed)
+            if isinstance(error, Busy):
+                return None
+            raise ExpectationRefused(error.reason, str(error)) from None
+        return placed
+
+    def withdraw(self, placed: Sequence[Placed]) -> None:
+        """Take back what was put in, and of which nobody was told."""
+        for each in placed:
+            if each.how is How.CREATED:
+                self._delete(each.expectation)
+                continue
+            shared = self._find(each.expectation)
+            if shared is not None and each.flows is not None:
+                shared.ends.pop()
+                self._adjust(shared)
+
+    def met(self, flow: Tuple, master: Tuple, zone: int) -> None:
+        """A flow has begun that `master` expected; both are original tuples."""
+        where = _Where(flow.transport, zone, flow.destination)
+        for shared in self._shared.get(where, ()):
+            expectation = shared.expectation
+            if expectation.master == master and _lets_in(expectation, flow.source):
+                shared.ends.pop(0)
+                self._adjust(shared)
+                return
+
+    def renewed(self, expectation: Expectation) -> None:
+        """Another server has asked for it, too."""
+        shared = self._find(expectation)
+        if shared is not None and expectation.permanent:
+            insort(shared.ends, self._clock() + expectation.timeout)
+
+    def sweep(self) -> None:
+        """Forget the announcements that nobody has followed in time.
+
+        Call it every second.
+        """
+        now = self._clock()
+        for shared in [each for found in self._shared.values() for each in found]:
+            late = [each for each in shared.ends if each <= now]
+            if late:
+                del shared.ends[: len(late)]
+                self._adjust(shared)
+
+    def _put(self, entry: Conntrack, wanted: Expectation) -> Placed:
+        """Put in an expectation of `entry`, or have one that is there do.
+
+        Raises NetlinkError; Busy where one that is there leads elsewhere.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                self._kernel.expect(wanted)
+            except AlreadyExists:
+                if self._shared:
+                    # It may be used up, and nobody has read so yet.
+                    self._follow(True)
+                try:
+                    present = self._kernel.covering(wanted)
+                    return self._join(entry, wanted, present)
+                except NotFound:
+                    continue
+            except Busy:
+                return self._widen(entry, wanted)
+            shared = self._find(wanted)
+            if shared is not None:
+                self._forget(shared)  # it has ended
+            return Placed(wanted, How.CREATED, None if wanted.permanent else 1)
+        raise _busy(wanted)
+
+    def _join(
+        self, entry: Conntrack, wanted: Expectation, present: Expectation
+    ) -> Placed:
+        """Have one that covers the wanted one do for both.
+
+        Raises NetlinkError; NotFound where it has ended.
+        """
+        if not self._leads_alike(entry, wanted, present):
+            raise _busy(wanted)
+        shared = self._find(present)
+        if shared is not None and not _same(shared.expectation, present):
+            self._forget(shared)  # another has taken its place
+            shared = None
+        if wanted.permanent and shared is not None:
+            self._forget(shared)
+        flows = None
+        seconds = max(present.timeout, wanted.timeout)
+        lasting = _anew(entry, wanted, present, permanent=True)
+        if present.permanent and (wanted.permanent or shared is not None):
+            self._kernel.renew(wanted, seconds)
+        else:
+            # A permanent one may be another server's, which counts the flows and is
+            # told in this way (`renewed`).
+            counted = not (wanted.permanent or present.permanent)
+            if counted and shared is None:
+                shared = self._count(lasting, [self._clock() + present.timeout])
+            try:
+                self._kernel.replace_expectations([present], lasting, seconds)
+            except NetlinkError:
+                if shared is not None:
+                    self._forget(shared)
+                raise
+        if shared is not None and not wanted.permanent:
+            shared.expectation = lasting
+            insort(shared.ends, self._clock() + wanted.timeout)
+            flows = len(shared.ends)
+        if present.master == wanted.master:
+            return Placed(wanted, How.RENEWED, flows)
+        self._masters.lengthen(present.master, wanted)
+        return Placed(wanted, How.SHARED, flows)
+
+    def _widen(self, entry: Conntrack, wanted: Expectation) -> Placed:
+        """Have the wanted one do for all that it covers, too. Raises NetlinkError."""
+        others = [
+            each for each in self._kernel.towards(wanted) if _overlap(each, wanted)
+        ]
+        now = self._clock()
+        ends = [now + wanted.timeout]
+        permanent = wanted.permanent
+        for each in others:
+            if not (_covers(wanted, each) and self._leads_alike(entry, wanted, each)):
+                raise _busy(wanted)
+            shared = self._find(each)
+            if shared is not None:
+                ends += shared.ends
+                self._forget(shared)
+            elif each.permanent:
+                permanent = True
+            else:
+                ends.append(now + each.timeout)
+        several = not permanent and len(ends) > 1
+        lasting = replace(wanted, permanent=permanent or several)
+        if several:
+            self._count(lasting, sorted(ends))
+        seconds = max(wanted.timeout, *(each.timeout for each in others), 0)
+        self._kernel.replace_expectations(others, lasting, seconds)
+        alone = all(each.master == wanted.master for each in others)
+        how = How.RENEWED if alone else How.SHARED
+        return Placed(wanted, how, None if permanent else len(ends))
+
+    def _leads_alike(
+        self, entry: Conntrack, wanted: Expectation, present: Expectation
+    ) -> bool:
+        """Whether an expectation that is there leads to where the wanted one would.
+
+        The expected flow goes to its own port, and is translated as its master is.
+        Raises NetlinkError.
+        """
+        translation = wanted.translation
+        if present.translation != translation:
+            return False
+        if translation is None or present.master == wanted.master:
+            return True
+        other = self._kernel.get(present.master, present.zone)
+        ours = leads(translation, entry.original, entry.reply)
+        return ours == leads(translation, other.original, other.reply)
+
+    # Those that are counted
+
+    def _find(self, expectation: Expectation) -> _Shared | None:
+        """The shared one that covers an expectation; they do not overlap."""
+        for shared in self._shared.get(_where(expectation), ()):
+            if _covers(shared.expectation, expectation):
+                return shared
+        return None
+
+    def _count(self, expectation: Expectation, ends: list[float]) -> _Shared:
+        """Count the flows of an expectation from now on."""
+        self._follow(True)
+        shared = _Shared(expectation, ends)
+        self._shared.setdefault(_where(expectation), []).append(shared)
+        return shared
+
+    def _forget(self, shared: _Shared) -> None:
+        where = _where(shared.expectation)
+        found = self._shared[where]
+        found.remove(shared)
+        if not found:
+            del self._shared[where]
+        if not self._shared:
+            self._follow(False)
+
+    def _adjust(self, shared: _Shared) -> None:
+        """Let in as many flows as are still to come."""
+        expectation = shared.expectation
+        if not shared.ends:
+            self._forget(shared)
+            self._delete(expectation)
+        elif len(shared.ends) == 1 and expectation.permanent:
+            self._let_one_in(shared)
+
+    def _let_one_in(self, shared: _Shared) -> None:
+        """Have the kernel let in one more and no other."""
+        expectation = shared.expectation
+        once = replace(expectation, permanent=False)
+        seconds = max(1, math.ceil(shared.ends[0] - self._clock()))
+        try:
+            # It may have ended with its master, or another have taken its place.
+            if not _same(self._kernel.covering(expectation), expectation):
+                raise NotFound.of(errno.ENOENT, f"get expectation {expectation}")
+            self._kernel.replace_expectations([expectation], once, seconds)
+            shared.expectation = once
+        except NetlinkError as error:
+            self._forget(shared)
+            self._tell(error)
+
+    def _delete(self, expectation: Expectation) -> None:
+        try:
+            self._kernel.delete_expectation(expectation)
+        except NetlinkError as error:
+            self._tell(error)
+
+    def _tell(self, error: NetlinkError) -> None:
+        """Nobody waits for what failed; that something has ended is no failure."""
+        if not isinstance(error, NotFound):
+            self._log.event(
+                "step-failed", "warning", reason=error.reason, detail=str(error)
+            )
+
+
+def _where(expectation: Expectation) -> _Where:
+    return _Where(expectation.transport, expectation.zone, expectation.destination)
+
+
+def _busy(wanted: Expectation) -> NetlinkError:
+    return Busy.of(errno.EBUSY, f"expect {wanted}")
+
+
+def _anew(
+    entry: Conntrack, wanted: Expectation, present: Expectation, *, permanent: bool
+) -> Expectation:
+    """An expectation that is there, as it is to be put in again.
+
+    The kernel does not tell the helper of the expected flow (it tells the master's),
+    but flows of one helper expect what they expect alike.
+    """
+    if present.helper != entry.helper:
+        helper = present.helper if present.class_ else None
+        return replace(present, permanent=permanent, helper=helper)
+    return replace(
+        wanted,
+        master=present.master,
+        source=present.source,
+        source_port=present.source_port,
+        permanent=permanent,
+    )
+
+
+def _same(one: Expectation, other: Expectation) -> bool:
+    """Whether one is the other as the kernel tells it."""
+    return (
+        one.master == other.master
+        and one.permanent is other.permanent
+        and _covers(one, other)
+        and _covers(other, one)
+    )
+
+
+def _covers(wide: Expectation, narrow: Expectation) -> bool:
+    """Whether every flow that meets `narrow` meets `wide`; their ends are equal."""
+    return _holds(wide.source, narrow.source) and wide.source_port in (
+        None,
+        narrow.source_port,
+    )
+
+
+def _overlap(one: Expectation, other: Expectation) -> bool:
+    """Whether a flow could meet both, their ends being equal (expect_clash)."""
+    ports = {one.source_port, other.source_port} - {None}
+    nested = _holds(one.source, other.source) or _holds(other.source, one.source)
+    return nested and len(ports) < 2
+
+
+def _holds(wide: Network | None, narrow: Network | None) -> bool:
+    if wide is None or narrow is None:
+        return wide is None
+    return wide.prefixlen <= narrow.prefixlen and narrow.network_address in wide
+
+
+def _lets_in(expectation: Expectation, source: Endpoint) -> bool:
+    """Whether a flow from there meets an expectation to where it goes."""
+    network = expectation.source
+    return (network is None or source.address in network) and (
+        expectation.source_port in (None, source.port)
+    )

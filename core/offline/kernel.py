@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The model of conntrack as the daemon's parts ask the kernel: with ctnetlink's errors.
+
+What puts in expectations and what cares for masters are the daemon's own.
+"""
+
+import errno
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from cthelper.core.errors import AlreadyExists, NetlinkError, NotFound
+from cthelper.core.offline.conntrack import Table
+from cthelper.core.offline.entries import Entry, Expected
+from cthelper.core.offline.expectations import Outcome
+from cthelper.core.tuples import Conntrack, Expectation, Tuple
+
+_ERRNO: Final = {
+    Outcome.CLASH: errno.EBUSY,
+    Outcome.FULL: errno.EMFILE,
+    Outcome.ALREADY: errno.EALREADY,
+    Outcome.INVALID: errno.EINVAL,
+    Outcome.NO_MASTER: errno.ENOENT,
+    Outcome.NO_HELPER: errno.EOPNOTSUPP,
+}
+
+
+class ModelKernel:
+    """Requests to a table. `now` is the time, `frame` the packet that is looked at."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.now = 0.0
+        self.frame = 0
+
+    # Entries
+
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        """The entry with this original tuple. Raises NotFound."""
+        return self._find(original).conntrack(self.now)
+
+    def update(
+        self,
+        original: Tuple,
+        zone: int = 0,
+        *,
+        timeout: int | None = None,
+        mark: tuple[int, int] | None = None,
+    ) -> None:
+        """Set an entry's timeout, or mark it as finished. Raises NotFound."""
+        entry = self._find(original)
+        if timeout is not None:
+            self._table.keep(self.now, entry, timeout)
+        if mark is not None:
+            self._table.leave(entry)
+
+    def _find(self, original: Tuple) -> Entry:
+        entry = self._table.find(original)
+        if entry is None:
+            raise NotFound.of(errno.ENOENT, f"get conntrack entry {original}")
+        return entry
+
+    # Expectations
+
+    def expect(self, expectation: Expectation) -> None:
+        """Put in an expectation. Raises what the kernel says, AlreadyExists for one."""
+        if self._table.covering(self.now, expectation) is not None:
+            raise AlreadyExists.of(errno.EEXIST, f"expect {expectation}")
+        self._put(expectation, self.frame)
+
+    def covering(self, expectation: Expectation) -> Expectation:
+        """The one in the table that covers this one. Raises NotFound."""
+        present = self._table.covering(self.now, expectation)
+        if present is None:
+            raise NotFound.of(errno.ENOENT, f"get expectation {expectation}")
+        return self._told(present)
+
+    def towards(self, expectation: Expectation) -> list[Expectation]:
+        """Those in the table that lead to the same destination."""
+        return list(map(self._told, self._table.towards(self.now, expectation)))
+
+    def renew(self, expectation: Expectation, seconds: int) -> None:
+        """Set what is left of the life of the one that covers this one."""
+        self._put(replace(expectation, timeout=seconds), self.frame)
+
+    def replace_expectations(
+        self, old: Sequence[Expectation], new: Expectation, seconds: int
+    ) -> None:
+        """Put in one for so many seconds in place of others, gone or not.
+
+        It was made in the frame that the first of them was made in. Raises NotFound
+        where its master is gone, for one.
+        """
+        frames = []
+        for each in old:
+            present = self._table.covering(self.now, each)
+            if present is not None:
+                frames.append(present.frame)
+                self._table.withdraw(each)
+        self._put(new, min(frames, default=self.frame))
+        self._put(replace(new, timeout=seconds), self.frame)
+
+    def delete_expectation(self, expectation: Expectation) -> None:
+        """Take one out, if it is there."""
+        self._table.withdraw(expectation)
+
+    def _put(self, expectation: Expectation, frame: int) -> None:
+        what = f"expect {expectation}"
+        master = self._table.find(expectation.master)
+        if master is None:
+            raise NotFound.of(errno.ENOENT, what)
+        outcome, _ = self._table.expect(self.now, master, expectation, frame)
+        if outcome in _ERRNO:
+            raise NetlinkError.of(_ERRNO[outcome], what)
+
+    def _told(self, present: Expected) -> Expectation:
+        """An expectation as the kernel tells it: the helper is its master's."""
+        return replace(
+            present.expectation,
+            timeout=max(0, int(present.expires - self.now)),
+            helper=present.helper or None,
+            policy=None,
+        )
