@@ -19,6 +19,7 @@ from cthelper.core.errors import (
     ExpectationRefused,
     Malformed,
     Oversized,
+    RewriteRefused,
     Truncated,
 )
 from cthelper.core.tuples import (
@@ -66,6 +67,7 @@ __all__ = [
     "Policy",
     "Prefilter",
     "Rewrite",
+    "RewriteRefused",
     "Source",
     "Transport",
     "Truncated",

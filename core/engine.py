@@ -18,7 +18,6 @@ from cthelper.core.guard import Guard
 from cthelper.core.outcome import Damaged, Event, Finished, Located, Outcome
 from cthelper.core.packet import Segment, locate
 from cthelper.core.reader import Reader, Watch
-from cthelper.core.rewriting import rewrite
 from cthelper.core.tuples import (
     TCP,
     Address,
@@ -130,25 +129,25 @@ class Engine:
                 if segment is not None:
                     located = Located(packet, segment, entry, direction, forwarded)
             except Malformed as error:
+                # The kernel knows no flow of such a packet (tcp_error, udp_error): it
+                # changes nothing.
                 if readable:
                     outcome.events.append(Damaged(str(error)))
-                    flow.count_damage(direction)
         if located is not None and readable and config is not None:
             self._reader.read(located, flow, config, outcome)
+        elif located is not None:
+            self._reader.repeat(located, side, outcome)
         if inspected and flow.finished is not None:
             outcome.events.append(Finished(flow.finished))
-        replacement = None
-        if located is not None and (outcome.patches or side.patches is not None):
-            replacement = rewrite(located, side, outcome)
-        if replacement is None and outcome.empty:
+        if outcome.packet is None and outcome.empty:
             return Decision(flow)
         return Decision(
             flow,
             outcome.expectations,
-            replacement,
+            outcome.packet,
             tuple(outcome.events),
             outcome.placed,
-            drop=outcome.unrewritable
+            drop=outcome.unwritten is not None
             and config is not None
             and config.nat.drop_unrewritable,
         )

@@ -28,7 +28,7 @@ class StreamLost(CthelperError):
     """The bytes of a TCP flow cannot be followed; the host stops inspecting it.
 
     `reason` is ``mid-stream`` (the first packet seen is not the handshake's),
-    ``gap`` (a missing segment did not come within the limit) or ``overlap`` (a
+    ``gap`` (a missing segment did not come, but much beyond it) or ``overlap`` (a
     segment repeats bytes already seen with other content).
     """
 
@@ -49,6 +49,13 @@ class ExpectationRefused(CthelperError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class RewriteRefused(ExpectationRefused):
+    """A message cannot be written as it was granted; a helper may raise it.
+
+    Nothing of its packet is rewritten, and all that was expected for it is taken back.
+    """
 
 
 class HelperFault(CthelperError):

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flow table: conntrack id and zone to the helper's instance and its streams."""
 
+import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from cthelper.core.api import Helper
@@ -12,6 +14,7 @@ from cthelper.core.stream import Stream
 from cthelper.core.tuples import (
     ORIGINAL,
     TCP,
+    Address,
     Conntrack,
     Direction,
     FlowKey,
@@ -19,30 +22,30 @@ from cthelper.core.tuples import (
     key_of,
 )
 
-MALFORMED_IN_A_ROW: Final = 8
-"""Datagrams. A malformed datagram says nothing about the next one, unlike a malformed
-message in a stream; but a direction that brings nothing else is not the protocol's."""
+# Parts into which the flows that are not assured are divided by their sources.
+_SHARES: Final = 64
+# Of so many parts of the table, flows that are not assured may always have one.
+_PARTS: Final = 8
 
 
 @dataclass(slots=True)
 class Side:
-    """What the host keeps for one direction of a flow.
+    """What the host keeps for one direction of a flow, which is TCP's.
 
     `stream`, `pending` (bytes of a message that is not complete) and `patches` (what
-    was rewritten, if anything was) are TCP's; `malformed` counts the malformed
-    datagrams in a row of UDP. `parsed` turns false for good when the direction is no
-    longer worth reading.
+    was rewritten, if anything was). `parsed` turns false when a message was malformed:
+    what follows in the stream says nothing any more.
     """
 
     stream: Stream | None = None
     pending: bytearray | bytes = b""
     patches: Patches | None = None
-    malformed: int = 0
     parsed: bool = True
 
 
-# On UDP there is nothing to keep unless a datagram is malformed: all flows share this.
-_NO_DAMAGE: Final = Side()
+# On UDP there is nothing to keep: all flows share this. A malformed datagram says
+# nothing about the next one, and may be anybody's.
+_UDP: Final = Side()
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class Flow:
     @classmethod
     def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":
         """A flow of which nothing has been read yet."""
-        sent = answered = _NO_DAMAGE
+        sent = answered = _UDP
         if entry.original.transport is TCP:
             limit = helper.message_limit
             sent, answered = Side(Stream(limit)), Side(Stream(limit))
@@ -80,23 +83,31 @@ class Flow:
         )
 
     def side(self, direction: Direction) -> Side:
-        """What is kept for a direction; flows over UDP may share it."""
+        """What is kept for a direction; flows over UDP share it."""
         return self.sent if direction is ORIGINAL else self.answered
 
+    def other_side(self, direction: Direction) -> Side:
+        """What is kept for the opposite of a direction."""
+        return self.answered if direction is ORIGINAL else self.sent
+
+    def begin_anew(self) -> None:
+        """Another connection has the same entry: forget what was read of this one.
+
+        Its streams have begun anew already.
+        """
+        self.helper = None
+        for side in (self.sent, self.answered):
+            side.pending, side.patches = b"", None
+
     def count_damage(self, direction: Direction) -> None:
-        """Something malformed came; the direction may not be worth reading any more."""
+        """Something malformed came; over TCP the direction is not read any more."""
         side = self.side(direction)
-        if side is _NO_DAMAGE:
-            side = Side()
-            if direction is ORIGINAL:
-                self.sent = side
-            else:
-                self.answered = side
-        side.malformed += 1
-        if self.original.transport is TCP or side.malformed >= MALFORMED_IN_A_ROW:
-            side.parsed = False
-            # Not cleared: the exception's frames may hold views of the bytes.
-            side.pending = b""
+        if side is _UDP:
+            return
+        side.parsed = False
+        side.stream = None
+        # Not cleared: the exception's frames may hold views of the bytes.
+        side.pending = b""
         if not (self.sent.parsed or self.answered.parsed):
             self.finish("malformed")
 
@@ -117,28 +128,43 @@ class Flow:
         self.finished = self.finished or reason
         self.helper = None
         for side in (self.sent, self.answered):
-            if side is not _NO_DAMAGE:
+            if side is not _UDP:
                 side.stream = None
                 side.pending = b""
 
 
 class FlowTable:
-    """Flows by conntrack id and zone; the least recently used go when it is full.
+    """Flows by conntrack id and zone, at most `limit`.
+
+    When it is full the least recently used one of some goes, and `evicted` counts it.
+    As in the kernel (early_drop in nf_conntrack_core.c) these are the flows that are
+    not assured, each of which anybody can begin by one packet with any source; and of
+    those the ones whose sources have the most. Sources are told apart by hashing them,
+    IPv6 by their /64. Assured flows go only where they would leave less than an eighth
+    of the table to the others.
 
     A flow that was evicted and goes on is met again as new: on TCP in mid-stream, so
-    that it is finished, on UDP with a fresh instance. `evicted` counts them.
+    that it is finished, on UDP with a fresh instance.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._flows: OrderedDict[FlowKey, Flow] = OrderedDict()
+        self._open = max(1, limit // _PARTS)
+        self._assured: OrderedDict[FlowKey, Flow] = OrderedDict()
+        # The others, and which of the shares each is in.
+        self._shares = [OrderedDict[FlowKey, Flow]() for _ in range(_SHARES)]
+        self._share_of: dict[FlowKey, OrderedDict[FlowKey, Flow]] = {}
+        # Nobody is to choose whom he shares with.
+        self._secret = random.getrandbits(64)
         self.evicted = 0
 
     def __len__(self) -> int:
-        return len(self._flows)
+        return len(self._assured) + len(self._share_of)
 
     def __iter__(self) -> Iterator[Flow]:
-        return iter(self._flows.values())
+        return chain(
+            self._assured.values(), *(share.values() for share in self._shares)
+        )
 
     def find(self, entry: Conntrack) -> Flow | None:
         """The flow of `entry`, now the most recently used; None: not known.
@@ -147,24 +173,53 @@ class FlowTable:
         come again: a flow whose original tuple differs is another one and is dropped.
         """
         key = key_of(entry)
-        flow = self._flows.get(key)
+        flow = self._assured.get(key)
+        share = None
         if flow is None:
-            return None
+            share = self._share_of.get(key)
+            if share is None:
+                return None
+            flow = share[key]
         original = entry.original
         # Comparing is dear, and an entry that was decoded before is the same object.
         if flow.original is not original and flow.original != original:
-            del self._flows[key]
+            self.remove(key)
             return None
-        self._flows.move_to_end(key)
+        if share is None:
+            self._assured.move_to_end(key)
+        elif entry.assured:
+            self.remove(key)
+            self._assured[key] = flow
+        else:
+            share.move_to_end(key)
         return flow
 
     def add(self, flow: Flow) -> None:
-        """Put in a new flow, evicting the least recently used one if need be."""
-        self._flows[flow.key] = flow
-        if len(self._flows) > self._limit:
-            self._flows.popitem(last=False)
-            self.evicted += 1
+        """Put in a new flow, evicting another one if need be."""
+        if len(self) >= self._limit:
+            self._evict()
+        share = self._shares[self._share(flow.original.source.address)]
+        share[flow.key] = flow
+        self._share_of[flow.key] = share
 
     def remove(self, key: FlowKey) -> None:
         """Forget a flow, if it is known."""
-        self._flows.pop(key, None)
+        share = self._share_of.pop(key, None)
+        if share is None:
+            self._assured.pop(key, None)
+        else:
+            del share[key]
+
+    def _share(self, source: Address) -> int:
+        number = int(source)
+        if source.version == 6:
+            number >>= 64
+        return hash((number, self._secret)) % _SHARES
+
+    def _evict(self) -> None:
+        self.evicted += 1
+        if self._assured and len(self._share_of) < self._open:
+            self._assured.popitem(last=False)
+        else:
+            key, _ = max(self._shares, key=len).popitem(last=False)
+            del self._share_of[key]

@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 
 from cthelper.core.api import Expect
+from cthelper.core.errors import RewriteRefused
 from cthelper.core.grants import Granted, Placed
 from cthelper.core.packet import Segment
 from cthelper.core.patches import Patch
@@ -50,20 +51,22 @@ Event = Refused | Damaged | Fault | Finished
 
 @dataclass(slots=True)
 class Outcome:
-    """What one packet, or one message of it, leads to, while it is collected.
+    """What one packet leads to, while it is collected.
 
-    `unrewritable` is whether bytes must be rewritten and cannot be.
+    `unwritten` is why a message cannot be rewritten as it must be; None: all can.
+    `packet` is the one that was rewritten.
     """
 
     granted: list[Granted] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    unrewritable: bool = False
+    unwritten: RewriteRefused | None = None
+    packet: bytes | None = None
 
     @property
     def empty(self) -> bool:
-        """Whether it leads to nothing but patches."""
-        return not (self.granted or self.events or self.unrewritable)
+        """Whether it leads to nothing but another packet."""
+        return not (self.granted or self.events)
 
     @property
     def expectations(self) -> tuple[Expectation, ...]:

@@ -33,6 +33,7 @@ _AUTHENTICATION: Final = 51
 _OPTION_HEADERS: Final = frozenset({0, 43, 60, 135, 139, 140})
 
 _TCP_SEQUENCE: Final = 4
+_TCP_ACKNOWLEDGED: Final = 8
 _TCP_DATA_OFFSET: Final = 12
 _TCP_FLAGS: Final = 13
 _TCP_CHECKSUM: Final = 16
@@ -46,6 +47,8 @@ _U32 = struct.Struct("!I")
 
 
 _SYN: Final = 0x02
+_RST: Final = 0x04
+_ACK: Final = 0x10
 
 
 class Segment(NamedTuple):
@@ -158,6 +161,33 @@ def _tcp(packet: bytes | memoryview, header: int, stop: int) -> Segment:
     (sequence,) = _U32.unpack_from(packet, header + _TCP_SEQUENCE)
     syn = bool(packet[header + _TCP_FLAGS] & _SYN)
     return Segment(TCP, header, header + size, stop, sequence, syn)
+
+
+class Control(NamedTuple):
+    """What a TCP header says of its place in the connection.
+
+    `acknowledged` is the number of the byte that is expected next from the other side;
+    None: it does not say.
+    """
+
+    sequence: int
+    acknowledged: int | None
+    syn: bool
+    rst: bool
+
+
+def has_ack_alone(packet: bytes | memoryview, segment: Segment) -> bool:
+    """Whether a TCP segment has ACK, and neither SYN nor RST."""
+    return packet[segment.header + _TCP_FLAGS] & (_SYN | _RST | _ACK) == _ACK
+
+
+def read_control(packet: bytes | memoryview, segment: Segment) -> Control:
+    """What the header of `segment`, which `locate` has found, says of its place."""
+    flags = packet[segment.header + _TCP_FLAGS]
+    acknowledged = None
+    if flags & _ACK:
+        (acknowledged,) = _U32.unpack_from(packet, segment.header + _TCP_ACKNOWLEDGED)
+    return Control(segment.sequence, acknowledged, segment.syn, bool(flags & _RST))
 
 
 def replace_payload(packet: bytes, segment: Segment, payload: bytes) -> bytes:

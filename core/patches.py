@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from cthelper.core.errors import HelperFault
+from cthelper.core.errors import HelperFault, RewriteRefused
 
 _MODULUS: Final = 1 << 32
 _HALF: Final = 1 << 31
 # Nothing that far behind is sent again, and a sequence number comes again after 4 GiB.
 _KEPT_BYTES: Final = 1 << 20
-_KEPT: Final = 16
+# What the receiver has not acknowledged may be sent again, and more are not kept. A
+# segment full of portmapper's answers has some fifty.
+_KEPT: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,10 @@ class Patch:
         offset = self.offset(sequence)
         return 0 <= offset < size and offset + self.length <= size
 
+    def is_before(self, sequence: int) -> bool:
+        """Whether all that it replaces lies before `sequence`."""
+        return self.offset(sequence) + max(self.length, 1) <= 0
+
     def is_outside(self, sequence: int, size: int) -> bool:
         """Whether none of the bytes that it replaces is among these."""
         offset = self.offset(sequence)
@@ -58,9 +64,24 @@ class Patches:
     def __iter__(self) -> Iterator[Patch]:
         return iter(self._patches)
 
-    def add(self, patches: Iterable[Patch]) -> None:
-        """Keep these, too."""
-        self._patches = [*self._patches, *patches][-_KEPT:]
+    def plus(self, patches: Iterable[Patch], acknowledged: int | None) -> "Patches":
+        """These and further ones, 256 at most.
+
+        Where they are more, the oldest go that the receiver has: it has all before
+        `acknowledged`. Raises RewriteRefused where they do not suffice.
+        """
+        kept = [*self._patches, *patches]
+        surplus = len(kept) - _KEPT
+        if surplus > 0 and acknowledged is not None:
+            old = sorted(
+                (each for each in self._patches if each.is_before(acknowledged)),
+                key=lambda each: each.offset(acknowledged),
+            )
+            gone = set(old[:surplus])
+            kept = [each for each in kept if each not in gone]
+        if len(kept) > _KEPT:
+            raise RewriteRefused("rewrite-many", f"{len(kept)} rewrites, not received")
+        return Patches(kept)
 
     def apply(self, sequence: int, data: bytes) -> bytes | None:
         """The bytes as the receiver is to get them; None: a patch is only partly there.

@@ -5,6 +5,7 @@ import inspect
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Final, Protocol, assert_never
 
@@ -25,17 +26,24 @@ from cthelper.core.errors import (
     HelperFault,
     Malformed,
     Oversized,
+    RewriteRefused,
     StreamLost,
 )
 from cthelper.core.flows import Flow, Side
 from cthelper.core.grants import Grants
 from cthelper.core.outcome import Damaged, Fault, Located, Outcome, Refused
+from cthelper.core.packet import has_ack_alone, read_control
 from cthelper.core.patches import Patch
+from cthelper.core.stream import Stream
 from cthelper.core.tuples import ORIGINAL, Conntrack
+from cthelper.core.window import Standing, judge
 
 FAULTS: Final = 5
 """A helper that faults this often within FAULT_WINDOW seconds is quarantined."""
 FAULT_WINDOW: Final = 60.0
+
+_NOT_FOLLOWED: Final = Stream(0)
+"""Stands for a direction of which nothing is known any more."""
 
 
 class Watch(Protocol):
@@ -72,77 +80,120 @@ class Reader:
     def read(
         self, packet: Located, flow: Flow, config: HelperConfig, outcome: Outcome
     ) -> None:
-        """Have the helper read what is new in a packet."""
-        entry, direction = packet.entry, packet.direction
-        side = flow.side(direction)
-        tuple_ = entry.original if direction is ORIGINAL else entry.reply
+        """Have the helper read what is new in a packet, and rewrite it."""
         try:
-            helper = flow.helper or config.helper()
-            flow.helper = helper
-            for position, payload in self._messages(helper, side, packet):
-                message = Message(
-                    direction=direction,
-                    transport=packet.segment.transport,
-                    source=tuple_.source,
-                    destination=tuple_.destination,
-                    payload=payload,
-                    original=entry.original,
-                    reply=entry.reply,
-                    now=self._clock(),
-                    options=config.options,
-                    forwarded=packet.forwarded,
-                    group=flow.group and direction is ORIGINAL,
-                    depth=flow.depth,
-                    preceding=max(0, _distance(packet.sequence, position)),
-                )
-                if self._watch is not None:
-                    self._watch.message(helper, message)
-                try:
-                    reaction = helper.on_message(message)
-                    effect = next(reaction)
-                except StopIteration:
-                    continue
-                except ExpectationRefused as error:
-                    outcome.events.append(Refused(error.reason, error.detail, None))
-                    continue
-                read = Outcome()
-                try:
-                    done = self._react(
-                        *(reaction, effect, message, entry, config, position, read)
-                    )
-                finally:
-                    self._settle(packet, side, read, outcome)
-                if done:
-                    flow.finish("done")
-                    break
-            if side.malformed:
-                side.malformed = 0
-        except Malformed as error:
-            outcome.events.append(Damaged(str(error)))
-            flow.count_damage(direction)
-        except StreamLost as error:
-            flow.finish(error.reason)
+            try:
+                self._read(packet, flow, config, outcome)
+            except Malformed as error:
+                outcome.events.append(Damaged(str(error)))
+                flow.count_damage(packet.direction)
+            except StreamLost as error:
+                flow.finish(error.reason)
+            if outcome.patches or outcome.unwritten is not None:
+                self._settle(packet, flow, outcome)
+            else:
+                self.repeat(packet, flow.side(packet.direction), outcome)
         except Exception as error:  # the one place where a helper's bug arrives
             self._withdraw(outcome)
             outcome.events.append(self._fault(flow, config, error))
+            self.repeat(packet, flow.side(packet.direction), outcome)
+
+    def repeat(self, packet: Located, side: Side, outcome: Outcome) -> None:
+        """Rewrite what has been rewritten before in a packet that is not read."""
+        if side.patches is not None:
+            try:
+                outcome.packet = rewriting.rewrite(packet, side)
+            except RewriteRefused as error:
+                self._unwritten(error, outcome)
+
+    def _read(
+        self, packet: Located, flow: Flow, config: HelperConfig, outcome: Outcome
+    ) -> None:
+        entry, direction = packet.entry, packet.direction
+        side = flow.side(direction)
+        tuple_ = entry.original if direction is ORIGINAL else entry.reply
+        pending: bytearray | None = None
+        if side.stream is not None:
+            pending = self._pending(side.stream, packet, flow)
+            if pending is None:
+                return
+        helper = flow.helper or config.helper()
+        flow.helper = helper
+        for position, payload in self._messages(helper, side, packet, pending):
+            message = Message(
+                direction=direction,
+                transport=packet.segment.transport,
+                source=tuple_.source,
+                destination=tuple_.destination,
+                payload=payload,
+                original=entry.original,
+                reply=entry.reply,
+                now=self._clock(),
+                options=config.options,
+                forwarded=packet.forwarded,
+                group=flow.group and direction is ORIGINAL,
+                depth=flow.depth,
+                preceding=max(0, _distance(packet.sequence, position)),
+            )
+            if self._watch is not None:
+                self._watch.message(helper, message)
+            try:
+                reaction = helper.on_message(message)
+                effect = next(reaction)
+            except StopIteration:
+                continue
+            except RewriteRefused as error:
+                outcome.unwritten = error
+                continue
+            except ExpectationRefused as error:
+                outcome.events.append(Refused(error.reason, error.detail, None))
+                continue
+            if self._react(reaction, effect, message, entry, config, position, outcome):
+                flow.finish("done")
+                break
+
+    def _pending(self, stream: Stream, packet: Located, flow: Flow) -> bytearray | None:
+        """What is to be cut into messages after a segment; None: nothing is new."""
+        segment = packet.segment
+        other = flow.other_side(packet.direction)
+        # Most segments simply go on; what they acknowledge is of use to few.
+        if (
+            segment.sequence != stream.next
+            or not stream.begun
+            or not has_ack_alone(packet.data, segment)
+            or other.patches is not None
+        ):
+            control = read_control(packet.data, segment)
+            peer = other.stream or _NOT_FOLLOWED
+            standing = judge(control, stream, peer, answered=packet.entry.answered)
+            if standing is Standing.IGNORED:
+                return None
+            if standing is Standing.ANEW:
+                flow.begin_anew()
+        fresh = stream.feed(packet.sequence, packet.payload)
+        if not fresh:
+            return None
+        side = flow.side(packet.direction)
+        pending = side.pending = bytearray(side.pending) + fresh
+        return pending
 
     def _messages(
-        self, helper: Helper, side: Side, packet: Located
+        self,
+        helper: Helper,
+        side: Side,
+        packet: Located,
+        pending: bytearray | None,
     ) -> Iterator[tuple[int, bytes]]:
-        """The whole messages that this packet completes, and where each begins.
+        """The whole messages in what is pending, and where each begins.
 
         That is the sequence number of the first byte; 0 of a datagram.
         """
-        segment, stream = packet.segment, side.stream
-        if stream is None:
+        if side.stream is None or pending is None:
             yield 0, packet.payload
             return
-        fresh = stream.feed(segment.sequence, packet.payload, syn=segment.syn)
-        if not fresh:
-            return
-        pending = side.pending = bytearray(side.pending) + fresh
+        end = side.stream.next
         while pending:
-            position = stream.next - len(pending)
+            position = end - len(pending)
             with memoryview(pending) as view:
                 length = helper.frame(view.toreadonly())
             limit = helper.message_limit
@@ -204,34 +255,39 @@ class Reader:
                     effect = reaction.throw(refused)
         except StopIteration:
             pass
+        except RewriteRefused as error:
+            outcome.unwritten = error
         except ExpectationRefused as error:
             # One that the engine raised is counted; this one is the helper's own.
             if error is not refusal:
                 outcome.events.append(Refused(error.reason, error.detail, None))
         return done
 
-    def _settle(
-        self, packet: Located, side: Side, read: Outcome, outcome: Outcome
-    ) -> None:
-        """Take over what one message led to, if it can be rewritten as it must be.
+    def _settle(self, packet: Located, flow: Flow, outcome: Outcome) -> None:
+        """Rewrite a packet as was granted, or take back all that it announces.
 
         Raises HelperFault.
         """
-        outcome.events += read.events
-        refused = None
-        if read.patches:
-            try:
-                refused = rewriting.check(packet, side, outcome.patches, read.patches)
-            except HelperFault:
-                self._withdraw(read)
-                raise
-        if refused is None:
-            outcome.granted += read.granted
-            outcome.patches += read.patches
-        else:
-            self._withdraw(read)
-            outcome.unrewritable = True
-            outcome.events.append(refused)
+        side = flow.side(packet.direction)
+        peer = flow.other_side(packet.direction).stream
+        acknowledged = None if peer is None else peer.acknowledges
+        try:
+            if outcome.unwritten is not None:
+                raise outcome.unwritten
+            outcome.packet = rewriting.rewrite(
+                packet, side, outcome.patches, acknowledged
+            )
+        except RewriteRefused as error:
+            self._withdraw(outcome)
+            self._unwritten(error, outcome)
+            # What the receiver has in another form stays in that form.
+            with suppress(RewriteRefused):
+                outcome.packet = rewriting.rewrite(packet, side)
+
+    @staticmethod
+    def _unwritten(error: RewriteRefused, outcome: Outcome) -> None:
+        outcome.unwritten = error
+        outcome.events.append(Refused(error.reason, error.detail, None))
 
     def _withdraw(self, outcome: Outcome) -> None:
         for granted in outcome.granted:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bytes of packets are replaced by what was granted, or it is told why not."""
+"""Bytes of packets are replaced by what was granted, all of a packet's or none."""
 
+from collections.abc import Sequence
 from typing import Final
 
-from cthelper.core.errors import HelperFault
+from cthelper.core.errors import HelperFault, RewriteRefused
 from cthelper.core.flows import Side
-from cthelper.core.outcome import Located, Outcome, Refused
+from cthelper.core.outcome import Located
 from cthelper.core.packet import replace_payload
 from cthelper.core.patches import Patch, Patches
 from cthelper.core.tuples import TCP
@@ -13,52 +14,53 @@ from cthelper.core.tuples import TCP
 _GROWN_LIMIT: Final = 1280
 """Bytes of a packet that a rewrite has made longer: every link takes so many (RFC 8200,
 section 5). A longer one might have to be fragmented, which TCP forbids."""
+_PACKET_LIMIT: Final = 0xFFFF
 
 
-def check(
-    packet: Located, side: Side, earlier: list[Patch], patches: list[Patch]
-) -> Refused | None:
-    """Why the patches of a message cannot be made to its packet; None: they can.
+def rewrite(
+    packet: Located,
+    side: Side,
+    patches: Sequence[Patch] = (),
+    acknowledged: int | None = None,
+) -> bytes | None:
+    """The packet that takes the place of this one; None: it stays as it is.
 
-    `earlier` are those of the packet's earlier messages. Raises HelperFault.
+    With `patches`, and with those that were made to its bytes when they came before.
+    `acknowledged` is what the receiver has. Raises RewriteRefused where not all of them
+    can be made, and then keeps none of the new ones; HelperFault where they must not.
     """
     data = packet.payload
+    made = side.patches or Patches()
+    if patches:
+        _check(packet, patches)
+        made = made.plus(patches, acknowledged)
+    result = made.apply(packet.sequence, data)
+    if result is None:
+        raise RewriteRefused(
+            "rewrite-cut", "a segment has a part of what was rewritten"
+        )
+    length = packet.segment.start + len(result)
+    limit = _GROWN_LIMIT if patches else _PACKET_LIMIT
+    if len(result) > len(data) and length > limit:
+        raise RewriteRefused("rewrite-too-long", f"a packet of {length} bytes")
+    if patches and packet.segment.transport is TCP:
+        side.patches = made
+    if result == data:
+        return None
+    return replace_payload(bytes(packet.data), packet.segment, result)
+
+
+def _check(packet: Located, patches: Sequence[Patch]) -> None:
+    """Raise HelperFault or RewriteRefused for patches that are none of this packet."""
     over_tcp = packet.segment.transport is TCP
     if any(each.length < 0 for each in patches):
         raise HelperFault("rewrite of a span that ends before it begins")
     if over_tcp and not packet.entry.translated:
         raise HelperFault("rewrite of a TCP segment on a flow without NAT")
-    if not all(each.is_inside(packet.sequence, len(data)) for each in patches):
+    size = packet.segment.stop - packet.segment.start
+    if not all(each.is_inside(packet.sequence, size) for each in patches):
         if not over_tcp:
             raise HelperFault("rewrite of a span that leaves the datagram")
-        return Refused(
-            "rewrite-passed", "bytes to be rewritten have gone on already", None
+        raise RewriteRefused(
+            "rewrite-passed", "bytes to be rewritten have gone on already"
         )
-    grown = sum(len(each.data) - each.length for each in patches)
-    length = packet.segment.stop + grown
-    if grown > 0 and length > _GROWN_LIMIT:
-        return Refused("rewrite-too-long", f"a packet of {length} bytes", None)
-    trial = Patches(side.patches or ())
-    trial.add([*earlier, *patches])
-    trial.apply(packet.sequence, data)
-    return None
-
-
-def rewrite(packet: Located, side: Side, outcome: Outcome) -> bytes | None:
-    """The packet that takes the place of this one, or None."""
-    patches = side.patches or Patches()
-    if outcome.patches:
-        patches.add(outcome.patches)
-        if packet.segment.transport is TCP:
-            side.patches = patches
-    data = packet.payload
-    result = patches.apply(packet.sequence, data)
-    if result is None:
-        outcome.unrewritable = True
-        outcome.events.append(
-            Refused("rewrite-cut", "a segment has a part of what was rewritten", None)
-        )
-        return None
-    if result == data:
-        return None
-    return replace_payload(bytes(packet.data), packet.segment, result)

@@ -10,44 +10,99 @@ _HALF: Final = 1 << 31
 # Segments that wait beyond a missing one. Honest peers send few; thousands of one byte
 # each would cost time and memory far beyond what they carry.
 _HELD: Final = 256
+# Segments in a row that lie too far beyond a missing one to wait for it, after which it
+# is given up. It may come again after some; one alone may be anybody's.
+_PASSED_OVER: Final = 64
+# How far behind what was sent an acknowledgment may be (MAXACKWINCONST).
+_ACKNOWLEDGED: Final = 66000
 
 
 class Stream:
     """Puts the segments of one direction in order (RFC 9293, section 3.4).
 
-    The first segment must be the SYN. `limit`, in bytes, bounds what is held beyond a
+    `begin` says where it begins. `limit`, in bytes, bounds what is held beyond a
     missing segment, in 256 segments at most, and how far back a repeated segment is
     compared with the first copy. Nothing is delayed: the packets have their verdicts,
-    only their bytes wait.
+    only their bytes wait. `later` and `acknowledges` are window.py's: where the
+    direction begins if another SYN counts, which came after its own and before further
+    bytes; and what the latest segment that counts acknowledges of the other direction.
     """
 
-    __slots__ = ("_ahead", "_first", "_limit", "_next", "_seen")
+    __slots__ = (
+        "_ahead",
+        "_first",
+        "_limit",
+        "_next",
+        "_passed_over",
+        "_seen",
+        "acknowledges",
+        "later",
+    )
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._first = 0
         self._next: int | None = None
         self._seen = bytearray()
-        self._ahead: dict[int, bytes] = {}
+        # Most streams never have any.
+        self._ahead: dict[int, bytes] | None = None
+        self._passed_over = 0
+        self.acknowledges: int | None = None
+        self.later: int | None = None
+
+    def begin(self, start: int) -> None:
+        """The first byte has the sequence number `start`; what came before is void."""
+        self._first = self._next = start
+        self._seen = bytearray()
+        self._ahead = None
+        self._passed_over = 0
+        self.acknowledges = self.later = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is known where the stream begins."""
+        return self._next is not None
+
+    @property
+    def first(self) -> int:
+        """The sequence number of its first byte; 0 before it has begun."""
+        return self._first
 
     @property
     def next(self) -> int:
-        """The sequence number of the next byte in order; 0 before the first one."""
+        """The sequence number of the next byte in order; 0 before it has begun."""
         return self._next or 0
 
-    def feed(self, sequence: int, data: bytes, *, syn: bool) -> bytes:
+    @property
+    def empty(self) -> bool:
+        """Whether no byte has come."""
+        return self._next in (None, self._first) and not self._ahead
+
+    def may_acknowledge(self, number: int) -> bool:
+        """Whether the other end may say that it has all before sequence `number`.
+
+        Such as it may acknowledge what came, and a FIN (tcp_in_window in
+        nf_conntrack_proto_tcp.c, III and IV).
+        """
+        next_ = self.next
+        held = self._ahead or {}
+        ahead = max(
+            (_distance(next_, start) + len(data) for start, data in held.items()),
+            default=0,
+        )
+        return -_ACKNOWLEDGED <= _distance(next_, number) <= ahead + 1
+
+    def has_sent(self, number: int) -> bool:
+        """Whether it has come to sequence `number` since it began, and no further."""
+        return (number - self._first) % _MODULUS <= (self.next - self._first) % _MODULUS
+
+    def feed(self, start: int, data: bytes) -> bytes:
         """The bytes that `data` makes available in order; empty: none yet.
 
-        Raises StreamLost where the stream cannot be followed; do not feed it again.
+        `start` is the sequence number of its first byte. Raises StreamLost where the
+        stream cannot be followed; do not feed it again.
         """
-        start = (sequence + syn) % _MODULUS
-        if self._next is None:
-            if not syn:
-                raise StreamLost("mid-stream", "first segment seen is not a SYN")
-            self._first = self._next = start
-        elif syn and start != self._first:
-            raise StreamLost("mid-stream", "second SYN with another sequence number")
-        offset = self._offset(start, self._next)
+        offset = (start - self.next + _HALF) % _MODULUS - _HALF
         # A keepalive probe may carry one byte of garbage below the window
         # (RFC 9293, section 3.8.4): not a repetition with other content.
         if not data or (offset == -1 and len(data) == 1):
@@ -56,41 +111,46 @@ class Stream:
             self._hold(start, offset, data)
             return b""
         available = self._accept(data, -offset)
-        while (held := self._held_at_hand()) is not None:
-            start = held
-            data = self._ahead.pop(held)
-            available += self._accept(data, -self._offset(start, self._next))
+        while self._ahead and (held := self._held_at_hand(self._ahead)) is not None:
+            behind, data = held
+            available += self._accept(data, behind)
+        if available:
+            self._passed_over = 0
+            self.later = None
         return available
 
-    def _offset(self, sequence: int, origin: int) -> int:
-        """Distance from `origin` to `sequence` in a space of 32 bits, signed."""
-        return (sequence - origin + _HALF) % _MODULUS - _HALF
-
     def _hold(self, start: int, offset: int, data: bytes) -> None:
+        if self._ahead is None:
+            self._ahead = {}
         earlier = self._ahead.get(start, b"")
         size = min(len(earlier), len(data))
         if earlier[:size] != data[:size]:
             raise StreamLost("overlap", "a segment repeats bytes with other content")
-        if len(data) > len(earlier):
-            self._ahead[start] = data
-        held = sum(len(segment) for segment in self._ahead.values())
+        if size == len(data):
+            return
+        held = sum(map(len, self._ahead.values())) - size + len(data)
         if (
-            offset + len(data) > self._limit
-            or held > self._limit
-            or len(self._ahead) > _HELD
+            max(offset + len(data), held) > self._limit
+            or len(self._ahead) + (not earlier) > _HELD
         ):
-            raise StreamLost("gap", f"{held} bytes wait beyond a missing segment")
+            self._passed_over += 1
+            if self._passed_over > _PASSED_OVER:
+                raise StreamLost(
+                    "gap", f"{_PASSED_OVER} segments lie far beyond a missing one"
+                )
+            return
+        self._ahead[start] = data
 
-    def _held_at_hand(self) -> int | None:
-        assert self._next is not None  # noqa: S101 - feed() has set it
-        for start in self._ahead:
-            if self._offset(start, self._next) <= 0:
-                return start
+    def _held_at_hand(self, ahead: dict[int, bytes]) -> tuple[int, bytes] | None:
+        """A held segment that lies at the next byte or behind it, and how far."""
+        for start in ahead:
+            behind = _distance(start, self.next)
+            if behind >= 0:
+                return behind, ahead.pop(start)
         return None
 
     def _accept(self, data: bytes, repeated: int) -> bytes:
         """Take in `data`, whose first `repeated` bytes lie before the next one."""
-        assert self._next is not None  # noqa: S101 - feed() has set it
         if repeated:
             end = min(repeated, len(data))
             known = bytes(self._seen[max(0, len(self._seen) - repeated) :])
@@ -104,5 +164,10 @@ class Stream:
         self._seen += fresh
         if len(self._seen) > self._limit:
             del self._seen[: -self._limit]
-        self._next = (self._next + len(fresh)) % _MODULUS
+        self._next = (self.next + len(fresh)) % _MODULUS
         return fresh
+
+
+def _distance(start: int, stop: int) -> int:
+    """From one sequence number to another, signed."""
+    return (stop - start + _HALF) % _MODULUS - _HALF

@@ -142,6 +142,8 @@ class Status(enum.IntFlag):
 
 
 # What is asked of every packet's entry: as a number, which is five times faster.
+_SEEN_REPLY: Final = int(Status.SEEN_REPLY)
+_ASSURED: Final = int(Status.ASSURED)
 _CONFIRMED: Final = int(Status.CONFIRMED)
 _SEQ_ADJUST: Final = int(Status.SEQ_ADJUST)
 
@@ -166,12 +168,22 @@ class Conntrack:
 
     @property
     def translated(self) -> bool:
-        """Whether either side knows the other by another address than its own."""
+        """Whether either side knows the other by another endpoint than its own."""
         ours, theirs = self.original, self.reply
-        return (
-            ours.source.address != theirs.destination.address
-            or ours.destination.address != theirs.source.address
-        )
+        return ours.source != theirs.destination or ours.destination != theirs.source
+
+    @property
+    def answered(self) -> bool:
+        """Whether packets have passed in both directions (IPS_SEEN_REPLY)."""
+        return bool(int.__and__(self.status, _SEEN_REPLY))
+
+    @property
+    def assured(self) -> bool:
+        """Whether the kernel keeps it when its table is full (IPS_ASSURED).
+
+        TCP: the handshake is complete. UDP: it goes on after an answer.
+        """
+        return bool(int.__and__(self.status, _ASSURED))
 
     @property
     def confirmed(self) -> bool:

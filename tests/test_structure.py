@@ -38,6 +38,7 @@ PURE: Final = frozenset(
         "rewriting",
         "stream",
         "tables",
+        "window",
     }
 )
 # The rooms of core/, and what each may import of core/ beside itself.

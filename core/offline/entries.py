@@ -27,14 +27,16 @@ from cthelper.core.tuples import (
 )
 
 # Members of a Flag are slow to combine: all that a flow may have, by its properties
-# confirmed, seen_reply, expected and tagged.
+# assured, confirmed, seen_reply, expected and tagged.
 _STATUS: Final = tuple(
     Status(
-        confirmed * Status.CONFIRMED
+        assured * Status.ASSURED
+        | confirmed * Status.CONFIRMED
         | seen * Status.SEEN_REPLY
         | expected * Status.EXPECTED
         | tagged * Status.HELPER
     )
+    for assured in (0, 1)
     for confirmed in (0, 1)
     for seen in (0, 1)
     for expected in (0, 1)
@@ -66,6 +68,7 @@ class Entry:
 
     __slots__ = (
         "_tuples",
+        "assured",
         "confirmed",
         "expectations",
         "expires",
@@ -99,6 +102,8 @@ class Entry:
         self.confirmed = False
         self.gone = False
         self.seen_reply = False
+        # Whether it is a TCP connection, or a stream of datagrams (IPS_ASSURED).
+        self.assured = False
         # Whether its next packet changes nothing but the timeout, and nobody wants to
         # know: no helper, and for TCP established.
         self.quiet = False
@@ -136,6 +141,7 @@ class Entry:
     def renew_udp(self, timeouts: Timeouts, now: float, *, reply: bool) -> None:
         """A packet came: nf_conntrack_udp_packet; nf_conntrack_in for an answer."""
         if self.seen_reply and now > self.stream_at:
+            self.assured = True
             self.expires = now + timeouts.udp_stream
         else:
             self.expires = now + timeouts.udp
@@ -146,16 +152,23 @@ class Entry:
         """A segment came, which has brought `tcp` to its state."""
         assert self.tcp is not None  # noqa: S101 - the callers are TCP's
         seconds = timeouts.tcp[self.tcp.state]
-        if self.tcp.state == ESTABLISHED and not self.seen_reply:
-            # Picked up in mid-stream: no long life before an answer.
-            seconds = min(seconds, timeouts.tcp_unacknowledged)
+        if self.tcp.state == ESTABLISHED:
+            if self.seen_reply:
+                self.assured = True
+            else:
+                # Picked up in mid-stream: no long life before an answer.
+                seconds = min(seconds, timeouts.tcp_unacknowledged)
         self.expires = now + seconds
 
     def conntrack(self, now: float) -> Conntrack:
         """The entry as the kernel would report it at the time `now`."""
         tagged, expected = self.helper is not None, self.master is not None
         status = _STATUS[
-            self.confirmed << 3 | self.seen_reply << 2 | expected << 1 | tagged
+            self.assured << 4
+            | self.confirmed << 3
+            | self.seen_reply << 2
+            | expected << 1
+            | tagged
         ]
         return Conntrack(
             id=self.id,

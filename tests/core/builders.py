@@ -72,9 +72,10 @@ def tcp(
     flags: str = "PA",
     direction: Direction = ORIGINAL,
     version: int = 4,
+    acknowledged: int = 0,
 ) -> bytes:
     """An IP packet with a segment between the client and the server."""
-    header = ScapyTCP(seq=sequence % 2**32, flags=flags)
+    header = ScapyTCP(seq=sequence % 2**32, ack=acknowledged, flags=flags)
     return _packet(header / payload, direction, version)
 
 

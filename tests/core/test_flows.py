@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flow table."""
 
+from dataclasses import replace
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
 from cthelper.core.flows import Flow, FlowTable
 from cthelper.core.patches import Patches
-from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, key_of
-from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple
+from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status, key_of
+from tests.core.builders import CLIENT, SERVER, SERVER6, conntrack, flow_tuple
 
 
 class Silent(Helper):
@@ -49,6 +55,96 @@ def test_least_recently_used_flow_is_evicted_and_counted() -> None:
     assert table.evicted == 1
     assert table.find(second) is None
     assert list(table) == [kept, newest]
+
+
+def assured(number: int) -> Conntrack:
+    """A connection whose handshake is complete."""
+    entry = conntrack(id_=number)
+    return replace(entry, status=entry.status | Status.ASSURED)
+
+
+def datagram(number: int, source: str) -> Conntrack:
+    """A flow of one datagram."""
+    destination = SERVER6 if ":" in source else SERVER
+    return conntrack(flow_tuple(UDP, (source, 40000), (destination, 7000)), id_=number)
+
+
+def passed(table: FlowTable, entry: Conntrack) -> Flow:
+    """Two packets of a flow."""
+    if table.find(entry) is None:
+        begun(table, entry)
+    flow = table.find(entry)
+    assert flow is not None
+    return flow
+
+
+def test_flows_of_one_datagram_never_evict_an_assured_one() -> None:
+    table = FlowTable(64)
+    idle = [passed(table, assured(number)) for number in range(56)]
+    for number in range(1000, 21000):
+        passed(table, datagram(number, f"203.0.{number % 256}.{number // 256}"))
+        assert len(table) <= 64
+    assert [table.find(assured(number)) for number in range(56)] == idle
+    assert table.evicted == 20000 - 8
+
+
+def test_assured_flows_leave_an_eighth_to_those_that_begin() -> None:
+    table = FlowTable(64)
+    for number in range(64):
+        passed(table, assured(number))
+    beginning = [conntrack(id_=number) for number in range(100, 108)]
+    flows = [passed(table, entry) for entry in beginning]
+    assert [table.find(entry) for entry in beginning] == flows
+    # The least recently used have gone.
+    assert table.find(assured(7)) is None
+    assert table.find(assured(8)) is not None
+    assert len(table) == 64
+
+
+def test_source_that_floods_evicts_its_own_flows() -> None:
+    table = FlowTable(64)
+    others = [datagram(number, f"192.0.2.{number}") for number in range(1, 17)]
+    flows = [passed(table, entry) for entry in others]
+    for number in range(1000, 3000):
+        passed(table, datagram(number, "203.0.113.9"))
+    flooded = table._share(ip_address("203.0.113.9"))
+    for entry, flow in zip(others, flows, strict=True):
+        # Who shares with it by chance fares as he would without shares.
+        if table._share(entry.original.source.address) != flooded:
+            assert table.find(entry) is flow
+
+
+def test_sources_of_one_ipv6_network_share() -> None:
+    table = FlowTable(64)
+    other = datagram(1, "2001:db8:1::1")
+    flow = passed(table, other)
+    for number in range(1000, 1300):
+        passed(table, datagram(number, f"2001:db8:2::{number}"))
+    shares = {table._share(ip_address(f"2001:db8:2::{n}")) for n in range(1, 300)}
+    assert len(shares) == 1
+    if table._share(ip_address("2001:db8:1::1")) not in shares:
+        assert table.find(other) is flow
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.booleans()), max_size=80),
+    st.integers(1, 9),
+)
+def test_table_is_bounded_and_holds_what_it_says(
+    steps: list[tuple[int, bool, bool]], limit: int
+) -> None:
+    table = FlowTable(limit)
+    for number, sure, gone in steps:
+        entry = assured(number) if sure else conntrack(id_=number)
+        if gone:
+            table.remove(key_of(entry))
+            assert table.find(entry) is None
+        else:
+            assert passed(table, entry) in list(table)
+        assert len(table) == len(list(table)) <= limit
+        assert {flow.key for flow in table} == {
+            (each, 0) for each in range(13) if table.find(conntrack(id_=each))
+        }
 
 
 def test_id_that_comes_again_with_another_tuple_is_another_flow() -> None:

@@ -5,16 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cthelper.core.errors import HelperFault
+from cthelper.core.errors import HelperFault, RewriteRefused
 from cthelper.core.patches import Patch, Patches
 
 BASE = 2**32 - 4
 
 
 def patches(*kept: Patch) -> Patches:
-    made = Patches()
-    made.add(kept)
-    return made
+    return Patches(kept)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +63,27 @@ def test_what_lies_far_behind_is_forgotten() -> None:
     assert not made
 
 
-def test_latest_ones_are_kept() -> None:
-    made = patches(*(Patch(number, 1, b"x") for number in range(40)))
-    assert made.apply(0, bytes(40)) == bytes(24) + b"x" * 16
+def runs(start: int, stop: int) -> list[Patch]:
+    return [Patch(number, 1, b"x") for number in range(start, stop)]
+
+
+def test_so_many_are_kept_until_they_are_acknowledged() -> None:
+    made = patches(*runs(0, 200)).plus(runs(200, 256), None)
+    assert made.apply(0, bytes(256)) == b"x" * 256
+    for acknowledged in (None, 0, 43):
+        with pytest.raises(RewriteRefused, match="rewrites, not received"):
+            made.plus(runs(256, 300), acknowledged)
+    # No more go than must, the oldest first.
+    later = made.plus(runs(256, 300), 100)
+    assert later.apply(0, bytes(300)) == bytes(44) + b"x" * 256
+    assert made.apply(0, bytes(256)) == b"x" * 256
+
+
+def test_a_packets_own_patches_are_all_kept_or_none() -> None:
+    # They lie before what is acknowledged only if that is forged.
+    with pytest.raises(RewriteRefused, match="257 rewrites, not received"):
+        Patches().plus(runs(0, 257), 1000)
+    assert len(list(Patches().plus(runs(0, 256), 1000))) == 256
 
 
 @given(st.binary(min_size=1, max_size=60), st.data())

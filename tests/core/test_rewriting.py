@@ -25,6 +25,7 @@ from cthelper.core.api import (
     Message,
     Policy,
     Rewrite,
+    RewriteRefused,
     Transport,
     expect,
 )
@@ -50,11 +51,13 @@ from tests.core.host import Kernel
 
 PUBLIC = "203.0.113.80"
 FIRST = 2**32 - 9
-LINE = re.compile(rb"(OPEN|PAIR|LENGTH|DONE|NOTE) ?(\d*)(.*)\n", re.DOTALL)
+LINE = re.compile(rb"(OPEN|PAIR|TELL|LENGTH|DONE|NOTE) ?(\d*)(.*)\n", re.DOTALL)
 
 
 class Lines(Helper):
     """OPEN PORT and PAIR PORT announce; the grant is written. LENGTH waits for OPEN.
+
+    TELL PORT writes the next port, and asks for nothing.
 
     The line ``LENGTH n`` has the length of the OPEN that follows it.
     """
@@ -80,6 +83,8 @@ class Lines(Helper):
         word, number, _ = found.groups()
         if word == b"DONE":
             yield DONE
+        elif word == b"TELL":
+            yield Rewrite(found.span(2), b"%d" % (int(number) + 1))
         elif word == b"LENGTH":
             self._length_at = at + found.start(2)
         elif word in (b"OPEN", b"PAIR"):
@@ -288,6 +293,107 @@ def test_packet_that_does_not_grow_may_be_as_long_as_it_is() -> None:
     line = b"OPEN 8888" + b" " * 1400 + b"\n"
     decision = host.segment(0, line)
     assert payload_of(decision.packet, b"") == line.replace(b"8888", b"8889")
+
+
+# A packet whole, or not at all.
+
+
+def test_all_messages_of_a_packet_are_rewritten_and_sent_again_alike() -> None:
+    host = Host()
+    ports = range(9000, 9800, 20)
+    host.kernel.taken = set(ports)
+    text = b"".join(b"OPEN %d\n" % port for port in ports)
+    first = host.segment(0, text)
+    assert reasons(first.events) == []
+    assert [each.destination.port for each in first.placed] == [
+        port + 1 for port in ports
+    ]
+    assert payload_of(first.packet, b"") == b"".join(
+        b"OPEN %d\n" % (port + 1) for port in ports
+    )
+    assert host.segment(0, text).packet == first.packet
+    # Parts of it, too: the first twenty lines, and the rest.
+    halves = [host.segment(at, text[at : at + 200]).packet for at in (0, 200)]
+    assert b"".join(payload_of(each, b"") for each in halves) == payload_of(
+        first.packet, b""
+    )
+
+
+def test_packet_grows_by_all_its_messages_to_what_every_link_takes() -> None:
+    # Each line grows by one byte, and fits alone.
+    for room, reason in ((0, []), (1, ["rewrite-too-long"])):
+        host = Host()
+        host.kernel.taken = {9998, 9999}
+        lines = b"OPEN 9998\nOPEN 9999\n"
+        text = lines + b"NOTE" + b" " * (1280 - 40 - 2 - 25 + room) + b"\n"
+        decision = host.segment(0, text)
+        assert reasons(decision.events) == reason
+        assert len(decision.packet or b"") == (0 if reason else 1280)
+        assert len(decision.placed) == len(host.kernel.present) == (0 if reason else 2)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize("transport", [TCP, UDP], ids=str)
+def test_packet_with_a_message_that_cannot_be_rewritten_is_left_as_it_is(
+    transport: Transport, drop: bool
+) -> None:
+    host = Host(transport, nat=NatConfig(drop_unrewritable=drop), helper=Unable)
+    host.kernel.taken = {9999}
+    text = b"OPEN 9999\n" + b"OPEN 5000 no\n"
+    decision = host.segment(0, text) if transport is TCP else host.datagram(text)
+    assert reasons(decision.events) == ["too-hard"]
+    assert (decision.placed, decision.expectations, decision.packet) == ((), (), None)
+    assert decision.drop is drop
+    assert host.kernel.present == []
+
+
+class Unable(Lines):
+    """Cannot write what it was granted for a line with ``no``."""
+
+    def on_message(self, message: Message) -> Effects:
+        yield from super().on_message(message)
+        if b"no" in message.payload:
+            raise RewriteRefused("too-hard", "no")
+
+
+def test_flow_that_is_not_confirmed_expects_nothing_that_cannot_be_rewritten() -> None:
+    host = Host(UDP, helper=Unable)
+    host.entry = replace(host.entry, status=type(host.entry.status)(0))
+    decision = host.datagram(b"OPEN 5000 no\n")
+    assert (reasons(decision.events), decision.expectations) == (["too-hard"], ())
+
+
+def test_message_behind_a_part_of_what_was_rewritten_is_refused_with_it() -> None:
+    host = Host()
+    host.kernel.taken = {9999}
+    host.segment(0, b"OPEN 9999\n")
+    kept = list(host.kernel.present)
+    decision = host.segment(7, b"99\nOPEN 5000\nOPEN 9999\n")
+    assert reasons(decision.events) == ["rewrite-cut"]
+    assert (decision.placed, decision.packet) == ((), None)
+    assert host.kernel.present == kept
+
+
+def test_what_was_rewritten_before_stays_so_where_the_rest_is_refused() -> None:
+    host = Host()
+    host.kernel.taken = {9999, 9998}
+    host.segment(0, b"OPEN 9999\n")
+    # Sent again, with more behind it that does not fit.
+    more = b"OPEN 9998" + b" " * 1300 + b"\n"
+    decision = host.segment(0, b"OPEN 9999\n" + more)
+    assert reasons(decision.events) == ["rewrite-too-long"]
+    assert payload_of(decision.packet, b"") == b"OPEN 10000\n" + more
+    assert len(host.kernel.present) == 1
+
+
+def test_packet_with_more_rewrites_than_are_kept_is_refused_whole() -> None:
+    host = Host()
+    text = b"NOTE\n" + b"".join(b"TELL %d\n" % port for port in range(9000, 9257))
+    decision = host.segment(0, text)
+    assert reasons(decision.events) == ["rewrite-many"]
+    assert (decision.packet, host.kernel.present) == (None, [])
+    # Another packet is not the worse for it.
+    assert host.segment(len(text), b"TELL 9000\n").packet is not None
 
 
 class Twice(Lines):

@@ -18,15 +18,15 @@ CONTENT = b"0123456789abcdef"
 
 
 def begun(limit: int = LIMIT, first: int = FIRST) -> Stream:
-    """A stream after its SYN, whose first byte has the number `first`."""
+    """A stream whose first byte has the number `first`."""
     stream = Stream(limit)
-    assert stream.feed((first - 1) % 2**32, b"", syn=True) == b""
+    stream.begin(first)
     return stream
 
 
 def feed(stream: Stream, offset: int, data: bytes, first: int = FIRST) -> bytes:
     """Feed `data`, which lies at `offset` in the stream."""
-    return stream.feed((first + offset) % 2**32, data, syn=False)
+    return stream.feed((first + offset) % 2**32, data)
 
 
 def lost(stream: Stream, offset: int, data: bytes) -> str:
@@ -103,36 +103,6 @@ def test_repetition_with_other_content_is_an_overlap(
     assert lost(stream, *segments[-1]) == "overlap"
 
 
-def test_first_segment_without_syn_is_mid_stream() -> None:
-    with pytest.raises(StreamLost) as caught:
-        Stream(LIMIT).feed(0, b"PORT 192,0,2,1,4,1\r\n", syn=False)
-    assert caught.value.reason == "mid-stream"
-    with pytest.raises(StreamLost, match="mid-stream"):
-        Stream(LIMIT).feed(0, b"", syn=False)
-
-
-def test_syn_with_payload_is_the_beginning_of_the_stream() -> None:
-    stream = Stream(LIMIT)
-    assert stream.feed(FIRST - 1, b"ab", syn=True) == b"ab"
-    assert feed(stream, 2, b"cd") == b"cd"
-
-
-def test_syn_that_comes_again_changes_nothing() -> None:
-    stream = begun()
-    assert stream.feed(FIRST - 1, b"", syn=True) == b""
-    assert feed(stream, 0, b"ab") == b"ab"
-    assert stream.feed(FIRST - 1, b"", syn=True) == b""
-    assert stream.feed(FIRST - 1, b"ab", syn=True) == b""
-    assert feed(stream, 2, b"cd") == b"cd"
-
-
-def test_second_syn_with_another_number_is_mid_stream() -> None:
-    stream = begun()
-    with pytest.raises(StreamLost) as caught:
-        stream.feed(FIRST, b"", syn=True)
-    assert caught.value.reason == "mid-stream"
-
-
 @pytest.mark.parametrize("probe", [b"", b"\xa5"], ids=["0 bytes", "1 byte"])
 def test_keepalive_probe_is_ignored(probe: bytes) -> None:
     stream = begun()
@@ -153,8 +123,26 @@ def test_bytes_may_wait_up_to_the_limit() -> None:
     [(1, b"12345678"), (8, b"8"), (2**31 - 2, b"x")],
     ids=["too many bytes", "too far ahead", "as far as can be told"],
 )
-def test_bytes_beyond_the_limit_are_a_gap(offset: int, data: bytes) -> None:
-    assert lost(begun(limit=8), offset, data) == "gap"
+def test_bytes_beyond_the_limit_do_not_wait(offset: int, data: bytes) -> None:
+    stream = begun(limit=8)
+    assert feed(stream, offset, data) == b""
+    assert feed(stream, 0, b"0") == b"0"
+    assert feed(stream, 1, b"1") == b"1"
+
+
+def test_what_does_not_wait_ends_the_stream_where_nothing_else_comes() -> None:
+    stream = begun(limit=8)
+    for _ in range(64):
+        assert feed(stream, 9, b"9") == b""
+    assert lost(stream, 9, b"9") == "gap"
+
+
+def test_what_does_not_wait_is_counted_anew_after_each_byte_in_order() -> None:
+    stream = begun(limit=8)
+    for offset in range(3):
+        for _ in range(64):
+            assert feed(stream, offset + 9, b"9") == b""
+        assert feed(stream, offset, b"x") == b"x"
 
 
 def test_what_waits_is_bounded_in_all() -> None:
@@ -162,7 +150,8 @@ def test_what_waits_is_bounded_in_all() -> None:
     stream = begun(limit=8)
     assert feed(stream, 1, b"12345") == b""
     assert feed(stream, 2, b"234") == b""
-    assert lost(stream, 3, b"3") == "gap"
+    assert feed(stream, 6, b"6") == b""
+    assert feed(stream, 0, b"0") == b"012345"
 
 
 def test_number_of_segments_that_wait_is_bounded() -> None:
@@ -172,9 +161,10 @@ def test_number_of_segments_that_wait_is_bounded() -> None:
         assert feed(stream, offset, b"x") == b""
     assert feed(stream, 0, b"y") == b"y" + 256 * b"x"
     stream = begun(limit=16 * 1024)
-    for offset in range(257, 1, -1):
+    for offset in range(257, 0, -1):
         assert feed(stream, offset, b"x") == b""
-    assert lost(stream, 1, b"x") == "gap"
+    assert feed(stream, 0, b"y") == b"y"
+    assert feed(stream, 1, b"x") == 257 * b"x"
 
 
 def test_segment_in_order_may_be_longer_than_the_limit() -> None:
@@ -257,23 +247,22 @@ def test_changed_byte_in_a_repetition_is_an_overlap(
         st.tuples(
             st.integers(0, 2**32 - 1) | st.integers(-40, 40).map(lambda n: n % 2**32),
             st.binary(max_size=40),
-            st.booleans(),
         ),
         max_size=20,
     )
 )
 def test_any_segments_give_bytes_or_a_lost_stream(
-    segments: list[tuple[int, bytes, bool]],
+    segments: list[tuple[int, bytes]],
 ) -> None:
-    stream = Stream(32)
+    stream = begun(32, 0)
     fed = available = 0
     reason = None
-    for sequence, payload, syn in segments:
+    for sequence, payload in segments:
         fed += len(payload)
         try:
-            available += len(stream.feed(sequence, payload, syn=syn))
+            available += len(stream.feed(sequence, payload))
         except StreamLost as error:
             reason = error.reason
             break
         assert available <= fed
-    assert reason in {None, "mid-stream", "gap", "overlap"}
+    assert reason in {None, "overlap"}

@@ -53,6 +53,11 @@ OPENED = [
     IP(src=SERVER, dst=CLIENT) / TCP(sport=111, dport=700, flags="SA", seq=5, ack=10),
 ]
 FIRST, SECOND = segment("A", 10, WHOLE[:20]), segment("A", 30, WHOLE[20:])
+# What a capture begins with that was begun too late.
+LATE = [
+    segment("A", 9),
+    IP(src=SERVER, dst=CLIENT) / TCP(sport=111, dport=700, flags="A", seq=5, ack=9),
+]
 NOISE = segment("A", 10, b"GET / HTTP/1.1\r\n\r\n")
 
 
@@ -63,7 +68,7 @@ NOISE = segment("A", 10, b"GET / HTTP/1.1\r\n\r\n")
         ([IP(src=CLIENT, dst=SERVER) / ICMP()], "packet", UNREAD),
         (pieces(ask(bytes(3000)))[:1], "packet", UNREAD),
         ([ask(b"x")[IP] / b""], "malformed", "8 bytes wanted at offset 0"),
-        ([segment("A", 9)[IP]], "engine", "inspected no longer: mid-stream"),
+        (LATE, "engine", "inspected no longer: mid-stream"),
         ([segment("SA", 9)], "conntrack", "invalid: it belongs to no flow"),
         ([ask(getport(7), to=112)], "ruleset", "udp port 112 is no control port"),
         ([answer(port(7))], "ruleset", "in the middle of the flow, with an answer"),
@@ -105,6 +110,5 @@ def test_flow_that_the_sources_leave_out(tmp_path: Path) -> None:
 
 
 def test_finished_flow_is_told_as_such(tmp_path: Path) -> None:
-    packets = [segment("A", 9), segment("A", 10)]
-    lines = steps(tmp_path, packets, 2)
+    lines = steps(tmp_path, [*LATE, segment("A", 10)], 3)
     assert "the flow is no longer inspected (mid-stream)" in lines[-1]
