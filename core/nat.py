@@ -56,9 +56,10 @@ def opening_for(
     """Who opens a flow, and to where, after `endpoint` went by in `direction`.
 
     Where the announcer announced itself, the expected flow is translated as the master
-    is. Another host is known to the receiver by the address that `outside` has for it,
-    and there the user's own rules translate. Raises ExpectationRefused with reason
-    ``nat`` where nothing tells what the receiver knows that host by.
+    is. Where its address is translated, another host is known to the receiver by the
+    address that `outside` has for it, and there the user's own rules translate. Raises
+    ExpectationRefused with reason ``nat`` where nothing tells what that host is known
+    by.
     """
     ours, theirs = entry.original, entry.reply
     if direction is ORIGINAL:
@@ -78,15 +79,16 @@ def opening_for(
             Translation(opens, port) if entry.translated else None,
             any_port=announcer != known and not itself,
         )
-    if address in outside:
-        return Opening(receiver, Endpoint(outside[address], port))
-    if announcer != known:
+    if announcer == known:
+        # The receiver is on the announcer's side, and knows its hosts as they are.
+        return Opening(receiver, endpoint)
+    if address not in outside:
         raise ExpectationRefused(
             "nat",
             f"{announcer} is translated to {known}, "
             f"and no outside address of {address} is configured",
         )
-    return Opening(receiver, endpoint)
+    return Opening(receiver, Endpoint(outside[address], port))
 
 
 def announcing(translation: Translation, original: Tuple, reply: Tuple) -> Tuple:

@@ -60,11 +60,15 @@ BOTH6 = translated(CLIENT6, known=NAT6, server=SERVER6, public=PUBLIC6)
 PORT_TRANSLATED = conntrack(
     reply=flow_tuple(TCP, (SERVER, SERVER_PORT), (CLIENT, CLIENT_PORT + 1))
 )
+PORT_FORWARDED = conntrack(
+    flow_tuple(TCP, destination=(SERVER, SERVER_PORT)),
+    flow_tuple(TCP, (SERVER, SERVER_PORT + 1), (CLIENT, CLIENT_PORT)),
+)
 
 
-def test_flow_is_translated_where_an_address_is() -> None:
+def test_flow_is_translated_where_an_address_or_a_port_is() -> None:
     entries = (PLAIN, PORT_TRANSLATED, MASQUERADED, FORWARDED, BOTH, BOTH6)
-    assert [each.translated for each in entries] == [False, False, *[True] * 4]
+    assert [each.translated for each in entries] == [False, *[True] * 5]
 
 
 # Entry, direction of the announcement, announced address; who opens the flow and to
@@ -116,21 +120,30 @@ def test_port_that_the_flow_comes_from_is_what_the_other_side_knows_it_by() -> N
     )
 
 
+def test_server_whose_port_alone_is_translated_is_known_by_the_port() -> None:
+    own, told = endpoint(SERVER, SERVER_PORT + 1), endpoint(SERVER, SERVER_PORT)
+    assert opening_for(PORT_FORWARDED, REPLY, own, {}) == Opening(
+        ip_address(CLIENT), told, Translation(ORIGINAL, SERVER_PORT + 1)
+    )
+
+
 OUTSIDE: Mapping[Address, Address] = {ip_address(OTHER): ip_address(OTHER_OUTSIDE)}
 
 
-@pytest.mark.parametrize("entry", [PLAIN, MASQUERADED, FORWARDED, BOTH])
+@pytest.mark.parametrize("entry", [FORWARDED, BOTH])
 def test_other_host_is_what_its_outside_address_says(entry: Conntrack) -> None:
     opening = opening_for(entry, REPLY, endpoint(OTHER, 5000), OUTSIDE)
     # The users' own rules translate it.
     assert opening == Opening(ip_address(CLIENT), endpoint(OTHER_OUTSIDE, 5000))
 
 
-@pytest.mark.parametrize("entry", [PLAIN, MASQUERADED])
+@pytest.mark.parametrize("outside", [{}, OUTSIDE])
+@pytest.mark.parametrize("entry", [PLAIN, MASQUERADED, PORT_TRANSLATED, PORT_FORWARDED])
 def test_other_host_beside_a_server_that_is_not_translated_is_itself(
-    entry: Conntrack,
+    entry: Conntrack, outside: Mapping[Address, Address]
 ) -> None:
-    opening = opening_for(entry, REPLY, endpoint(OTHER, 5000), {})
+    # A client on the inside knows the hosts there by their own addresses.
+    opening = opening_for(entry, REPLY, endpoint(OTHER, 5000), outside)
     assert opening == Opening(ip_address(CLIENT), endpoint(OTHER, 5000))
 
 
