@@ -50,6 +50,7 @@ from cthelper.core.api import (
     Oversized,
     Policy,
     Rewrite,
+    RewriteRefused,
     expect,
 )
 from cthelper.helpers.tns_descriptor import (
@@ -65,6 +66,9 @@ _HEADER: Final = 8
 # limit lies below what the first bytes of TLS, 0x1603, would be as a length.
 _CONNECT_LENGTHS: Final = range(34, 4097)
 _TEXT_LIMIT: Final = 4096
+# Listeners send one DATA packet, or one for each 512 bytes, the smallest size of a
+# session's packets. What is waited for is read anew with each.
+_PIECES: Final = 16
 _CHAIN_LIMIT: Final = 4
 
 
@@ -158,7 +162,12 @@ class _Redirect:
     pieces: tuple[_Piece, ...] = ()
 
     def plus(self, more: bytes, packet: int, size: int) -> "_Redirect":
-        """With the text at the end of a further packet, of `size` bytes."""
+        """With the text at the end of a further packet, of `size` bytes.
+
+        Raises Oversized where there are more than 16 of them.
+        """
+        if len(self.pieces) == _PIECES:
+            raise Oversized(f"descriptor in over {_PIECES} packets")
         text = self.text + more
         piece = _Piece(len(self.text), packet + size - len(more), packet, size)
         return replace(
@@ -179,8 +188,8 @@ class _Redirect:
     def rewrites(self, changes: dict[Place, bytes], message: int) -> Iterator[Rewrite]:
         """What puts other values into the text; `message` counts bytes up to this one.
 
-        Raises ExpectationRefused with reason ``fragmented`` where a value lies in two
-        packets.
+        Raises RewriteRefused: with reason ``fragmented`` where a value lies in two
+        packets, and ``length`` where a length has no room for the longer text.
         """
         grown = dict.fromkeys(self.pieces, 0)
         for place, value in changes.items():
@@ -188,17 +197,17 @@ class _Redirect:
             start = piece.at + place.start - piece.start - message
             stop = start + place.stop - place.start
             if stop > piece.packet + piece.size - message:
-                raise ExpectationRefused("fragmented", "an address in two packets")
+                raise RewriteRefused("fragmented", "an address in two packets")
             grown[piece] += len(value) - (stop - start)
             yield Rewrite((start, stop), value)
         for piece, more in grown.items():
             if more:
                 start = piece.packet - message
-                yield Rewrite((start, start + 2), (piece.size + more).to_bytes(2))
+                yield Rewrite((start, start + 2), _length(piece.size + more))
         more = sum(grown.values())
         if more and self.length:
             start = self.length_at - message
-            yield Rewrite((start, start + 2), (self.length + more).to_bytes(2))
+            yield Rewrite((start, start + 2), _length(self.length + more))
 
 
 class Tns(Helper):
@@ -248,12 +257,16 @@ class Tns(Helper):
         if kind in (_Type.ACCEPT, _Type.REFUSE):
             yield DONE
             return
+        if kind == _Type.RESEND:
+            self._pending = None
         redirect = self._redirect(kind, cursor, message)
         start = self._read
         self._read += len(message.payload)
-        text = None if redirect is None else redirect.descriptor()
+        if redirect is None:
+            return
+        text = redirect.descriptor()
         self._pending = redirect if text is None else None
-        if redirect is not None and text is not None:
+        if text is not None:
             self._count(message.depth)
             yield from _follow(redirect, parse_addresses(text), start, message)
 
@@ -269,7 +282,7 @@ class Tns(Helper):
         if message.direction is ORIGINAL:
             return fields
         redirect = self._redirect(kind, cursor, message)
-        if redirect is None or kind not in (_Type.REDIRECT, _Type.DATA):
+        if redirect is None:
             return fields
         fields["redirect data"] = f"{len(redirect.text)} of {redirect.length or '?'}"
         text = redirect.descriptor()
@@ -289,15 +302,16 @@ class Tns(Helper):
     def _redirect(
         self, kind: int, cursor: Cursor, message: Message
     ) -> _Redirect | None:
-        """The REDIRECT whose text is being read once a server's packet is."""
+        """The REDIRECT with the text of a server's packet; None: it adds none."""
         size = len(message.payload)
         if kind == _Type.REDIRECT:
             begun = _Redirect(cursor.u16(), self._read + _HEADER)
             return begun.plus(cursor.take(cursor.remaining), self._read, size)
         if kind == _Type.DATA and self._pending is not None:
             cursor.skip(2)
-            return self._pending.plus(cursor.take(cursor.remaining), self._read, size)
-        return None if kind == _Type.RESEND else self._pending
+            more = cursor.take(cursor.remaining)
+            return self._pending.plus(more, self._read, size) if more else None
+        return None
 
     def _count(self, depth: int) -> None:
         """One more redirect, after `depth` of other flows."""
@@ -307,6 +321,13 @@ class Tns(Helper):
             raise ExpectationRefused(
                 "redirect-chain", f"redirect {count}, the limit is {_CHAIN_LIMIT}"
             )
+
+
+def _length(value: int) -> bytes:
+    """A length of 16 bits. Raises RewriteRefused."""
+    if value > 0xFFFF:
+        raise RewriteRefused("length", f"a length of {value}")
+    return value.to_bytes(2)
 
 
 def _is_connect(packet: bytes | memoryview) -> bool:

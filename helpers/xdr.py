@@ -6,10 +6,10 @@ from typing import Final, TypeVar
 
 from cthelper.core.api import (
     Cursor,
-    ExpectationRefused,
     Malformed,
     Oversized,
     Rewrite,
+    RewriteRefused,
 )
 
 _T = TypeVar("_T")
@@ -106,7 +106,7 @@ def rewrite_record(
     """What puts other bytes into the record in `data`, its marks being told of lengths.
 
     Each of `changes` is a span of what `join_record` gives, and the bytes that go in
-    its place. Raises ExpectationRefused with reason ``fragmented`` where a span is not
+    its place. Raises RewriteRefused with reason ``fragmented`` where a span is not
     inside one fragment.
     """
     fragments = list(_fragments(data))
@@ -122,9 +122,7 @@ def rewrite_record(
                 break
             before += size
         else:
-            raise ExpectationRefused(
-                "fragmented", "a fragment ends in the announcement"
-            )
+            raise RewriteRefused("fragmented", "a fragment ends in the announcement")
     for (first, last), more in zip(fragments, grown, strict=True):
         mark = int.from_bytes(data[first - _MARK : first])
         new = ((mark & _LAST_FRAGMENT) + last - first + more).to_bytes(_MARK)

@@ -224,6 +224,30 @@ def test_announcement_in_two_fragments_is_refused() -> None:
     answer = record(address(7, uaddr(SERVER[4])), 34)
     assert flow.answered(answer) == answer
     assert flow.refused == ["fragmented"]
+    assert flow.expectations == []
+
+
+@pytest.mark.parametrize("server", ["10.200.20.20", "10.0.0.2"])
+def test_answers_of_a_whole_segment_are_rewritten_all_or_none(server: str) -> None:
+    entry = translated(SunRpc, transport=TCP, server=server)
+    flow = Inspected(SunRpc, entry)
+    flow.sent(b"".join(record(getaddr(xid, "tcp")) for xid in range(24)))
+    answers = b"".join(
+        record(address(xid, uaddr(server, 5000 + xid))) for xid in range(24)
+    )
+    received = flow.answered(answers)
+    if len(server) < len(PUBLIC[4]):
+        # Each would fit alone; the packet does not.
+        assert received == answers
+        assert flow.refused == ["rewrite-too-long"]
+        assert flow.expectations == []
+        return
+    assert flow.refused == []
+    assert len(flow.kernel.present) == 24
+    size = len(answers) // 24
+    for number in range(24):
+        told = received[number * size + 4 : (number + 1) * size]
+        assert services(told, (4, 3)) == [(PUBLIC[4], 5000 + number)]
 
 
 @given(servers(), st.integers(4000, 60000), st.sampled_from([TCP, UDP]))

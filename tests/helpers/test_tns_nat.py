@@ -2,6 +2,7 @@
 """TNS behind NAT: the client is redirected to what it knows the server by."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -12,7 +13,7 @@ from cthelper.core.tuples import ORIGINAL, Translation
 from cthelper.helpers.tns import Tns
 from cthelper.helpers.tns_descriptor import parse_addresses
 from tests.core.builders import endpoint
-from tests.helpers.inspected import Inspected
+from tests.helpers.inspected import Inspected, entry_of
 from tests.helpers.test_tns import (
     CONNECT_DATA,
     PORT,
@@ -25,7 +26,15 @@ from tests.helpers.test_tns import (
     packet,
     redirect,
 )
-from tests.helpers.translated import NATS, PUBLIC, SERVER, known, servers, translated
+from tests.helpers.translated import (
+    CLIENT,
+    NATS,
+    PUBLIC,
+    SERVER,
+    known,
+    servers,
+    translated,
+)
 
 NODE: Final = "10.0.0.3"
 NODE_OUTSIDE: Final = "203.0.113.83"
@@ -116,6 +125,7 @@ def test_address_in_several_packets_is_refused_and_stays(form: str) -> None:
     received = flow.answered(stream)
     if received == stream:
         assert flow.refused == ["fragmented"]
+        assert flow.expectations == []
     else:
         # Only what lies whole in one of the packets had to change.
         assert followed(received) == [(PUBLIC[4], PORT)]
@@ -153,6 +163,70 @@ def test_longer_text_needs_no_length_where_there_is_none(length: int) -> None:
     flow = flow_of()
     packets = deferred(f"{address(SERVER[4])}\0{CONNECT_DATA}", length=length)
     assert followed(flow.answered(*packets)) == [(PUBLIC[4], PORT)]
+
+
+@pytest.mark.parametrize("claimed", [0xFFFF, 0xFFFE])
+def test_length_that_has_no_room_for_the_longer_text_refuses_it(claimed: int) -> None:
+    flow = flow_of()
+    stream = redirect(f"{address(SERVER[4])}\0{CONNECT_DATA}", length=claimed)
+    assert flow.answered(stream) == stream
+    assert flow.refused == ["length"]
+    assert flow.expectations == []
+
+
+def test_length_that_has_room_is_written() -> None:
+    flow = flow_of()
+    grown = len(PUBLIC[4]) - len(SERVER[4])
+    text = f"{address(SERVER[4])}\0{CONNECT_DATA}"
+    received = flow.answered(redirect(text, length=0xFFFF - grown))
+    assert received[8:10] == b"\xff\xff"
+    assert flow.refused == []
+
+
+# A port alone is translated: clients go to 1521, and the listener is at 1522.
+
+
+def port_forwarded(*lines: str) -> Inspected:
+    plain = entry_of(Tns, (CLIENT[4], 650), SERVER[4])
+    source = endpoint(SERVER[4], 1522)
+    flow = Inspected(
+        Tns, replace(plain, reply=replace(plain.reply, source=source)), *lines
+    )
+    flow.sent(connect())
+    return flow
+
+
+@pytest.mark.parametrize(("announced", "told"), [(1522, 1521), (PORT, PORT)])
+def test_client_of_a_translated_port_goes_to_the_port_that_it_knows(
+    announced: int, told: int
+) -> None:
+    flow = port_forwarded()
+    received = flow.answered(redirect(address(SERVER[4], announced)))
+    assert followed(received) == [(SERVER[4], told)]
+    (expectation,) = flow.kernel.present
+    assert expectation.destination == endpoint(SERVER[4], told)
+    assert expectation.translation == Translation(ORIGINAL, announced)
+    assert flow.refused == []
+
+
+# Clients on the inside, of which nothing is translated.
+
+
+@pytest.mark.parametrize("translated_port", [False, True])
+def test_outside_address_is_not_told_to_clients_on_the_inside(
+    translated_port: bool,
+) -> None:
+    lines = ALLOWED, OUTSIDE
+    if translated_port:
+        flow = port_forwarded(*lines)
+    else:
+        flow = Inspected(Tns, entry_of(Tns, (CLIENT[4], 650), SERVER[4]), *lines)
+        flow.sent(connect())
+    stream = redirect(address(NODE, 1521))
+    assert flow.answered(stream) == stream
+    (expectation,) = flow.expectations
+    assert expectation.destination == endpoint(NODE, 1521)
+    assert flow.refused == []
 
 
 # Other nodes, and names.
