@@ -80,7 +80,9 @@ from cthelper.helpers.xdr import join_record, record_length, rewrite_record
 
 _NAME: Final = "sunrpc"
 
-_PENDING_LIMIT: Final = 32
+# Over UDP anybody can forge calls, which must not push a real one out before its answer
+# has come: with these it takes more of them than pass in the meantime.
+_PENDING_LIMIT: Final = 1024
 _PENDING_SECONDS: Final = 60.0
 # As many as the policies hold, so that a list does not evict what it has just opened.
 _LISTED: Final = {"DUMP": 32, "GETADDRLIST": 8}
@@ -143,7 +145,7 @@ class _Offer:
 
 @dataclass(slots=True)
 class _Pending:
-    """A call that waits for its reply; `places` are what that opens, once it has come.
+    """A call that waits for its reply; `places` are what that opens; None: none came.
 
     `xid` is its number, by which the reply names it; `transport` is that of a service
     whose reply does not say it.
@@ -154,7 +156,7 @@ class _Pending:
     arguments: Arguments | None
     transport: Transport
     expires: float
-    places: tuple[_Place, ...] = ()
+    places: tuple[_Place, ...] | None = None
 
     @property
     def program(self) -> int:
@@ -166,7 +168,7 @@ class _Pending:
 
         A spoofed reply that comes late must not open anything more.
         """
-        if places and self.places not in ((), places):
+        if places and self.places and self.places != places:
             now, before = (
                 _brief([str(endpoint) for _, endpoint in each])
                 for each in (places, self.places)
@@ -174,11 +176,15 @@ class _Pending:
             raise ExpectationRefused(
                 "second-answer", f"{now} after {before} for one call"
             )
-        self.places = places or self.places
+        self.places = places or self.places or ()
 
     def repeats(self, other: "_Pending") -> bool:
         """Whether both are one call, which was sent again."""
         return self.call == other.call and self.arguments == other.arguments
+
+    def waits(self, now: float) -> bool:
+        """Whether its reply is still to come."""
+        return self.places is None and self.expires > now
 
 
 class SunRpc(Helper):
@@ -199,8 +205,8 @@ class SunRpc(Helper):
     __slots__ = ("_pending",)
 
     def __init__(self) -> None:
-        # Few calls wait at a time, and a hundred thousand flows may have one.
-        self._pending: tuple[_Pending, ...] = ()
+        # Most flows have one, and there may be a hundred thousand; else by xid.
+        self._pending: _Pending | dict[int, _Pending] | None = None
 
     @classmethod
     def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
@@ -263,10 +269,10 @@ class SunRpc(Helper):
         call = read_call(cursor)
         served = call.name.lower() in _SERVED.of(message)
         arguments = read_arguments(call, cursor) if served else None
-        # A repeated call is the same again; it must not forget the answer.
         known = self._call(xid)
-        if known is not None:
-            self._pending = tuple(each for each in self._pending if each is not known)
+        if known is not None and message.transport is TCP:
+            # The client itself uses the number anew.
+            self._forget(xid)
         if not served:
             return
         if isinstance(arguments, RemoteCall) and message.transport is UDP:
@@ -275,22 +281,53 @@ class SunRpc(Helper):
         pending = None if message.group else _pending(xid, call, arguments, message)
         if pending is None:
             return
+        # A repeated call is the same again; it must not forget the answer.
         if known is not None and pending.repeats(known):
             pending.places = known.places
-        self._pending = (*self._pending[1 - _PENDING_LIMIT :], pending)
+        elif (
+            known is not None and message.transport is UDP and known.waits(message.now)
+        ):
+            # Anybody may have sent it, and the reply is to the first.
+            return
+        self._remember(pending, message.now)
 
     def _call(self, xid: int) -> _Pending | None:
-        """The call with this number that waits for its reply."""
-        for pending in self._pending:
-            if pending.xid == xid:
-                return pending
-        return None
+        """The call with this number that is remembered."""
+        pending = self._pending
+        if isinstance(pending, dict):
+            return pending.get(xid)
+        return pending if pending is not None and pending.xid == xid else None
+
+    def _forget(self, xid: int) -> None:
+        if isinstance(self._pending, dict):
+            self._pending.pop(xid, None)
+        elif self._call(xid) is not None:
+            self._pending = None
+
+    def _remember(self, pending: _Pending, now: float) -> None:
+        """Keep a call, the latest with its number, for its reply.
+
+        Where there are too many, those go that wait no longer, and else the oldest,
+        some at once: they are looked through seldom.
+        """
+        self._forget(pending.xid)
+        if self._pending is None:
+            self._pending = pending
+            return
+        if isinstance(self._pending, _Pending):
+            self._pending = {self._pending.xid: self._pending}
+        elif len(self._pending) >= _PENDING_LIMIT:
+            waiting = [each for each in self._pending.values() if each.waits(now)]
+            latest = waiting[-_PENDING_LIMIT * 7 // 8 :]
+            self._pending = {each.xid: each for each in latest}
+        self._pending[pending.xid] = pending
 
     def _answered(self, xid: int, cursor: Cursor, message: Message) -> Effects:
         pending = self._call(xid)
         if pending is None or pending.expires <= message.now:
             return
         if not read_success(cursor):
+            pending.answer(())
             return
         services = _read_services(pending, cursor, message)
         # The portmapper, which is there already, stands in its own list.

@@ -549,14 +549,45 @@ def test_xid_that_is_used_again_for_another_program_is_another_call() -> None:
     assert play(SunRpc(), messages) == [service(2000), service(2049, TCP)]
 
 
-def test_xid_that_is_used_again_for_what_opens_nothing_opens_nothing() -> None:
+def test_xid_that_is_used_again_over_tcp_for_what_opens_nothing_opens_nothing() -> None:
+    flow = line(TCP)
+    messages = [
+        flow.sent(record(getport(7))),
+        flow.sent(record(call(7, (2, 4)))),
+        flow.answered(record(port(7))),
+    ]
+    assert play(SunRpc(), messages) == []
+
+
+@cases(
+    "forged",
+    {
+        "NULL": call(7, (2, 0)),
+        "DUMP": call(7, (2, 4)),
+        "another program": getport(7, program=NFS),
+        "another transport": getport(7, protocol=TCP),
+        "GETADDR": getaddr(7),
+        "CALLIT": call(7, (2, 5), u32(NFS, 3, 0, 0)),
+    },
+)
+def test_forged_call_with_the_number_of_one_that_waits_changes_nothing(
+    forged: bytes,
+) -> None:
+    flow = line()
+    messages = [flow.sent(getport(7)), flow.sent(forged), flow.answered(port(7))]
+    assert play(SunRpc(), messages) == [service()]
+
+
+@pytest.mark.parametrize("answer", [port(7, 0), reply(7, b"", status=1)])
+def test_number_of_a_call_that_opened_nothing_may_be_used_again(answer: bytes) -> None:
     flow = line()
     messages = [
         flow.sent(getport(7)),
-        flow.sent(call(7, (2, 4))),
+        flow.answered(answer),
+        flow.sent(getport(7, program=NFS)),
         flow.answered(port(7)),
     ]
-    assert play(SunRpc(), messages) == []
+    assert play(SunRpc(), messages) == [service()]
 
 
 @pytest.mark.parametrize(
@@ -578,16 +609,36 @@ def test_retransmitted_call_runs_60_seconds_anew() -> None:
     assert play(SunRpc(), messages) == [service()]
 
 
-def test_oldest_call_gives_way_to_the_33rd() -> None:
+def test_forged_calls_do_not_push_out_one_that_waits() -> None:
     flow = line()
-    messages = [flow.sent(getport(xid)) for xid in range(33)]
-    messages += [flow.answered(port(xid, 2000 + xid)) for xid in range(33)]
-    assert play(SunRpc(), messages) == [service(2000 + xid) for xid in range(1, 33)]
+    messages = [flow.sent(getport(7)), flow.sent(getport(8))]
+    messages += [flow.sent(getport(100 + number)) for number in range(800)]
+    messages += [flow.answered(port(7)), flow.answered(port(8))]
+    assert play(SunRpc(), messages) == [service(), service()]
+
+
+def test_answered_calls_give_way_before_those_that_wait() -> None:
+    flow = line()
+    messages = [flow.sent(getport(7))]
+    for number in range(100, 5000):
+        messages += [flow.sent(getport(number)), flow.answered(port(number, 0))]
+    messages += [flow.answered(port(7))]
+    assert play(SunRpc(), messages) == [service()]
+
+
+def test_calls_that_wait_are_bounded() -> None:
+    # As many others have to come within the time of one answer.
+    flow = line()
+    helper = SunRpc()
+    assert play(helper, [flow.sent(getport(xid)) for xid in range(20_000)]) == []
+    opened = [xid for xid in range(20_000) if play(helper, [flow.answered(port(xid))])]
+    assert 896 <= len(opened) <= 1024
+    assert opened == list(range(20_000 - len(opened), 20_000))
 
 
 def test_retransmitted_call_is_not_the_oldest_any_more() -> None:
     flow = line()
-    messages = [flow.sent(getport(xid)) for xid in (*range(32), 0, 32)]
+    messages = [flow.sent(getport(xid)) for xid in (*range(1024), 0, 1024)]
     helper = SunRpc()
     assert play(helper, messages) == []
     assert play(helper, [flow.answered(port(0))]) == [service()]
