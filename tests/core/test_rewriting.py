@@ -305,7 +305,7 @@ def test_all_messages_of_a_packet_are_rewritten_and_sent_again_alike() -> None:
     text = b"".join(b"OPEN %d\n" % port for port in ports)
     first = host.segment(0, text)
     assert reasons(first.events) == []
-    assert [each.destination.port for each in first.placed] == [
+    assert [each.expectation.destination.port for each in first.placed] == [
         port + 1 for port in ports
     ]
     assert payload_of(first.packet, b"") == b"".join(
