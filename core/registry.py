@@ -7,9 +7,8 @@ the folder of drop-in plugins. A module's helpers are the subclasses of Helper t
 defines, but those whose names begin with an underscore.
 """
 
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
@@ -18,18 +17,22 @@ from importlib.resources import files
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Final
+from typing import BinaryIO, Final
 
 from cthelper.core.api import Helper
 from cthelper.core.contract import check, refusal
 from cthelper.core.errors import RegistryError
+from cthelper.core.trusted import Untrusted, judge_folder, open_trusted
 
 GROUP: Final = "cthelper.helpers"
 """The group of entry points, and the package of the built-in helpers."""
 
-_WRITABLE_BY_OTHERS: Final = 0o022
 # An import runs what it likes; only Ctrl-C is not its own fault.
 _ANY: Final = (Exception, SystemExit)
+
+Refuse = Callable[[RegistryError], None]
+"""What is told of a helper that cannot be taken; it may raise."""
+Open = Callable[[Path], BinaryIO]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +49,34 @@ class Found:
         return self.helper.__module__.startswith(f"{GROUP}.")
 
 
+def _raise(error: RegistryError) -> None:
+    raise error
+
+
 def find_helpers(
-    folder: Path | None = None, plugins: Iterable[Path] = ()
+    folder: Path | None = None,
+    plugins: Iterable[Path] = (),
+    refuse: Refuse = _raise,
 ) -> dict[str, Found]:
     """All helpers by name: built in, installed, those in `folder` and in `plugins`.
 
     Files are read anew each time, so that a file that has changed gives new classes,
-    and classes that are in use stay as they are. Raises RegistryError.
+    and classes that are in use stay as they are. Each helper or file that cannot be
+    taken is given to `refuse`, and left out if that does not raise; by default it
+    raises the RegistryError.
     """
     return _register(
         [
             *_builtin(),
-            *_installed(),
-            *([] if folder is None else _in_folder(folder)),
-            *(found for file in plugins for found in _in_file(file)),
-        ]
+            *_installed(refuse),
+            *([] if folder is None else _in_folder(folder, refuse)),
+            *(
+                found
+                for file in plugins
+                for found in _in_file(file, lambda path: path.open("rb"), refuse)
+            ),
+        ],
+        refuse,
     )
 
 
@@ -79,7 +95,7 @@ def classes(found: dict[str, Found]) -> dict[str, type[Helper]]:
     return {name: each.helper for name, each in found.items()}
 
 
-def _register(found: Iterable[Found]) -> dict[str, Found]:
+def _register(found: Iterable[Found], refuse: Refuse = _raise) -> dict[str, Found]:
     helpers: dict[str, Found] = {}
     for each in found:
         try:
@@ -88,9 +104,9 @@ def _register(found: Iterable[Found]) -> dict[str, Found]:
             if other is not None:
                 raise refusal(each.helper, "name", f"is taken by {other.source}")
         except RegistryError as error:
-            if each.distribution is None:
-                raise
-            raise RegistryError(f"{each.distribution}: {error}") from None
+            where = "" if each.distribution is None else f"{each.distribution}: "
+            refuse(RegistryError(f"{where}{error}"))
+            continue
         helpers[each.helper.name] = each
     return dict(sorted(helpers.items()))
 
@@ -110,13 +126,17 @@ def _builtin() -> Iterator[Found]:
                 yield Found(helper, module.__name__)
 
 
-def _installed() -> Iterator[Found]:
+def _installed(refuse: Refuse) -> Iterator[Found]:
     points = entry_points(group=GROUP)
     for point in sorted(points, key=lambda each: (each.name, each.value)):
         name = "a distribution without a name"
         if point.dist is not None:
             name = f"{point.dist.name} {point.dist.version}"
-        helper = _load(point, name)
+        try:
+            helper = _load(point, name)
+        except RegistryError as error:
+            refuse(error)
+            continue
         yield Found(helper, f"{name} ({point.value})", name)
 
 
@@ -131,43 +151,40 @@ def _load(point: EntryPoint, distribution: str) -> type[Helper]:
     return value
 
 
-def _in_folder(folder: Path) -> Iterator[Found]:
-    _distrust(folder)
+def _in_folder(folder: Path, refuse: Refuse) -> Iterator[Found]:
+    """The helpers of a folder's files, which root must be able to trust."""
     try:
+        judge_folder(folder)
         inside = sorted(folder.iterdir())
+    except Untrusted as error:
+        refuse(RegistryError(str(error)))
+        return
     except OSError as error:
-        raise RegistryError(f"{folder}: cannot be read: {error.strerror}") from None
+        refuse(RegistryError(f"{folder}: cannot be read: {error.strerror}"))
+        return
     for file in inside:
         if file.suffix == ".py" and not file.name.startswith(("_", ".")):
-            _distrust(file.resolve().parent)
-            _distrust(file)
-            yield from _in_file(file)
+            yield from _in_file(file, open_trusted, refuse)
 
 
-def _distrust(path: Path) -> None:
-    """Refuse what others could have root run. Raises RegistryError."""
-    if os.geteuid() != 0:
-        return
+def _in_file(file: Path, opened: Open, refuse: Refuse) -> list[Found]:
+    """The helpers that a file defines, one at least, or none and it is refused."""
     try:
-        status = path.stat()
+        return _read_file(file.absolute(), opened)
+    except RegistryError as error:
+        refuse(error)
+        return []
+
+
+def _read_file(file: Path, opened: Open) -> list[Found]:
+    try:
+        with opened(file) as source:
+            data = source.read()
+    except Untrusted as error:
+        raise RegistryError(str(error)) from None
     except OSError as error:
-        raise RegistryError(f"{path}: cannot be read: {error.strerror}") from None
-    if status.st_uid != 0:
-        raise RegistryError(
-            f"{path}: belongs to user {status.st_uid}, and root would run what is in "
-            f"it: chown root {path}"
-        )
-    if status.st_mode & _WRITABLE_BY_OTHERS:
-        raise RegistryError(
-            f"{path}: others may write what root would run "
-            f"(mode {status.st_mode & 0o7777:04o}): chmod go-w {path}"
-        )
-
-
-def _in_file(file: Path) -> list[Found]:
-    """The helpers that a file defines, one at least. Raises RegistryError."""
-    file = file.absolute()
-    helpers = _defined(_import_file(file))
+        raise RegistryError(f"{file}: cannot be read: {error.strerror}") from None
+    helpers = _defined(_import_source(file, data))
     if not helpers:
         raise RegistryError(
             f"{file}: defines no helper, which is a class of cthelper.core.api.Helper"
@@ -176,27 +193,31 @@ def _in_file(file: Path) -> list[Found]:
 
 
 class _Loader(SourceFileLoader):
-    """Reads the source each time.
+    """Compiles the source that was read, each time.
 
     A .pyc is valid as long as the source's time, in seconds, and size stay, and an edit
     may be quicker than that. It would also have to be written beside the source.
     """
 
+    def __init__(self, fullname: str, path: str, data: bytes) -> None:
+        super().__init__(fullname, path)
+        self._data = data
+
     def get_code(self, fullname: str) -> CodeType:
         """The source, compiled."""
         path = self.get_filename(fullname)
-        code: CodeType = self.source_to_code(self.get_data(path), path)
+        code: CodeType = self.source_to_code(self._data, path)
         return code
 
 
-def _import_file(file: Path) -> ModuleType:
-    """A fresh module out of the file, whatever it was imported as before.
+def _import_source(file: Path, data: bytes) -> ModuleType:
+    """A fresh module out of a file's bytes, whatever it was imported as before.
 
     It stands in sys.modules, where dataclasses and `inspect` look it up, by a name that
     nothing else can have. No dot, for then it would seem to be in a package.
     """
     name = f"cthelper plugin {file}".replace(".", "%")
-    loader = _Loader(name, str(file))
+    loader = _Loader(name, str(file), data)
     spec = spec_from_loader(name, loader)
     assert spec is not None  # noqa: S101 - it is None for finders only
     module = module_from_spec(spec)
@@ -212,9 +233,6 @@ def _import_file(file: Path) -> ModuleType:
         where, line = str(file), _line_in(error, str(file))
         if line is not None:
             where += f":{line}"
-        elif isinstance(error, OSError):
-            why = error.strerror or str(error)
-            raise RegistryError(f"{where}: cannot be read: {why}") from None
         raise RegistryError(_line(f"{where}: {_text(error)}")) from None
     return module
 

@@ -234,25 +234,40 @@ def test_what_others_may_change_is_refused_to_root(
     assert {"dropped", "linked"} <= find_helpers(folder).keys()
     paths = {"folder": folder, "file": file, "target": linked}
     path = paths.get(which, elsewhere)
-    shown = folder / "link.py" if which == "target" else path
     if mode is None:
         os.chown(path, 65534, -1)
         assert complaint(folder) == (
-            f"{shown}: belongs to user 65534, and root would run what is in it: "
-            f"chown root {shown}"
+            f"{path}: belongs to user 65534, who could change what root does: "
+            f"chown -h root {path}"
         )
     else:
         path.chmod(mode)
         assert complaint(folder) == (
-            f"{shown}: others may write what root would run (mode {mode:04o}): "
-            f"chmod go-w {shown}"
+            f"{path}: others may write to it, and so change what root does "
+            f"(mode {mode:04o}): chmod go-w {path}"
         )
+
+
+def test_all_that_is_refused_is_told_and_the_others_are_found(folder: Path) -> None:
+    write(folder / "a.py", "1/0")
+    write(folder / "b.py", good())
+    write(folder / "c.py", good())
+    write(folder / "d.py", good("last", 7101))
+    refused: list[RegistryError] = []
+    found = find_helpers(folder, [folder / "absent"], refused.append)
+    assert {"dropped", "last"} <= found.keys()
+    assert found["dropped"].source == str(folder / "b.py")
+    assert [str(each).removeprefix(f"{folder}/") for each in refused] == [
+        "a.py:1: ZeroDivisionError: division by zero",
+        "absent: cannot be read: No such file or directory",
+        f"c.py:6: Dropped.name = 'dropped': is taken by {folder}/b.py",
+    ]
 
 
 def test_folder_of_another_user_is_refused_to_root(folder: Path, as_root: None) -> None:
     if folder.stat().st_uid == 0:
         os.chown(folder, 65534, -1)
-    assert "and root would run what is in it" in complaint(folder)
+    assert "who could change what root does" in complaint(folder)
 
 
 def test_user_may_run_what_others_may_write(
