@@ -27,6 +27,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import Config, HelperConfig
 from cthelper.core.errors import RulesetError
+from cthelper.core.ports import spelled
 from cthelper.core.tuples import collapsed
 
 TABLE: Final = "inet cthelper"
@@ -304,7 +305,7 @@ def _inspected(group: Sequence[HelperConfig]) -> Iterator[_Flow]:
     for (transport, reads), numbers in alike.items():
         yield _Flow(
             f"{transport}-{numbers[0]}",
-            f"meta l4proto {transport} ct original proto-dst {_set(numbers)}",
+            f"meta l4proto {transport} ct original proto-dst {_set(spelled(numbers))}",
             list(reads),
         )
     for config in group:
@@ -359,7 +360,7 @@ def _helper_rules(config: HelperConfig, hook: Hook) -> list[str]:
     rules = []
     for addresses in _address_matches(config.sources, config.destinations):
         for transport in sorted(config.helper.transports):
-            parts = [*addresses, f"{transport} dport {_set(sorted(config.ports))}"]
+            parts = [*addresses, f"{transport} dport {_set(spelled(config.ports))}"]
             if config.interfaces:
                 names = [f'"{name}"' for name in config.interfaces]
                 parts.insert(0, f"{_INTERFACE[hook]} {_set(names)}")

@@ -131,8 +131,8 @@ def test_each_transport_has_an_object_and_a_rule() -> None:
     assert '\t\ttype "both" protocol tcp;\n' in text
     assert '\t\ttype "both" protocol udp;\n' in text
     assert rules(text) == [
-        'tcp dport { 7001, 7002 } ct helper set "both-tcp"',
-        'udp dport { 7001, 7002 } ct helper set "both-udp"',
+        'tcp dport 7001-7002 ct helper set "both-tcp"',
+        'udp dport 7001-7002 ct helper set "both-udp"',
     ]
 
 
@@ -302,8 +302,7 @@ SPREAD = re.compile(
 def test_workers_have_equal_shares_whichever_end_began(workers: int) -> None:
     text = render(f"daemon.workers = {workers}", Both)
     assert body_of(text, "inspected") == [
-        f"meta l4proto {transport} ct original proto-dst {{ 7001, 7002 }} "
-        "goto queue-2077"
+        f"meta l4proto {transport} ct original proto-dst 7001-7002 goto queue-2077"
         for transport in ("tcp", "udp")
     ]
     seeds = set()
@@ -445,8 +444,8 @@ class Filtering(Chained):
 def test_expected_flows_are_queued_by_what_their_helper_reads_of_any_port() -> None:
     text = render("helpers.filtering.chained = true", Filtering, Plain)
     assert body_of(text, "inspected") == [
-        "meta l4proto tcp ct original proto-dst { 7001, 7002 } queue num 2077 bypass",
-        "meta l4proto udp ct original proto-dst { 7001, 7002 } goto udp-7001",
+        "meta l4proto tcp ct original proto-dst 7001-7002 queue num 2077 bypass",
+        "meta l4proto udp ct original proto-dst 7001-7002 goto udp-7001",
         'meta l4proto tcp ct helper "filtering" queue num 2077 bypass',
         'meta l4proto udp ct helper "filtering" goto filtering-udp-expected',
         f"{FLOWS} 7000 queue num 2077 bypass",
@@ -461,7 +460,7 @@ def test_helpers_that_fail_closed_have_rules_without_bypass() -> None:
     settings = "helpers.both.fail_closed = true\n"
     text = render(settings, Both, Plain)
     assert body_of(text, "inspected")[1:] == [
-        "meta l4proto udp ct original proto-dst { 7001, 7002 } queue num 2078",
+        "meta l4proto udp ct original proto-dst 7001-7002 queue num 2078",
         f"{FLOWS} 7000 queue num 2077 bypass",
     ]
     text = render(f"daemon.workers = 2\n{settings}", Both, Plain)
