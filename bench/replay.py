@@ -81,7 +81,7 @@ def _readers(capture: Path, packets: int) -> list[Reader]:
     readers = [
         Reader(
             "cthelper replay",
-            (python, "-m", "cthelper.core.cli", "replay", "--json", str(capture)),
+            (python, "-m", "cthelper", "replay", "--json", str(capture)),
             packets,
         ),
         Reader("scapy RawPcapReader", (python, "-c", _RAW, str(capture)), packets),

@@ -20,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    command = (sys.executable, "-m", "cthelper.core.cli", "ruleset", "show")
+    command = (sys.executable, "-m", "cthelper", "ruleset", "show")
     seconds = [cpu_seconds("ruleset show", command) for _ in range(options.rounds)]
     print(f"start: {statistics.median(seconds):.2f} s of CPU, {options.rounds} rounds")
     print(json.dumps({"seconds": seconds}))

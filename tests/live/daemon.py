@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tests.live.world import Namespace
 
-CTHELPER = (sys.executable, "-B", "-m", "cthelper.core.cli")
+CTHELPER = (sys.executable, "-B", "-m", "cthelper")
 
 _STEP_SECONDS = 90.0
 

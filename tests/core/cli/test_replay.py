@@ -210,7 +210,7 @@ def test_corpus_runs_on_dask(replay: Runner, empty: str, tmp_path: Path) -> None
     (tmp_path / "cluster.py").write_text(block)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "cthelper.core.cli", "replay", "--json"),
+            *(sys.executable, "-m", "cthelper", "replay", "--json"),
             *("--config", empty, "--executor", "cluster:executor", "pcaps/sunrpc"),
         ],
         env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": "/root"},
@@ -445,7 +445,7 @@ def test_missing_package_is_named_with_its_extra(package: str, empty: str) -> No
 
 def test_reader_that_goes_away_ends_the_command_in_silence(empty: str) -> None:
     command = (
-        f"{sys.executable} -m cthelper.core.cli replay --config {empty} --json "
+        f"{sys.executable} -m cthelper replay --config {empty} --json "
         f"--network 10.77.2.0/24 pcaps/sunrpc | head -1"
     )
     done = subprocess.run(
@@ -468,7 +468,7 @@ def test_progress_is_shown_on_a_terminal_alone(
     with open(ours, "rb", buffering=0) as terminal:
         with open(theirs, "wb", buffering=0) as end:
             process = subprocess.Popen(
-                [sys.executable, "-m", "cthelper.core.cli", *arguments],
+                [sys.executable, "-m", "cthelper", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=end,
                 text=True,

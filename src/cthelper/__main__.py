@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``python -m cthelper.core.cli``: the command line, where no script is installed."""
+"""``python -m cthelper``: the command line, where no script is installed."""
 
 import sys
 
