@@ -5,9 +5,10 @@ A missing key has its default; an unknown one is an error. ``cthelper.toml`` bes
 module shows every key.
 """
 
+import codecs
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations, pairwise
@@ -21,10 +22,13 @@ from cthelper.core.api import (
     OptionValue,
     Policy,
     Prefilter,
+    Transport,
 )
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS, IN_ALL, Rules
-from cthelper.core.tables import Table, one_of, read_document
+from cthelper.core.ports import read_port, read_ports, spelled
+from cthelper.core.tables import Table, one_of, read_document, shown
+from cthelper.core.trusted import Untrusted, open_trusted
 from cthelper.core.tuples import Address, Tuple
 
 DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
@@ -34,6 +38,12 @@ DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
 _MARK_LIMIT: Final = 0xFFFFFFFF
+_SIZE_LIMIT: Final = 1 << 20
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "UTF-8"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 _HOOKS: Final = tuple(hook.value for hook in Hook)
 _EVERYWHERE: Final[tuple[Network, ...]] = (
     IPv4Network("0.0.0.0/0"),
@@ -171,84 +181,131 @@ class Config:
         )
 
 
-def load(path: Path | None, helpers: Mapping[str, type[Helper]]) -> Config:
-    """The configuration in the file at `path`.
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """The configuration's text, read once, and the file that it came from.
 
-    None is DEFAULT_PATH, or all defaults where that file is absent. `helpers` are
-    those installed, by name. Raises ConfigError.
+    `again` is whether the file could be read a second time: a pipe cannot.
     """
-    return parse(*_read(path), helpers)
+
+    path: Path
+    text: str
+    again: bool = True
 
 
-def plugin_folder(path: Path | None) -> Path | None:
-    """The folder of drop-in plugins that the file at `path` names; None: no folder.
+def read_file(path: Path | None) -> ConfigFile:
+    """The configuration at `path`.
 
-    `path` is as for `load`. Nothing else in the file is checked, for what is right
-    there depends on the helpers. Raises ConfigError, also where the folder is not
-    there; the default one need not be.
+    None is DEFAULT_PATH, or an empty text where that file is absent. Raises
+    ConfigError, for root also where others may change the file.
     """
-    text, path = _read(path)
-    table = read_document(text, path).table("plugins")
+    where = path or DEFAULT_PATH
+    try:
+        with open_trusted(where) as file:
+            data = file.read(_SIZE_LIMIT + 1)
+            again = file.seekable()
+    except FileNotFoundError as error:
+        if path is None:
+            return ConfigFile(where, "")
+        raise ConfigError(where, f"cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise ConfigError(where, f"cannot be read: {error.strerror}") from None
+    except Untrusted as error:
+        why = error.why if error.place == where else str(error)
+        raise ConfigError(where, why) from None
+    if len(data) > _SIZE_LIMIT:
+        raise ConfigError(where, f"is longer than {_SIZE_LIMIT} bytes")
+    return ConfigFile(where, _decoded(data, where), again)
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    """The text, which must be UTF-8. Raises ConfigError."""
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            raise ConfigError(
+                path,
+                f"begins with a byte order mark (BOM) of {name}: save it as UTF-8 "
+                "without one",
+            )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = data[error.start]
+        raise ConfigError(path, f"line {line}: byte {byte:#x} is not UTF-8") from None
+
+
+def plugin_folder(file: ConfigFile) -> Path | None:
+    """The folder of drop-in plugins that the file names; None: no folder.
+
+    Nothing else in the file is checked, for what is right there depends on the
+    helpers. Raises ConfigError, also where the folder is not there; the default one
+    need not be.
+    """
+    table = read_document(file.text, file.path).table("plugins")
     folder = _folder(table)
     # Path.is_dir() raises where a folder above must not be read.
-    if folder is None or os.path.isdir(folder):
-        return folder
-    if folder == DEFAULT_PLUGINS:
-        return None
-    raise table.error("folder", str(folder), "must be a folder that is there")
-
-
-def _read(path: Path | None) -> tuple[str, Path]:
-    if path is None:
-        path = DEFAULT_PATH
-        if not path.exists():
-            return "", path
-    try:
-        return path.read_text(encoding="utf-8"), path
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, "file", str(path), f"cannot be read: {error}") from None
+    if folder is not None and not os.path.isdir(folder):
+        if folder != DEFAULT_PLUGINS:
+            table.refuse("folder", str(folder), "must be a folder that is there")
+        folder = None
+    if table.problems:
+        raise ConfigError(file.path, *table.problems)
+    return folder
 
 
 def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
     """The configuration in `text`, which came from the file `path`.
 
-    Raises ConfigError.
+    `helpers` are those installed, by name. Raises ConfigError with all that is wrong.
     """
     root = read_document(text, path)
+    problems = root.problems
     daemon = _daemon(root.table("daemon"))
     guard = root.table("guard")
-    denied = guard.list_of("denied_ports", _port, tuple(sorted(DENIED_PORTS)))
+    denied = _ports(guard, "denied_ports", tuple(sorted(DENIED_PORTS)), Transport)
     in_all = guard.integer("in_all", IN_ALL, 0, _RATE_LIMIT)
     guard.close()
     plugins = root.table("plugins")
     _folder(plugins)
     plugins.close()
+    # What is said of helpers together counts where each by itself is right.
+    sound = not problems
     tables = root.table("helpers")
     warnings: list[str] = []
-    configured = {
-        name: _helper(tables.table(name), helper, daemon, denied, warnings)
-        for name, helper in helpers.items()
-    }
-    tables.close()
+    enabled: dict[str, HelperConfig] = {}
+    for name, helper in helpers.items():
+        before = len(problems)
+        config = _helper(tables.table(name), helper, daemon, denied, warnings)
+        if config is not None and len(problems) == before:
+            enabled[name] = config
+    tables.close("helper")
     root.close()
-    enabled = {name: each for name, each in configured.items() if each is not None}
-    for one, other in combinations(enabled.values(), 2):
-        shared = _tagged_by_both(one, other)
-        if shared is not None:
-            name = other.helper.name
-            raise ConfigError(
-                *(path, f"helpers.{name}.ports", list(other.ports)),
-                f"{shared} is tagged by {one.helper.name} already: let their ports, "
-                "networks or interfaces differ, or set enabled = false for one",
-            )
-    config = Config(
+    problems += _tagged_twice(enabled)
+    result = Config(
         daemon=daemon,
         expectations_in_all=in_all,
         helpers=_separated(enabled, daemon.workers),
         warnings=tuple(f"{path}: {each}" for each in warnings),
     )
-    _check_queues(path, config)
-    return config
+    if sound:
+        problems += _wrong_queues(result)
+    if problems:
+        raise ConfigError(path, *problems)
+    return result
+
+
+def _tagged_twice(helpers: Mapping[str, HelperConfig]) -> Iterator[str]:
+    """What is wrong where rules of two helpers would tag the same flows."""
+    for one, other in combinations(helpers.values(), 2):
+        shared = _tagged_by_both(one, other)
+        if shared is not None:
+            yield (
+                f"helpers.{other.helper.name}.ports = "
+                f"{shown(spelled(other.ports))}: {shared} is tagged by "
+                f"{one.helper.name} already: let their ports, networks or interfaces "
+                "differ, or set enabled = false for one"
+            )
 
 
 def _separated(
@@ -267,29 +324,29 @@ def _separated(
     }
 
 
-def _check_queues(path: Path, config: Config) -> None:
-    """Raise ConfigError where queues overlap, or differ on a port that is shared."""
+def _wrong_queues(config: Config) -> Iterator[str]:
+    """What is wrong where queues overlap, or differ on a port that is shared."""
     workers = config.daemon.workers
     helpers = sorted(config.helpers.values(), key=lambda each: each.queue)
     for each in helpers:
         if each.queue + workers - 1 > 0xFFFF:
-            raise ConfigError(
-                *(path, f"helpers.{each.helper.name}.queue", each.queue),
-                f"must be at most {0x10000 - workers}: each of the {workers} workers "
-                "takes the next number",
+            yield (
+                f"helpers.{each.helper.name}.queue = {each.queue}: must be at most "
+                f"{0x10000 - workers}: each of the {workers} workers takes the next "
+                "number"
             )
     for one, other in pairwise(helpers):
-        key, name = f"helpers.{other.helper.name}.queue", one.helper.name
+        line = f"helpers.{other.helper.name}.queue = {other.queue}"
+        name = one.helper.name
         if 0 < other.queue - one.queue < workers:
-            raise ConfigError(
-                *(path, key, other.queue),
-                f"must be that of {name}, {one.queue}, or {workers} away from it: each "
-                "worker takes the next number",
+            yield (
+                f"{line}: must be that of {name}, {one.queue}, or {workers} away from "
+                "it: each worker takes the next number"
             )
         if other.queue == one.queue and other.fail_closed != one.fail_closed:
-            raise ConfigError(
-                *(path, key, other.queue),
-                f"is that of {name}, which fails in another way: set another number",
+            yield (
+                f"{line}: is that of {name}, which fails in another way: set another "
+                "number"
             )
     for one, other in combinations(config.helpers.values(), 2):
         port = one.shared_port(other)
@@ -298,10 +355,10 @@ def _check_queues(path: Path, config: Config) -> None:
             other.fail_closed,
         ):
             key = "queue" if one.fail_closed == other.fail_closed else "fail_closed"
-            raise ConfigError(
-                *(path, f"helpers.{other.helper.name}.{key}", getattr(other, key)),
+            yield (
+                f"helpers.{other.helper.name}.{key} = {shown(getattr(other, key))}: "
                 f"must be that of {one.helper.name}: they share {port}, whose packets "
-                "one rule queues",
+                "one rule queues"
             )
 
 
@@ -309,7 +366,8 @@ def _folder(table: Table) -> Path | None:
     text = table.text("folder", str(DEFAULT_PLUGINS))
     folder = Path(text)
     if text and not folder.is_absolute():
-        raise table.error("folder", text, "must be an absolute path, or empty: none")
+        table.refuse("folder", text, "must be an absolute path, or empty: none")
+        return None
     return folder if text else None
 
 
@@ -332,14 +390,11 @@ def _daemon(table: Table) -> DaemonConfig:
         mark=table.integer("mark", plain.mark, 0, _MARK_LIMIT),
         user_mask=table.integer("user_mask", plain.user_mask, 0, _MARK_LIMIT),
     )
+    mark = f"daemon.mark = {daemon.mark:#x}"
     if daemon.mark.bit_count() > 1:
-        raise table.error(
-            "mark", hex(daemon.mark), "must be a single bit, or 0 for none"
-        )
-    if daemon.mark & daemon.user_mask:
-        raise table.error(
-            "mark", hex(daemon.mark), f"is in user_mask, {daemon.user_mask:#x}"
-        )
+        table.problems.append(f"{mark}: must be a single bit, or 0 for none")
+    elif daemon.mark & daemon.user_mask:
+        table.problems.append(f"{mark}: is in user_mask, {daemon.user_mask:#x}")
     table.close()
     return daemon
 
@@ -356,13 +411,13 @@ def _helper(
     `warnings` takes what stands there without effect.
     """
     enabled = table.boolean("enabled", default=True)
-    ports = table.list_of("ports", _port, helper.ports)
+    ports = _ports(table, "ports", helper.ports, helper.transports)
     if not ports:
-        raise table.error("ports", [], "must name a port; enabled = false turns it off")
+        table.refuse("ports", [], "must name a port; enabled = false turns it off")
     own = tuple(hook.value for hook in helper.hooks)
     hooks = table.list_of("hooks", one_of(_HOOKS), own)
     if not hooks:
-        raise table.error("hooks", [], "must name a hook; enabled = false turns it off")
+        table.refuse("hooks", [], "must name a hook; enabled = false turns it off")
     config = HelperConfig(
         helper=helper,
         queue=table.integer("queue", daemon.queue, 0, 0xFFFF),
@@ -389,7 +444,7 @@ def _helper(
         if networks
     ]
     if len(versions) == 2 and versions[0].isdisjoint(versions[1]):
-        raise table.error(
+        table.refuse(
             "sources",
             [str(each) for each in config.sources],
             "must share an IP version with destinations",
@@ -400,8 +455,12 @@ def _helper(
 def _rules(table: Table, helper: type[Helper], denied: tuple[int, ...]) -> Rules:
     plain = Rules()
     rules = Rules(
-        denied_ports=frozenset(table.list_of("denied_ports", _port, denied)),
-        lowest_port=table.integer("lowest_port", helper.lowest_port, 1, 0xFFFF),
+        denied_ports=frozenset(_ports(table, "denied_ports", denied, Transport)),
+        lowest_port=table.value(
+            "lowest_port",
+            lambda value: read_port(value, Transport),
+            helper.lowest_port,
+        ),
         allow_hosts=table.list_of("allow_hosts", _network, plain.allow_hosts),
         per_source=table.integer("per_source", plain.per_source, 0, _RATE_LIMIT),
         per_helper=table.integer("per_helper", plain.per_helper, 0, _RATE_LIMIT),
@@ -475,7 +534,7 @@ def _policies(table: Table, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
             )
         )
         limits.close()
-    table.close()
+    table.close("policy")
     return tuple(result)
 
 
@@ -483,10 +542,21 @@ def _within(address: Address, networks: tuple[Network, ...]) -> bool:
     return not networks or any(address in network for network in networks)
 
 
-def _port(value: object) -> int:
-    if type(value) is not int or not 0 < value <= 0xFFFF:
-        raise ValueError("must be a port from 1 to 65535")
-    return value
+def _ports(
+    table: Table,
+    key: str,
+    default: tuple[int, ...],
+    transports: Iterable[Transport],
+) -> tuple[int, ...]:
+    """The ports that a list of numbers, ranges and names of services means."""
+    plain = tuple(range(each, each + 1) for each in default)
+    groups = table.list_of(key, lambda value: read_ports(value, transports), plain)
+    for one, other in combinations(groups, 2):
+        if one != other and (shared := set(one) & set(other)):
+            both = spelled(one) + spelled(other)
+            table.refuse(key, both, f"has port {min(shared)} twice")
+            return default
+    return tuple(port for group in groups for port in group)
 
 
 def _pair(value: object) -> tuple[Address, Address]:

@@ -69,12 +69,22 @@ class RegistryError(CthelperError):
 class ConfigError(CthelperError):
     """The configuration is wrong. The operator's fault: exit code 2.
 
-    The message is one line that names the file, the key, the value and what is
-    allowed.
+    The message is one line: the file, and the first problem, which is key, value and
+    what is allowed. `problems` has all that were found, one line each.
     """
 
-    def __init__(self, file: Path, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{file}: {key} = {value!r}: {allowed}")
+    def __init__(self, file: Path, *problems: str) -> None:
+        text = f"{file}: {problems[0]}"
+        if more := len(problems) - 1:
+            text += f" ({more} more: `cthelper check` lists them)"
+        super().__init__(text)
+        self.file = file
+        self.problems = problems
+
+    @property
+    def lines(self) -> list[str]:
+        """Each problem with the file's name."""
+        return [f"{self.file}: {problem}" for problem in self.problems]
 
 
 class UsageError(CthelperError):

@@ -5,7 +5,6 @@ A helper declares its options once: the configuration is checked against them, a
 is where people read of them.
 """
 
-import json
 import textwrap
 from collections.abc import Iterable
 from typing import Final
@@ -13,6 +12,8 @@ from typing import Final
 from cthelper.core.api import Helper
 from cthelper.core.config import DaemonConfig
 from cthelper.core.guard import Rules
+from cthelper.core.ports import spelled
+from cthelper.core.tables import as_toml
 
 _WIDTH: Final = 88
 
@@ -37,7 +38,12 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
     common: list[_Key] = [
         ("enabled", True, ""),
         ("queue", DaemonConfig().queue, "NFQUEUE number; by default that of [daemon]."),
-        ("ports", helper.ports, "Control ports that the ruleset tags."),
+        (
+            "ports",
+            spelled(helper.ports),
+            'Control ports that the ruleset tags: numbers, ranges such as "6660-6669", '
+            'names of services such as "sunrpc" (/etc/services).',
+        ),
         (
             "hooks",
             hooks,
@@ -80,7 +86,7 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
     guard: list[_Key] = [
         (
             "denied_ports",
-            sorted(rules.denied_ports),
+            spelled(rules.denied_ports),
             "Ports that are not opened; by default those of [guard].",
         ),
         ("lowest_port", rules.lowest_port, "The lowest port that may be opened."),
@@ -117,15 +123,6 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
     return "\n".join(parts)
 
 
-def value(default: object) -> str:
-    """A default as TOML has it."""
-    if isinstance(default, tuple | list):
-        return f"[{', '.join(map(value, default))}]"
-    if isinstance(default, bool | int):
-        return json.dumps(default)
-    return json.dumps(str(default), ensure_ascii=False)
-
-
 def _without_meaning(keys: list[_Key], brief: bool) -> list[_Key]:
     return [(key, default, "") for key, default, _ in keys] if brief else keys
 
@@ -134,7 +131,7 @@ def _table(name: str, keys: Iterable[_Key]) -> str:
     lines = [f"[{name}]"]
     for key, default, meaning in keys:
         lines += _comment(meaning)
-        lines.append(f"#{key} = {value(default)}")
+        lines.append(f"#{key} = {as_toml(default)}")
     return "\n".join(lines) + "\n"
 
 

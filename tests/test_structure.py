@@ -32,12 +32,14 @@ PURE: Final = frozenset(
         "outcome",
         "packet",
         "patches",
+        "ports",
         "reader",
         "reference",
         "registry",
         "rewriting",
         "stream",
         "tables",
+        "trusted",
         "window",
     }
 )

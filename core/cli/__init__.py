@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from cthelper.core.cli import doctor, helpers, new, replay, ruleset, run
+from cthelper.core.cli import check, doctor, helpers, new, replay, ruleset, run
 from cthelper.core.errors import ConfigError, CthelperError, RegistryError, UsageError
 
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--version", action="version", version=f"cthelper {version('cthelper')}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (run, ruleset, replay, helpers, new, doctor):
+    for module in (run, check, ruleset, replay, helpers, new, doctor):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

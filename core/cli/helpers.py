@@ -12,8 +12,10 @@ from cthelper.core.cli.options import (
     add_plugins,
     found_helpers,
 )
-from cthelper.core.reference import table, title, value
+from cthelper.core.ports import spelled
+from cthelper.core.reference import table, title
 from cthelper.core.registry import Found
+from cthelper.core.tables import as_toml, nearest
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -48,7 +50,8 @@ def _helpers(options: argparse.Namespace) -> int:
     if options.name not in installed:
         known = ", ".join(installed)
         print(
-            f"cthelper: no helper {options.name!r}, installed are {known}",
+            f"cthelper: no helper {options.name!r}{nearest(options.name, installed)}, "
+            f"installed are {known}",
             file=sys.stderr,
         )
         return 1
@@ -81,11 +84,11 @@ def _page(found: Found) -> str:
         for policy in helper.policies
     ]
     for option in helper.options:
-        default = value(option.default)
+        default = as_toml(option.default)
         lines.append(f"option         {option.name} = {default}")
         lines.append(f"               {option.meaning}")
         if option.choices:
-            choices = ", ".join(map(value, option.choices))
+            choices = ", ".join(map(as_toml, option.choices))
             lines.append(f"               one of {choices}")
     lines += [f"source         {found.source}", "", _documentation(helper)]
     return "\n".join(lines)
@@ -93,7 +96,7 @@ def _page(found: Found) -> str:
 
 def _ports(helper: type[Helper]) -> str:
     transports = ",".join(str(each) for each in sorted(helper.transports))
-    return f"{transports} {','.join(str(port) for port in helper.ports)}"
+    return f"{transports} {','.join(map(str, spelled(helper.ports)))}"
 
 
 def _documentation(helper: type[Helper]) -> str:

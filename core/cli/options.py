@@ -5,7 +5,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from cthelper.core.config import DEFAULT_PATH, Config, load, plugin_folder
+from cthelper.core.config import (
+    DEFAULT_PATH,
+    Config,
+    ConfigFile,
+    parse,
+    plugin_folder,
+    read_file,
+)
 from cthelper.core.registry import Found, classes, find_helpers
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -39,7 +46,7 @@ def found_helpers(options: argparse.Namespace) -> dict[str, Found]:
 
     Raises ConfigError, RegistryError.
     """
-    return find_helpers(plugin_folder(options.config), getattr(options, "plugin", ()))
+    return _found(read_file(options.config), options)
 
 
 def configuration(options: argparse.Namespace) -> Config:
@@ -47,12 +54,20 @@ def configuration(options: argparse.Namespace) -> Config:
 
     Raises ConfigError, RegistryError.
     """
-    config = read_configuration(options)
+    return warned(configured(read_file(options.config), options))
+
+
+def warned(config: Config) -> Config:
+    """The same, once its warnings were printed to standard error."""
     for warning in config.warnings:
         print(f"cthelper: warning: {warning}", file=sys.stderr)
     return config
 
 
-def read_configuration(options: argparse.Namespace) -> Config:
-    """The configuration that ``--config`` names. Raises ConfigError, RegistryError."""
-    return load(options.config, classes(found_helpers(options)))
+def configured(file: ConfigFile, options: argparse.Namespace) -> Config:
+    """What the file's text configures. Raises ConfigError, RegistryError."""
+    return parse(file.text, file.path, classes(_found(file, options)))
+
+
+def _found(file: ConfigFile, options: argparse.Namespace) -> dict[str, Found]:
+    return find_helpers(plugin_folder(file), getattr(options, "plugin", ()))

@@ -17,9 +17,10 @@ from cthelper.core.cli.options import (
     Commands,
     add_config,
     add_plugins,
-    configuration,
+    configured,
+    warned,
 )
-from cthelper.core.config import Config
+from cthelper.core.config import Config, read_file
 from cthelper.core.errors import UsageError, replay_extra
 from cthelper.core.tuples import Address, Network
 
@@ -141,15 +142,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.jobs is not None and options.executor is not None:
         raise UsageError("--jobs and --executor exclude each other")
     captures = corpus.find_captures(options.captures)
-    config = configuration(options)
+    file = read_file(options.config)
+    config = warned(configured(file, options))
     nat = _nat(options)
     if options.explain is not None:
         return _explain(options, captures, config, nat)
     here = options.jobs is None and options.executor is None
+    # Elsewhere a pipe is empty, and the file may not be there.
+    elsewhere = partial(configured, file, options)
     jobs = [
         corpus.Job(
             capture=capture,
-            read_config=(lambda: config) if here else partial(configuration, options),
+            read_config=(lambda: config) if here else elsewhere,
             networks=tuple(options.network),
             hosts=tuple(options.host),
             nat=nat,

@@ -3,8 +3,9 @@
 
 import argparse
 
-from cthelper.core.cli.options import Commands, add_config, read_configuration
-from cthelper.core.errors import CthelperError, NetlinkError
+from cthelper.core.cli.options import Commands, add_config, configured
+from cthelper.core.config import Config, read_file
+from cthelper.core.errors import ConfigError, CthelperError, NetlinkError
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -32,11 +33,19 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _run(options: argparse.Namespace) -> int:
     from cthelper.core.daemon.supervisor import Supervisor
 
+    file = read_file(options.config)
+
+    def read_again() -> Config:
+        if not file.again:
+            raise ConfigError(
+                file.path,
+                "came through a pipe and cannot be read again: restart cthelper",
+            )
+        return configured(read_file(options.config), options)
+
     try:
         Supervisor(
-            read_configuration(options),
-            lambda: read_configuration(options),
-            keep_ruleset=options.keep_ruleset,
+            configured(file, options), read_again, keep_ruleset=options.keep_ruleset
         ).run()
     except NetlinkError as error:
         raise CthelperError(

@@ -65,7 +65,7 @@ def read(text: str) -> Config:
 
 
 def error_of(text: str) -> str:
-    """Why a text is none."""
+    """Why a text is none, a line for each problem."""
     with pytest.raises(ConfigError) as caught:
         read(text)
-    return str(caught.value)
+    return "\n".join(caught.value.lines)

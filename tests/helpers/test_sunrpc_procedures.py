@@ -580,11 +580,11 @@ def test_programs_are_configured_by_name_or_number() -> None:
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        ('allow_programs = ["nsf"]', "'nsf': must be a number from 0 to 4294967295"),
+        ('allow_programs = ["nsf"]', '"nsf": must be a number from 0 to 4294967295'),
         ("deny_programs = [-1]", "-1: must be a number from 0 to 4294967295"),
-        ('deny_programs = "nfs"', "'nfs': must be a list"),
-        ('procedures = ["null"]', "'null': must be one of getport, getaddr, "),
-        ('procedures = "dump"', "'dump': must be a list"),
+        ('deny_programs = "nfs"', '"nfs": must be a list'),
+        ('procedures = ["null"]', '"null": must be one of getport, getaddr, '),
+        ('procedures = "dump"', '"dump": must be a list'),
     ],
 )
 def test_what_is_no_program_or_procedure_is_no_configuration(

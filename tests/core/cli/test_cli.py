@@ -78,7 +78,7 @@ def test_version_is_that_of_the_package(run: Runner) -> None:
 
 def test_module_runs_the_same_commands() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "cthelper.core.cli", "helpers", "none"],
+        [sys.executable, "-W", "error", "-m", "cthelper", "helpers", "none"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -109,11 +109,11 @@ TAKES_CONFIG = [
         ),
         (
             '[helpers.sunrpc]\nmode = "wide"\n',
-            "helpers.sunrpc.mode = 'wide': must be one of service, oneshot",
+            'helpers.sunrpc.mode = "wide": must be one of service, oneshot',
         ),
         (
             "[helpers.none]\n",
-            f"helpers.none = {{}}: unknown key, known are {INSTALLED}",
+            f"[helpers.none]: unknown helper, known are {INSTALLED}",
         ),
     ],
     ids=["value", "option", "unknown helper"],
@@ -136,9 +136,9 @@ def test_configuration_that_is_not_there_is_2_and_one_line(
     file = tmp_path / "absent.toml"
     result = run(*command, "--config", str(file))
     assert (result.code, result.output) == (2, "")
-    (line,) = result.errors.splitlines()
-    assert line.startswith(f"cthelper: {file}: file = ")
-    assert "No such file or directory" in line
+    assert result.errors == (
+        f"cthelper: {file}: cannot be read: No such file or directory\n"
+    )
 
 
 # helpers
@@ -200,7 +200,8 @@ def test_unknown_helper_is_1_and_one_line(run: Runner) -> None:
     result = run("helpers", "Sunrpc")
     assert (result.code, result.output) == (1, "")
     assert result.errors == (
-        f"cthelper: no helper 'Sunrpc', installed are {INSTALLED}\n"
+        "cthelper: no helper 'Sunrpc' (did you mean sunrpc?), "
+        f"installed are {INSTALLED}\n"
     )
 
 

@@ -114,6 +114,6 @@ def test_folder_that_is_not_there_is_2_and_one_line(
     result = run("helpers", "--config", config)
     assert (result.code, result.output) == (2, "")
     assert result.errors == (
-        f"cthelper: {config}: plugins.folder = {str(folder)!r}: "
+        f'cthelper: {config}: plugins.folder = "{folder}": '
         "must be a folder that is there\n"
     )

@@ -111,7 +111,7 @@ def test_executor_that_breaks_is_an_error_of_one_line() -> None:
 
 
 def wrong_configuration() -> Config:
-    raise ConfigError(Path("cthelper.toml"), "key", 1, "must not be there")
+    raise ConfigError(Path("cthelper.toml"), "key = 1: must not be there")
 
 
 def test_error_of_a_worker_arrives() -> None:

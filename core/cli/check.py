@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``cthelper check``: is the configuration right, and what is not?"""
+
+import argparse
+import sys
+
+from cthelper import nft
+from cthelper.core.cli.options import Commands, add_config, warned
+from cthelper.core.config import parse, plugin_folder, read_file
+from cthelper.core.errors import ConfigError, RegistryError
+from cthelper.core.registry import classes, find_helpers
+
+
+def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "check",
+        help="is the configuration right; all that is wrong there, a line each",
+        description="Checks the configuration and the plugins as a start or a reload "
+        "of `cthelper run` would, and lists all that is wrong. Needs neither root nor "
+        "a kernel. Exits with 2 where something is wrong.",
+    )
+    add_config(parser)
+    parser.set_defaults(command=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    file = read_file(options.config)
+    refused: list[RegistryError] = []
+    problems: list[str] = []
+    folder = None
+    try:
+        folder = plugin_folder(file)
+    except ConfigError as error:
+        problems += error.lines
+    helpers = classes(find_helpers(folder, refuse=refused.append))
+    problems += map(str, refused)
+    try:
+        config = warned(parse(file.text, file.path, helpers))
+        nft.render(config)
+    except ConfigError as error:
+        problems += error.lines
+    # What is wrong with the file as such was found twice.
+    for problem in dict.fromkeys(problems):
+        print(f"cthelper: {problem}", file=sys.stderr)
+    if problems:
+        return 2
+    print(f"{file.path}: nothing is wrong")
+    return 0

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``cthelper check``, and what other commands make of a configuration in a pipe."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from cthelper.core.config import Config
+from cthelper.core.daemon import supervisor
+from cthelper.core.errors import ConfigError
+from tests.core.cli.runner import Runner
+
+ROOT: Final = Path(__file__).parents[3]
+FTP: Final = ROOT / "plugins" / "ftp.py"
+CAPTURE: Final = ROOT / "pcaps" / "ftp" / "ftp-curl-pasv-pyftpdlib.pcap"
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    """A folder with the worked example."""
+    folder = tmp_path / "plugins"
+    folder.mkdir(mode=0o755)
+    shutil.copyfile(FTP, folder / "ftp.py")
+    (folder / "ftp.py").chmod(0o644)
+    return folder
+
+
+def piped(text: str) -> str:
+    """The name of a pipe that holds the text, as a shell's ``<(…)``."""
+    ours, theirs = os.pipe()
+    os.write(theirs, text.encode())
+    os.close(theirs)
+    return f"/dev/fd/{ours}"
+
+
+def test_right_configuration_is_0(run: Runner, tmp_path: Path, plugins: Path) -> None:
+    file = tmp_path / "cthelper.toml"
+    file.write_text(f"plugins.folder = '{plugins}'\nhelpers.ftp.ports = [2121]\n")
+    result = run("check", "--config", str(file))
+    assert (result.code, result.output) == (0, f"{file}: nothing is wrong\n")
+    assert result.errors == ""
+
+
+def test_warnings_are_told(run: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "cthelper.toml"
+    file.write_text("helpers.mdns.queueing = 'chain'")
+    result = run("check", "--config", str(file))
+    assert result.code == 0
+    assert result.errors.startswith(
+        f"cthelper: warning: {file}: helpers.mdns.queueing has no effect"
+    )
+
+
+def test_all_that_is_wrong_is_listed_a_line_each(
+    run: Runner, tmp_path: Path, plugins: Path
+) -> None:
+    (plugins / "broken.py").write_text("1/0")
+    (plugins / "twice.py").write_bytes((plugins / "ftp.py").read_bytes())
+    file = tmp_path / "cthelper.toml"
+    file.write_text(
+        f"plugins.folder = '{plugins}'\nhelpers.ftp.ports = [0]\ndaemon.queu = 1\n"
+    )
+    result = run("check", "--config", str(file))
+    assert (result.code, result.output) == (2, "")
+    lines = result.errors.splitlines()
+    assert all(line.startswith("cthelper: ") for line in lines)
+    starts = (
+        f"{plugins}/broken.py:1: ZeroDivisionError",
+        f"{plugins}/twice.py:",
+        f"{file}: daemon.queu = 1: unknown key (did you mean queue?)",
+        f"{file}: helpers.ftp.ports = 0: must be a port",
+    )
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(f"cthelper: {start}")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[daemon", "line 1, '[daemon': not TOML: "),
+        ("plugins.folder = 'here'", 'plugins.folder = "here": must be an absolute'),
+        ("plugins.folder = '/no'", 'plugins.folder = "/no": must be a folder that is'),
+    ],
+    ids=["syntax", "folder", "absent folder"],
+)
+def test_what_two_readers_find_is_told_once(
+    run: Runner, tmp_path: Path, text: str, complaint: str
+) -> None:
+    file = tmp_path / "cthelper.toml"
+    file.write_text(text)
+    result = run("check", "--config", str(file))
+    assert result.code == 2
+    (line,) = result.errors.splitlines()
+    assert line.startswith(f"cthelper: {file}: {complaint}")
+
+
+@pytest.mark.parametrize("command", [("check",), ("ruleset", "show"), ("helpers",)])
+def test_configuration_comes_through_a_pipe(
+    run: Runner, plugins: Path, command: tuple[str, ...]
+) -> None:
+    text = f"plugins.folder = '{plugins}'\nhelpers.ftp.ports = [2121]\n"
+    result = run(*command, "--config", piped(text))
+    assert (result.code, result.errors) == (0, "")
+    result = run(*command, "--config", piped("plugins.folder = 1"))
+    assert (result.code, result.output) == (2, "")
+
+
+def test_ruleset_is_that_of_the_piped_configuration(run: Runner) -> None:
+    text = "helpers.sunrpc.ports = [999]"
+    assert "tcp dport 999" in run("ruleset", "show", "--config", piped(text)).output
+
+
+def test_configuration_comes_by_standard_input() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cthelper", "check", "--config", "/dev/stdin"],
+        input="daemon.queu = 1",
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cthelper: /dev/stdin: daemon.queu = 1: unknown key" in done.stderr
+
+
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")], ids=["here", "elsewhere"])
+def test_replay_takes_a_piped_configuration_wherever_it_runs(
+    run: Runner, plugins: Path, jobs: tuple[str, ...]
+) -> None:
+    text = f"plugins.folder = '{plugins}'\n"
+    result = run("replay", "--config", piped(text), *jobs, str(CAPTURE))
+    assert (result.code, result.errors) == (0, "")
+    assert "1 expectations" in result.output
+
+
+# The daemon reads it again
+
+
+class Recorded:
+    """Stands in for the supervisor and notes how the configuration is read."""
+
+    first: Config
+    again: Callable[[], Config]
+
+    def __init__(
+        self, config: Config, read_config: Callable[[], Config], *, keep_ruleset: bool
+    ) -> None:
+        Recorded.first, Recorded.again = config, staticmethod(read_config)
+
+    def run(self) -> None:
+        """There is nothing to serve."""
+
+
+@pytest.fixture(autouse=True)
+def no_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "Supervisor", Recorded)
+
+
+def test_reload_reads_the_file_again(run: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "cthelper.toml"
+    file.write_text("daemon.queue = 5")
+    assert run("run", "--config", str(file)).code == 0
+    assert Recorded.first.daemon.queue == 5
+    file.write_text("daemon.queue = 6")
+    assert Recorded.again().daemon.queue == 6
+    file.unlink()
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        Recorded.again()
+
+
+def test_reload_of_what_came_through_a_pipe_is_refused(run: Runner) -> None:
+    name = piped("daemon.queue = 5")
+    assert run("run", "--config", name).code == 0
+    assert Recorded.first.daemon.queue == 5
+    with pytest.raises(ConfigError) as caught:
+        Recorded.again()
+    assert str(caught.value) == (
+        f"{name}: came through a pipe and cannot be read again: restart cthelper"
+    )
