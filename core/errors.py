@@ -3,9 +3,14 @@
 
 import errno as errno_module
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+_REPLAY: Final = ("scapy", "rich")
 
 
 class CthelperError(Exception):
@@ -182,19 +187,45 @@ _BY_ERRNO: dict[int, type[NetlinkError]] = {
 }
 
 
+def advice(errno: int) -> str:
+    """What may help where the kernel refuses with `errno`; empty: nothing is known.
+
+    A part of netfilter whose module is not there answers EINVAL (nfnetlink_rcv_msg in
+    net/netfilter/nfnetlink.c), a family of sockets that is not there EPROTONOSUPPORT.
+    """
+    if errno in (errno_module.EPERM, errno_module.EACCES):
+        return "run as root"
+    if errno in (
+        errno_module.EINVAL,
+        errno_module.EOPNOTSUPP,
+        errno_module.EPROTONOSUPPORT,
+    ):
+        return "a kernel module may be missing, `cthelper doctor` says which"
+    return ""
+
+
+def advised(text: str, errno: int) -> str:
+    """The text, and behind it what may help, where that is known."""
+    return ": ".join(filter(None, (text, advice(errno))))
+
+
+def pip_install(*packages: str) -> str:
+    """The command that installs packages where this Python finds them."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *packages])
+
+
 @contextmanager
 def replay_extra() -> Iterator[None]:
-    """Around what needs the extra ``replay``.
+    """Around what needs the packages of the extra ``replay``.
 
-    Raises CthelperError that says how to install it, where one of its packages is
-    missing.
+    Raises CthelperError that says how to install them, where one is missing.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in ("scapy", "rich"):
+        if package not in _REPLAY:
             raise
         raise CthelperError(
-            f"{package} is not installed: pip install 'cthelper[replay]'"
+            f"{package} is not installed: {pip_install(*_REPLAY)}"
         ) from None

@@ -37,6 +37,8 @@ _INTERFACE: Final = {Hook.PREROUTING: "iifname", Hook.OUTPUT: "oifname"}
 # The chain with the rules that queue.
 _INSPECTED: Final = "inspected"
 _SECONDS: Final = 30
+# What nft says of EPERM in some cases and not in others.
+_ROOT: Final = " (you must be root)"
 # Any number; without one every loading would spread the flows anew.
 _SEED: Final = "0x63746821"
 
@@ -417,5 +419,6 @@ def _nft(*arguments: str, text: str | None = None) -> str:
         raise RulesetError(f"nft did not answer within {_SECONDS} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no explanation"]
-        raise RulesetError(f"nft: {lines[0]}")
+        advice = "" if "Operation not permitted" not in lines[0] else ": run as root"
+        raise RulesetError(f"nft: {lines[0].removesuffix(_ROOT)}{advice}")
     return done.stdout

@@ -9,10 +9,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
+from cthelper import __version__
 from cthelper.core.cli import check, doctor, helpers, new, replay, ruleset, run
-from cthelper.core.errors import ConfigError, CthelperError, RegistryError, UsageError
+from cthelper.core.errors import (
+    ConfigError,
+    CthelperError,
+    NetlinkError,
+    RegistryError,
+    UsageError,
+    advised,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "which flows to expect.",
     )
     parser.add_argument(
-        "--version", action="version", version=f"cthelper {version('cthelper')}"
+        "--version", action="version", version=f"cthelper {__version__}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (run, check, ruleset, replay, helpers, new, doctor):
@@ -41,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, RegistryError, UsageError) as error:
         print(f"cthelper: {error}", file=sys.stderr)
         return 2
+    except NetlinkError as error:
+        print(f"cthelper: {advised(str(error), error.errno)}", file=sys.stderr)
+        return 1
     except CthelperError as error:
         print(f"cthelper: {error}", file=sys.stderr)
         return 1

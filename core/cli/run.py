@@ -5,7 +5,7 @@ import argparse
 
 from cthelper.core.cli.options import Commands, add_config, configured
 from cthelper.core.config import Config, read_file
-from cthelper.core.errors import ConfigError, CthelperError, NetlinkError
+from cthelper.core.errors import ConfigError
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -43,12 +43,7 @@ def _run(options: argparse.Namespace) -> int:
             )
         return configured(read_file(options.config), options)
 
-    try:
-        Supervisor(
-            configured(file, options), read_again, keep_ruleset=options.keep_ruleset
-        ).run()
-    except NetlinkError as error:
-        raise CthelperError(
-            f"{error}; `cthelper doctor` says what is missing"
-        ) from None
+    Supervisor(
+        configured(file, options), read_again, keep_ruleset=options.keep_ruleset
+    ).run()
     return 0

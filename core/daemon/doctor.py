@@ -14,7 +14,7 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.mark_conflicts import conflicts
-from cthelper.core.errors import NetlinkError, QueueError, RulesetError
+from cthelper.core.errors import NetlinkError, QueueError, RulesetError, advice
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, kernel_module
 from cthelper.core.queue.backends import LIBRARY, NATIVE, choose
@@ -242,9 +242,7 @@ def orphans() -> Finding:
                 if each.enabled and each.queue not in served
             }
     except NetlinkError as error:
-        return Finding(
-            Health.WARNING, str(error), "run as root; load nfnetlink_cthelper"
-        )
+        return Finding(Health.WARNING, str(error), advice(error.errno))
     if not names:
         return Finding(Health.OK, "no helper queues to nobody")
     return Finding(
@@ -305,7 +303,7 @@ def mark(config: Config) -> Iterator[Finding]:
     try:
         found = list(conflicts(bit))
     except RulesetError as error:
-        yield Finding(Health.WARNING, f"rules cannot be read: {error}", "run as root")
+        yield Finding(Health.WARNING, f"rules cannot be read: {error}")
         return
     for each in found:
         yield Finding(Health.WARNING, str(each), each.mend)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from cthelper.core.errors import QueueError
+from cthelper.core.errors import QueueError, pip_install
 from cthelper.core.queue.binding import Binding
 from cthelper.core.queue.protocol import Queue
 
@@ -73,7 +73,7 @@ def _library(reason: str) -> Backend:
     if importlib.util.find_spec("netfilterqueue") is None:
         raise QueueError(
             f"no queue backend: {reason}, and the package netfilterqueue is not "
-            "installed: install gcc and python3-dev and then cthelper again, "
-            "or pip install 'cthelper[live]'"
+            "installed: install gcc and python3-dev and then cthelper again, or "
+            f"libnetfilter-queue-dev and the package ({pip_install(LIBRARY)})"
         )
     return Backend(LIBRARY, reason, library.bind_queue, library.LibraryQueue)

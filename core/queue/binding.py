@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cthelper.core.errors import QueueError
+from cthelper.core.errors import QueueError, advised
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.queue.messages import batch, length, parameters
 from cthelper.core.queue.protocol import Action
@@ -98,7 +98,8 @@ def refusal(number: int, error: OSError) -> QueueError:
             f"queue {number} is bound by another process: "
             "stop it, or set another queue number"
         )
-    return QueueError(f"cannot bind queue {number}: {error}")
+    why = f"cannot bind queue {number}: {error.strerror or error}"
+    return QueueError(advised(why, error.errno or 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from cthelper.core.api import Prefilter
-from cthelper.core.errors import QueueError, Truncated
+from cthelper.core.errors import QueueError, Truncated, pip_install
 from cthelper.core.queue.binding import Binding, refusal
 from cthelper.core.queue.messages import Decoder, batch, id_of, verdict
 from cthelper.core.queue.protocol import (
@@ -51,7 +51,8 @@ def bind_queue(number: int, receive_buffer: int, *, fail_open: bool) -> Binding:
         from netfilterqueue import NetfilterQueue
     except ImportError:
         raise QueueError(
-            "the package netfilterqueue is not installed: pip install 'cthelper[live]'"
+            "the package netfilterqueue is not installed: "
+            f"{pip_install('netfilterqueue')}"
         ) from None
     try:
         library = NetfilterQueue()

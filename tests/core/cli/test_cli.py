@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: exit codes, and errors of one line."""
 
+import errno
 import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import cthelper
 from cthelper import nft
 from cthelper.core.config import parse
+from cthelper.core.errors import NetlinkError
+from cthelper.core.netlink.socket import NetlinkSocket
 from cthelper.core.registry import builtin_helpers
 from tests.cases import cases
 from tests.core.cli.runner import Runner
 
+MODULE = ": a kernel module may be missing, `cthelper doctor` says which"
+RULESETS = [("ruleset", action) for action in ("check", "install", "remove")]
 INSTALLED = ", ".join(builtin_helpers())
 
 
@@ -73,7 +78,7 @@ def test_every_command_explains_itself(run: Runner, command: tuple[str, ...]) ->
 
 def test_version_is_that_of_the_package(run: Runner) -> None:
     result = run("--version")
-    assert (result.code, result.output) == (0, f"cthelper {version('cthelper')}\n")
+    assert (result.code, result.output) == (0, f"cthelper {cthelper.__version__}\n")
 
 
 def test_module_runs_the_same_commands() -> None:
@@ -139,6 +144,37 @@ def test_configuration_that_is_not_there_is_2_and_one_line(
     assert result.errors == (
         f"cthelper: {file}: cannot be read: No such file or directory\n"
     )
+
+
+# Errors of the kernel.
+
+
+@pytest.mark.parametrize(
+    ("errno", "advice"),
+    [
+        (errno.EPERM, ": run as root"),
+        (errno.EINVAL, MODULE),
+        (errno.EPROTONOSUPPORT, MODULE),
+        (errno.ENOSPC, ""),
+    ],
+)
+@pytest.mark.parametrize("command", [("run",), *RULESETS], ids=" ".join)
+def test_what_the_kernel_refuses_comes_with_what_helps(
+    run: Runner,
+    empty: str,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    errno: int,
+    advice: str,
+) -> None:
+    def refuses(self: NetlinkSocket, *_: object, **__: object) -> None:
+        raise NetlinkError.of(errno, "ask")
+
+    monkeypatch.setattr(NetlinkSocket, "__init__", refuses)
+    monkeypatch.setattr(nft, "remove", lambda: None)
+    result = run(*command, "--config", empty)
+    assert (result.code, result.output) == (1, "")
+    assert result.errors == f"cthelper: {NetlinkError.of(errno, 'ask')}{advice}\n"
 
 
 # helpers

@@ -427,7 +427,9 @@ def test_truncated_capture_is_used_as_far_as_it_goes(
 
 
 @pytest.mark.parametrize("package", ["scapy", "rich"])
-def test_missing_package_is_named_with_its_extra(package: str, empty: str) -> None:
+def test_missing_package_is_named_with_the_command_that_installs_it(
+    package: str, empty: str
+) -> None:
     script = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "import sys; from cthelper.core.cli import main\n"
@@ -439,7 +441,8 @@ def test_missing_package_is_named_with_its_extra(package: str, empty: str) -> No
     )
     assert (done.returncode, done.stderr) == (
         1,
-        f"cthelper: {package} is not installed: pip install 'cthelper[replay]'\n",
+        f"cthelper: {package} is not installed: "
+        f"{sys.executable} -m pip install scapy rich\n",
     )
 
 

@@ -97,7 +97,7 @@ def test_closing_unbinds_and_what_is_asked_then_is_an_error(
 def test_queue_that_cannot_be_bound_says_why(rows: Path) -> None:
     error = OSError(errno.EPERM, "Operation not permitted")
     assert str(refusal(2077, error)) == (
-        "cannot bind queue 2077: [Errno 1] Operation not permitted"
+        "cannot bind queue 2077: Operation not permitted: run as root"
     )
     rows.write_text(ROWS)
     assert str(refusal(2077, error)) == (
