@@ -106,7 +106,7 @@ class Grants:
 
         Raises ExpectationRefused, and HelperFault for a policy that is not there.
         """
-        class_, policy = _policy(config.policies, wish)
+        class_, policy = find_policy(config.policies, wish)
         opening = self._opening(wish, message, entry, config)
         networks = self._networks(wish, opening)
         count = len(networks) * (1 + wish.pair)
@@ -236,7 +236,8 @@ def _moved(expectation: Expectation, distance: int) -> Expectation:
     return replace(expectation, destination=Endpoint(end.address, end.port + distance))
 
 
-def _policy(policies: tuple[Policy, ...], wish: Expect) -> tuple[int, Policy]:
+def find_policy(policies: tuple[Policy, ...], wish: Expect) -> tuple[int, Policy]:
+    """The policy that a wish names, and its class. Raises HelperFault."""
     for class_, policy in enumerate(policies):
         if policy.name == wish.policy:
             if class_ and wish.helper is None:
@@ -245,4 +246,5 @@ def _policy(policies: tuple[Policy, ...], wish: Expect) -> tuple[int, Policy]:
                     "only to an expectation that names a helper"
                 )
             return class_, policy
-    raise HelperFault(f"no policy {wish.policy!r}")
+    known = ", ".join(policy.name for policy in policies)
+    raise HelperFault(f"no policy {wish.policy!r}, known are {known}")

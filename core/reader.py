@@ -239,6 +239,11 @@ class Reader:
                                 Refused(error.reason, error.detail, effect)
                             )
                             refused = refusal = error
+                        except HelperFault as error:
+                            # By way of the helper, whose line is to be named.
+                            with suppress(StopIteration):
+                                reaction.throw(error)
+                            raise
                     case Rewrite((start, stop), data):
                         # Without NAT what was granted is what stands there.
                         if start < 0 or message.payload[start:stop] != data:
@@ -303,7 +308,7 @@ class Reader:
         if len(faults) == FAULTS and now - faults[0] <= FAULT_WINDOW:
             self.quarantined.add(name)
         flow.finish("fault")
-        where = _place(error, inspect.getfile(config.helper))
+        where = _place(error, config.helper)
         text = f"{type(error).__name__}: {error}"
         return Fault(text, where, quarantined=name in self.quarantined)
 
@@ -313,9 +318,12 @@ def _distance(start: int, stop: int) -> int:
     return (stop - start + 2**31) % 2**32 - 2**31
 
 
-def _place(error: Exception, file: str) -> str:
-    """File and line: the innermost of the helper's own file, else the innermost."""
+def _place(error: Exception, helper: type[Helper]) -> str:
+    """File and line: the innermost of the helper's own file, else where it begins."""
+    file = inspect.getfile(helper)
     stack = traceback.extract_tb(error.__traceback__)
-    own = [each for each in stack if each.filename == file]
-    place = (own or stack)[-1]
-    return f"{PurePath(place.filename).name}:{place.lineno}"
+    lines = [each.lineno for each in stack if each.filename == file]
+    if not lines:
+        with suppress(OSError):
+            lines = [inspect.findsource(helper)[1] + 1]
+    return ":".join([PurePath(file).name, *map(str, lines[-1:])])

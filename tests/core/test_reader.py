@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Helpers read messages: how these are cut, what is malformed, and what faults."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -16,6 +18,7 @@ from cthelper.core.api import (
     ExpectationRefused,
     Helper,
     Message,
+    expect,
 )
 from cthelper.core.engine import Decision
 from cthelper.core.outcome import Damaged, Event, Finished, Refused
@@ -342,7 +345,7 @@ def test_frame_of_no_length_or_too_much_is_a_fault(
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        (b"POLICY other", "HelperFault: no policy 'other'"),
+        (b"POLICY other", "HelperFault: no policy 'other', known are data, chained"),
         (
             b"POLICY chained",
             "HelperFault: policy 'chained' is not the first: the kernel applies it "
@@ -354,6 +357,44 @@ def test_frame_of_no_length_or_too_much_is_a_fault(
 )
 def test_wish_that_cannot_be_is_a_fault(command: bytes, error: str) -> None:
     assert fault_of(Host(Datagrams).send(command)).error.startswith(error)
+
+
+def line_of(where: str) -> str:
+    """The line of the tests' sources that a fault is placed at."""
+    name, _, number = where.partition(":")
+    return (Path(__file__).parent / name).read_text().splitlines()[int(number) - 1]
+
+
+@pytest.mark.parametrize("policy", [b"other", b"chained"])
+def test_wrong_policy_is_blamed_on_the_line_of_the_helper(policy: bytes) -> None:
+    fault = fault_of(Host(Datagrams).send(b"POLICY " + policy))
+    assert "yield from expect(" in line_of(fault.where)
+
+
+class Stubborn(Lines):
+    """Catches what it should not."""
+
+    def on_message(self, message: Message) -> Effects:
+        with suppress(Exception):
+            yield from expect(message.source, policy="other")
+        with suppress(Exception):
+            yield from expect(message.source, policy="other")
+
+
+def test_wrong_policy_is_a_fault_whatever_the_helper_catches() -> None:
+    decision = Host(Stubborn).send(b"x\n")
+    fault = fault_of(decision)
+    assert fault.error.startswith("HelperFault: no policy 'other'")
+    assert decision.expectations == ()
+
+
+@pytest.mark.parametrize("helper", [Broken, Plain, Foreign])
+def test_fault_that_no_line_of_the_helper_raised_is_placed_at_its_class(
+    helper: type[Helper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broken, "length", 0)
+    fault = fault_of(Host(helper).send(b"OPEN 5000\n"))
+    assert line_of(fault.where).startswith(f"class {helper.__name__}(")
 
 
 def test_faults_within_the_window_quarantine_the_helper() -> None:
