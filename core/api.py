@@ -37,6 +37,7 @@ from cthelper.core.tuples import (
 
 __all__ = [
     "ANY",
+    "API",
     "DONE",
     "ON_LINK",
     "ORIGINAL",
@@ -74,6 +75,10 @@ __all__ = [
     "Tuple",
     "expect",
 ]
+
+API: Final = (1, 0)
+"""The version of what is here. Its second number grows with what is added, the first
+where a helper may have to be changed."""
 
 OptionValue = bool | int | str | tuple[object, ...]
 _V = TypeVar("_V", bound=OptionValue)
@@ -296,7 +301,9 @@ class Helper(ABC):
     holds one to four policies. Where `hooks` lacks PREROUTING, flows of other hosts
     open nothing. `lowest_port` is the lowest port that may be announced.
     `message_limit` bounds a message on TCP, in bytes. Without `nat` flows that are
-    translated open nothing; with it the helper writes what it was granted.
+    translated open nothing; with it the helper writes what it was granted. `api` is the
+    version of `API` that the helper needs: a cthelper with a lower second number, or
+    with another first one, refuses it.
     """
 
     __slots__ = ()
@@ -311,6 +318,7 @@ class Helper(ABC):
     lowest_port: ClassVar[int] = 1024
     message_limit: ClassVar[int] = 16 * 1024
     nat: ClassVar[bool] = True
+    api: ClassVar[tuple[int, int]] = (1, 0)
 
     @classmethod
     def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:

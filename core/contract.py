@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final
 
-from cthelper.core.api import Helper, Hook, Option, Policy, Transport
+from cthelper.core.api import API, Helper, Hook, Option, Policy, Transport
 from cthelper.core.errors import RegistryError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,14}")
@@ -39,6 +39,7 @@ _KEYS: Final = frozenset(
 
 def check(helper: type[Helper]) -> None:
     """Raise RegistryError, naming class and field, where the kernel or we refuse it."""
+    _check_api(helper)
     for field in ("name", "transports", "ports", "policies"):
         if not hasattr(helper, field):
             raise refusal(helper, field, "is missing")
@@ -64,6 +65,20 @@ def check(helper: type[Helper]) -> None:
     _check_instances(helper)
     _check_policies(helper, helper.policies)
     _check_options(helper, helper.options)
+
+
+def _check_api(helper: type[Helper]) -> None:
+    """First, for what else there is depends on it."""
+    match helper.api:
+        case (int(first), int(second)) if isinstance(helper.api, tuple):
+            pass
+        case _:
+            raise refusal(helper, "api", "must be two numbers such as (1, 0)")
+    here = f"this cthelper has API {API[0]}.{API[1]}"
+    if first < API[0]:
+        raise refusal(helper, "api", f"{here}: the plugin must be changed for it")
+    if (first, second) > API:
+        raise refusal(helper, "api", f"{here}: install a newer one")
 
 
 def _is_number(value: object, high: int) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import BinaryIO, Final
 
+from cthelper.core import api
 from cthelper.core.api import Helper
 from cthelper.core.contract import check, refusal
 from cthelper.core.errors import RegistryError
@@ -252,6 +253,8 @@ def _line_in(error: BaseException, file: str) -> int | None:
 
 def _text(error: BaseException) -> str:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, ImportError) and error.name == api.__name__:
+        text += f": this cthelper has API {api.API[0]}.{api.API[1]}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -5,7 +5,16 @@ from typing import ClassVar
 
 import pytest
 
-from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Option, Policy
+from cthelper.core.api import (
+    API,
+    TCP,
+    UDP,
+    Effects,
+    Helper,
+    Message,
+    Option,
+    Policy,
+)
 from cthelper.core.contract import check
 from cthelper.core.errors import RegistryError
 from cthelper.core.registry import register
@@ -56,6 +65,7 @@ def refusal(helper: type[Helper]) -> str:
         {"options": (Option("words", (), "a list", element=str),)},
         {"options": (Option("words", ("a",), "some of", ("a", "b")),)},
         {"nat": False},
+        {"api": API},
         {"tags_expected": classmethod(lambda cls, options: True)},
     ],
     ids=" ".join,
@@ -65,6 +75,8 @@ def test_sound_helper_is_taken(fields: dict[str, object]) -> None:
     assert register([helper]) == {helper.name: helper}
 
 
+API_FORM = "must be two numbers such as (1, 0)"
+HERE = f"this cthelper has API {API[0]}.{API[1]}"
 NAME = "must be 1 to 15 characters of a-z, 0-9, - and _, a letter first"
 LIMIT = "must have max_expected 1 to 255"
 TIMEOUT = "must have a timeout of 1 to 86400 s"
@@ -98,6 +110,10 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
         ("destinations", ("::/0",), "must be a tuple of IPv4Network and IPv6Network"),
         ("lowest_port", "512", "must be one of 1 to 65535"),
         ("nat", 1, "must be True or False"),
+        *(("api", value, API_FORM) for value in (1, "1.0", (1,), (1, "0"), [1, 0, 0])),
+        ("api", (API[0], API[1] + 1), f"{HERE}: install a newer one"),
+        ("api", (API[0] + 1, 0), f"{HERE}: install a newer one"),
+        ("api", (API[0] - 1, 9), f"{HERE}: the plugin must be changed for it"),
         ("message_limit", 1.5, "must be at least 1 byte"),
         ("policies", Policy("data"), "must be a tuple of Policy"),
         ("policies", ("data",), "must be a tuple of Policy"),
@@ -168,6 +184,12 @@ def test_refusal_names_class_field_and_value(
     assert refusal(variant(**{field: value})).startswith(
         f"plugin.Variant.{field} = {value!r}: {why}"
     )
+
+
+def test_version_is_looked_at_before_anything_else() -> None:
+    """What a newer API allows may be wrong here, and is not the point."""
+    newer = variant(api=(API[0], API[1] + 1), ports="any")
+    assert refusal(newer).endswith(f"{HERE}: install a newer one")
 
 
 def test_helper_without_on_message_is_refused() -> None:

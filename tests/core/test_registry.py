@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from cthelper.core import registry
+from cthelper.core import api, registry
 from cthelper.core.contract import check
 from cthelper.core.errors import RegistryError
 from cthelper.core.registry import builtin_helpers, find_helpers, register
@@ -163,6 +163,11 @@ def test_file_that_is_refused_leaves_the_module_that_was_there(folder: Path) -> 
         ),
         ("\n1/0", ":2: ZeroDivisionError: division by zero"),
         ("import nothing_there", ":1: ModuleNotFoundError: No module named"),
+        (
+            "from cthelper.core.api import Newer",
+            ":1: ImportError: cannot import name 'Newer' from 'cthelper.core.api' "
+            f"({api.__file__}): this cthelper has API {api.API[0]}.{api.API[1]}",
+        ),
         ("from . import x", ":1: ImportError: attempted relative import"),
         ("class X(:", ":1: SyntaxError: invalid syntax"),
         ("\nx = '\\0", ":2: SyntaxError: unterminated string literal"),
