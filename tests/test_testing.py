@@ -3,11 +3,16 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import ClassVar, Final
 
 import pytest
+from scapy.layers.inet import TCP as ScapyTCP
+from scapy.layers.inet import UDP as ScapyUDP
+from scapy.packet import Packet
+from scapy.utils import rdpcap
 
 from cthelper.core.api import (
     DONE,
@@ -28,8 +33,14 @@ from cthelper.core.api import (
     Rewrite,
     expect,
 )
-from cthelper.core.errors import CaptureError, ConfigError, RegistryError
-from cthelper.core.offline.events import Notice, Summary
+from cthelper.core.errors import (
+    CaptureError,
+    ConfigError,
+    HelperFault,
+    RegistryError,
+    UsageError,
+)
+from cthelper.core.offline.events import ExpectationEvent, Notice, Summary
 from cthelper.helpers.mdns import Mdns
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.plugins.ftp import Ftp
@@ -43,6 +54,7 @@ from cthelper.testing import (
     play,
     related,
     replay,
+    write_capture,
 )
 
 PCAPS: Final = Path(__file__).parents[1] / "pcaps"
@@ -118,6 +130,55 @@ def test_play_grants_what_is_asked_for_and_lets_errors_out() -> None:
     assert play(helper, [LINE.sent(b"open."), LINE.sent(b"hm.")]) == OPENED
     with pytest.raises(ExpectationRefused):
         play(helper, [LINE.sent(b"no.")])
+
+
+class Rewriting(Words):
+    """Writes the port that it was granted, or says that it was refused."""
+
+    def on_message(self, message: Message) -> Effects:
+        try:
+            grant = yield from expect(DATA.endpoint, policy="data")
+        except ExpectationRefused as error:
+            yield Rewrite((0, 4), error.reason.encode())
+        else:
+            yield Rewrite((0, 4), b"%d" % grant.endpoint.port)
+
+
+def elsewhere(wish: Expect) -> Endpoint:
+    return endpoint(f"203.0.113.9:{wish.endpoint.port + 1}")
+
+
+def refused(wish: Expect) -> Endpoint:
+    raise ExpectationRefused("kernel-full", str(wish.endpoint))
+
+
+@pytest.mark.parametrize(
+    ("grant", "written"), [(elsewhere, b"5001"), (refused, b"kernel-full")]
+)
+def test_another_endpoint_is_granted_or_none(
+    grant: Callable[[Expect], Endpoint], written: bytes
+) -> None:
+    found = [DATA, Rewrite((0, 4), written)]
+    assert play(Rewriting(), [LINE.sent(b"open.")], grant) == found
+    assert any_segmentation(Rewriting, [LINE.sent(b"open.")], grant) == found
+
+
+def test_refusal_that_the_helper_lets_out_comes_out() -> None:
+    with pytest.raises(ExpectationRefused, match="kernel-full"):
+        play(Words(), [LINE.sent(b"open.")], refused)
+    text = f"kernel-full: {DATA.endpoint}"
+    assert any_segmentation(Words, [LINE.sent(b"open.")], refused) == [DATA, text]
+
+
+def test_policy_that_is_not_there_is_raised_from_the_helpers_line() -> None:
+    class Misspelt(Words):
+        def on_message(self, message: Message) -> Effects:
+            yield from expect(DATA.endpoint, policy="date")
+
+    with pytest.raises(HelperFault, match="no policy 'date', known are data") as caught:
+        play(Misspelt(), [LINE.sent(b"open.")])
+    lines = [str(each.statement).strip() for each in caught.traceback]
+    assert 'yield from expect(DATA.endpoint, policy="date")' in lines
 
 
 @pytest.mark.parametrize(
@@ -220,6 +281,86 @@ def test_networks_say_what_was_on_link() -> None:
     assert "10.77.0.0/16" in expectations(told)[0][1]
     other = replay(ONE_SHOT, Mdns, hosts=[ip_address("192.0.2.1")])
     assert failures(other) != []
+
+
+SNAT: Final = {ip_address("10.77.1.2"): ip_address("203.0.113.1")}
+DNAT: Final = {ip_address("10.77.2.2"): ip_address("192.168.0.2")}
+
+
+def test_replay_behind_nat_shows_what_the_other_side_sees() -> None:
+    events = replay(SHOWMOUNT, SunRpc, snat=SNAT)
+    assert related(events) == [(9, 6)]
+    assert failures(events) == []
+    both = replay(SHOWMOUNT, SunRpc, snat=SNAT, dnat=DNAT)
+    assert related(both) == [(9, 6)]
+    (first,) = [each for each in both if isinstance(each, ExpectationEvent)]
+    assert first.expectation.translation is not None
+    with pytest.raises(UsageError, match="cannot mean a host on either side"):
+        replay(SHOWMOUNT, SunRpc, snat=SNAT, dnat=SNAT)
+
+
+# Captures that are made
+
+
+CONTROL: Final = Line.between(UDP, "192.0.2.1:700", "198.51.100.2:111")
+SIX: Final = Line.between(TCP, "[2001:db8::1]:40000", "[2001:db8::2]:7000")
+
+
+def packets_of(path: Path) -> list[Packet]:
+    return list(rdpcap(str(path)))
+
+
+def test_capture_of_messages_is_replayed(tmp_path: Path) -> None:
+    capture = tmp_path / "drawn.pcap"
+    data = Line.between(TCP, "192.0.2.1:40001", "198.51.100.2:5000")
+    messages = [LINE.sent(b"open."), data.sent(b"hello"), LINE.answered(b"done.")]
+    write_capture(str(capture), messages)
+    # The client announces where the server is reached, which is not for it to say.
+    assert failures(replay(capture, Words)) == [(4, "refused: third-party-address")]
+    write_capture(capture, [LINE.answered(b"open."), *messages[1:]])
+    events = replay(capture, Words)
+    assert expectations(events) == [(4, "tcp 192.0.2.1 > 198.51.100.2:5000")]
+    assert related(events) == [(6, 4)]
+    assert failures(events) == []
+
+
+def test_capture_has_the_messages_in_order_and_whole(tmp_path: Path) -> None:
+    capture = tmp_path / "drawn.pcap"
+    long = bytes(range(256)) * 20
+    write_capture(
+        capture,
+        [SIX.sent(b"a"), CONTROL.sent(b""), SIX.answered(long), CONTROL.answered(b"b")],
+    )
+    packets = packets_of(capture)
+    flags = [str(each[ScapyTCP].flags) for each in packets if ScapyTCP in each]
+    assert flags[:5] == ["S", "SA", "A", "PA", "A"]
+    assert flags[-3:] == ["FA", "FA", "A"]
+    answers = [each for each in packets if ScapyTCP in each and each.sport == 7000]
+    assert b"".join(bytes(each[ScapyTCP].payload) for each in answers) == long
+    assert max(len(each) for each in packets) <= 1514
+    assert [bytes(each[ScapyUDP].payload) for each in packets if ScapyUDP in each] == [
+        b"",
+        b"b",
+    ]
+
+
+def test_capture_has_the_messages_times_and_goes_forward(tmp_path: Path) -> None:
+    capture = tmp_path / "drawn.pcap"
+    told = [CONTROL.sent(b"a"), CONTROL.sent(b"b", 5.5), CONTROL.sent(b"c", 1.0)]
+    write_capture(capture, told)
+    times = [float(each.time) for each in packets_of(capture)]
+    since = [round(each - times[0], 3) for each in times]
+    assert since == [0.0, 5.5, 5.501]
+
+
+def test_what_is_no_capture_of_messages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no message"):
+        write_capture(tmp_path / "x", [])
+    with pytest.raises(ValueError, match="datagram of 65508 bytes"):
+        write_capture(tmp_path / "x", [CONTROL.sent(bytes(65508))])
+    with pytest.raises(OSError, match="No such file"):
+        write_capture(tmp_path / "no" / "x", [CONTROL.sent(bytes(65507))])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_capture_or_no_helper_is_refused(tmp_path: Path) -> None:

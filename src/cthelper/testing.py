@@ -8,19 +8,20 @@ A helper's reaction to messages is a list of effects, to be compared with ``==``
         Expect(endpoint("198.51.100.2:5000"), "data")
     ]
 
-`any_segmentation` cuts a conversation over TCP in all sizes, and `replay` runs helpers
-over a capture as `cthelper replay` does; the latter needs the extra ``replay``. Plain
-asserts on what they return are the assertions.
+`any_segmentation` cuts a conversation over TCP in all sizes, `write_capture` makes a
+capture of messages, and `replay` runs helpers over one as `cthelper replay` does; these
+two need scapy. Plain asserts on what they return are the assertions.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from ipaddress import ip_address
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cthelper.core.api import (
     DONE,
@@ -44,7 +45,8 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import parse
 from cthelper.core.contract import check
-from cthelper.core.errors import replay_extra
+from cthelper.core.errors import HelperFault, replay_extra
+from cthelper.core.grants import find_policy
 from cthelper.core.registry import register
 from cthelper.core.tuples import is_group
 
@@ -62,7 +64,11 @@ __all__ = [
     "play",
     "related",
     "replay",
+    "write_capture",
 ]
+
+Granting = Callable[[Expect], Endpoint]
+"""What is granted to a wish; it may raise ExpectationRefused."""
 
 
 def endpoint(text: str) -> Endpoint:
@@ -140,39 +146,60 @@ class Line:
         )
 
 
-def play(helper: Helper, messages: Iterable[Message]) -> list[Effect]:
-    """The effects of `messages`, each Expect granted as it was asked for.
+def as_asked(wish: Expect) -> Endpoint:
+    """What is granted without NAT."""
+    return wish.endpoint
 
-    What the helper raises comes out; play the messages that follow to the same
-    instance.
+
+def play(
+    helper: Helper, messages: Iterable[Message], grant: Granting = as_asked
+) -> list[Effect]:
+    """The effects of `messages`.
+
+    Each Expect is granted as it was asked for, or as `grant` says: another endpoint, as
+    behind NAT, or a refusal. What the helper raises comes out; play the messages that
+    follow to the same instance. Raises HelperFault for a policy that is not there.
     """
-    return [effect for each in messages for effect in _effects(helper, each)]
+    return [effect for each in messages for effect in _effects(helper, each, grant)]
 
 
-def _effects(helper: Helper, message: Message) -> Iterator[Effect]:
+def _effects(helper: Helper, message: Message, grant: Granting) -> Iterator[Effect]:
+    """What the helper yields, answered as the host does."""
     reaction = helper.on_message(message)
-    answer: Grant | None = None
     try:
+        effect = next(reaction)
         while True:
-            effect = reaction.send(answer)
             yield effect
-            answer = Grant(effect.endpoint) if isinstance(effect, Expect) else None
+            if not isinstance(effect, Expect):
+                effect = reaction.send(None)
+                continue
+            try:
+                find_policy(helper.policies, effect)
+                granted = Grant(grant(effect))
+            except ExpectationRefused as error:
+                effect = reaction.throw(error)
+            except HelperFault as error:
+                with suppress(StopIteration):
+                    reaction.throw(error)  # from the helper's own line
+                raise
+            else:
+                effect = reaction.send(granted)
     except StopIteration:
         pass
 
 
 def any_segmentation(
-    helper: type[Helper], messages: Sequence[Message]
+    helper: type[Helper], messages: Sequence[Message], grant: Granting = as_asked
 ) -> list[Effect | str]:
     """What `messages` of a TCP flow lead to, however segments cut the two streams.
 
     Effects, and the text of each refusal by the helper itself and of each malformed
     message (after which its direction is not read). Each run of messages in one
     direction is cut into segments of 1 byte, of 2 bytes, and so on up to one segment
-    that holds the whole run. Raises AssertionError where one way of cutting leads to
-    something else than the messages do one by one.
+    that holds the whole run. `grant` is as for `play`. Raises AssertionError where one
+    way of cutting leads to something else than the messages do one by one.
     """
-    whole = _Reader(helper)
+    whole = _Reader(helper, grant)
     for message in messages:
         whole.read(message)
     runs = [
@@ -182,7 +209,7 @@ def any_segmentation(
     ]
     longest = max((len(data) for _, data in runs), default=0)
     for size in range(1, longest + 1):
-        reader = _Reader(helper)
+        reader = _Reader(helper, grant)
         for first, data in runs:
             for start in range(0, len(data), size):
                 segment = data[start : start + size]
@@ -198,8 +225,9 @@ def any_segmentation(
 class _Reader:
     """Reads segments as the host does: `frame` cuts messages out of each direction."""
 
-    def __init__(self, helper: type[Helper]) -> None:
+    def __init__(self, helper: type[Helper], grant: Granting) -> None:
         self._helper = helper()
+        self._grant = grant
         self._pending = dict.fromkeys(Direction, b"")
         self._parsed = set(Direction)
         self.found: list[Effect | str] = []
@@ -218,7 +246,7 @@ class _Reader:
 
     def _react(self, message: Message) -> None:
         try:
-            for effect in _effects(self._helper, message):
+            for effect in _effects(self._helper, message, self._grant):
                 self.found.append(effect)
                 if effect is DONE:
                     self._parsed.clear()
@@ -248,17 +276,23 @@ def replay(
     settings: str = "",
     networks: Collection[Network] = (),
     hosts: Collection[Address] = (),
+    snat: Mapping[Address, Address] | None = None,
+    dnat: Mapping[Address, Address] | None = None,
+    side: Literal["client", "server"] = "client",
 ) -> "list[Event]":
     """The events of the capture with these helpers, a Summary last.
 
     They are the values of `cthelper.core.offline.events`. `settings` is a configuration
-    in TOML; `networks` and `hosts` are what ``--network`` and ``--host`` of
-    `cthelper replay` say. Raises CaptureError, ConfigError, RegistryError, and
-    CthelperError where scapy is not installed.
+    in TOML. The others are what ``--network``, ``--host``, ``--snat``, ``--dnat`` and
+    ``--side`` of `cthelper replay` say: `snat` has for a client's own address the one
+    that servers know it by, `dnat` for the address that clients know a server by its
+    own. Raises CaptureError, ConfigError, RegistryError, UsageError where the addresses
+    contradict each other, and CthelperError where scapy is not installed.
     """
     with replay_extra():
         from cthelper.core.offline.capture import Capture
         from cthelper.core.offline.events import Notice
+        from cthelper.core.offline.nat import Nat, Side
         from cthelper.core.offline.replay import Replay
 
     events: list[Event] = []
@@ -267,10 +301,34 @@ def replay(
         events.append(Notice(text=text))
 
     config = parse(settings, Path("settings"), register(helpers))
-    replayed = Replay(config, networks=networks, hosts=hosts, warn=warn)
+    nat = None
+    if snat or dnat:
+        nat = Nat(sources=snat or {}, destinations=dnat or {}, side=Side(side))
+    replayed = Replay(config, networks=networks, hosts=hosts, nat=nat, warn=warn)
     with Capture(Path(capture), warn=warn) as frames:
         events += replayed.run(frames)
     return events
+
+
+def write_capture(path: str | PathLike[str], messages: Iterable[Message]) -> None:
+    """Write a capture of messages, in their order: a small one, to replay.
+
+    A flow over TCP begins with its handshake at its first message and is closed at the
+    end; each segment is acknowledged. A message comes at its `now`, in seconds since
+    the capture's beginning, or 1 ms after what is before it. Raises OSError, ValueError
+    where there is no message or a datagram is too long, and CthelperError where scapy
+    is not installed.
+    """
+    with replay_extra():
+        from cthelper.core.offline.specimen import Said, write
+
+    write(
+        Path(path),
+        [
+            Said(each.original, each.direction, each.payload, each.now)
+            for each in messages
+        ],
+    )
 
 
 def expectations(events: "Iterable[Event]") -> list[tuple[int, str]]:
