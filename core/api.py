@@ -11,7 +11,7 @@ message.
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, cast, final
 
 from cthelper.core.cursor import Cursor
@@ -253,7 +253,12 @@ class Rewrite:
 @final
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The flow announces nothing more; stop inspecting it. Yield `DONE`."""
+    """The flow announces nothing more; stop inspecting it. Yield `DONE`.
+
+    `why`, a few words for people, may be given: ``yield Done("the server's ACCEPT")``.
+    """
+
+    why: str = field(default="", compare=False)
 
 
 DONE: Final = Done()

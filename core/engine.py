@@ -138,7 +138,7 @@ class Engine:
         elif located is not None:
             self._reader.repeat(located, side, outcome)
         if inspected and flow.finished is not None:
-            outcome.events.append(Finished(flow.finished))
+            outcome.events.append(Finished(flow.finished, outcome.finish))
         if outcome.packet is None and outcome.empty:
             return Decision(flow)
         return Decision(

@@ -40,6 +40,7 @@ class StreamLost(CthelperError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+        self.detail = detail
 
 
 class ExpectationRefused(CthelperError):

@@ -41,9 +41,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The flow is not inspected any longer."""
+    """The flow is not inspected any longer. `reason` is a code.
+
+    `detail` says it in words, where there is more to say.
+    """
 
     reason: str
+    detail: str = field(default="", compare=False)
 
 
 Event = Refused | Damaged | Fault | Finished
@@ -54,7 +58,8 @@ class Outcome:
     """What one packet leads to, while it is collected.
 
     `unwritten` is why a message cannot be rewritten as it must be; None: all can.
-    `packet` is the one that was rewritten.
+    `packet` is the one that was rewritten, `finish` says in words why the flow is
+    inspected no longer.
     """
 
     granted: list[Granted] = field(default_factory=list)
@@ -62,6 +67,7 @@ class Outcome:
     events: list[Event] = field(default_factory=list)
     unwritten: RewriteRefused | None = None
     packet: bytes | None = None
+    finish: str = ""
 
     @property
     def empty(self) -> bool:

@@ -89,6 +89,7 @@ class Reader:
                 flow.count_damage(packet.direction)
             except StreamLost as error:
                 flow.finish(error.reason)
+                outcome.finish = error.detail
             if outcome.patches or outcome.unwritten is not None:
                 self._settle(packet, flow, outcome)
             else:
@@ -148,8 +149,12 @@ class Reader:
             except ExpectationRefused as error:
                 outcome.events.append(Refused(error.reason, error.detail, None))
                 continue
-            if self._react(reaction, effect, message, entry, config, position, outcome):
+            done = self._react(
+                *(reaction, effect, message, entry, config, position, outcome)
+            )
+            if done is not None:
                 flow.finish("done")
+                outcome.finish = done.why
                 break
 
     def _pending(self, stream: Stream, packet: Located, flow: Flow) -> bytearray | None:
@@ -218,10 +223,10 @@ class Reader:
         config: HelperConfig,
         position: int,
         outcome: Outcome,
-    ) -> bool:
-        """Do what the helper yields, from `effect` on; whether it is done."""
+    ) -> Done | None:
+        """Do what the helper yields, from `effect` on; what says that it is done."""
         refusal: ExpectationRefused | None = None
-        done = False
+        done: Done | None = None
         try:
             while True:
                 if self._watch is not None:
@@ -251,7 +256,7 @@ class Reader:
                                 Patch((position + start) % 2**32, stop - start, data)
                             )
                     case Done():
-                        done = True
+                        done = effect
                     case _:
                         assert_never(effect)
                 if refused is None:

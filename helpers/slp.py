@@ -28,12 +28,12 @@ from typing import Final
 
 from cthelper.core.api import (
     ANY,
-    DONE,
     ON_LINK,
     ORIGINAL,
     TCP,
     UDP,
     Cursor,
+    Done,
     Effects,
     Helper,
     Hook,
@@ -159,8 +159,11 @@ class Slp(Helper):
 
 def _answers(message: Message) -> Effects:
     """Expect the answers, if this is a request. A flow that can bring none is done."""
-    if message.source.port == _PORT or not _to_group(message):
-        yield DONE
+    if message.source.port == _PORT:
+        yield Done(f"port {_PORT} itself is never opened")
+        return
+    if not _to_group(message):
+        yield Done("it goes to no group, and is answered in the flow itself")
         return
     cursor = Cursor(message.payload)
     header = _read_header(cursor)
@@ -184,7 +187,7 @@ def _follow(message: Message) -> Effects:
     The flow is the answer's own, so that it announces the port that it came from.
     """
     if not _OVERFLOW.of(message):
-        yield DONE
+        yield Done("answers are read with option overflow only")
     elif message.direction is ORIGINAL:
         header = _read_header(Cursor(message.payload))
         if header.overflow and header.function in _REPLIES:

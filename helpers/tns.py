@@ -34,11 +34,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cthelper.core.api import (
-    DONE,
     ORIGINAL,
     TCP,
     Address,
     Cursor,
+    Done,
     Effects,
     Endpoint,
     ExpectationRefused,
@@ -246,7 +246,7 @@ class Tns(Helper):
     def on_message(self, message: Message) -> Effects:
         """Expect flows to the addresses of a REDIRECT, until the server decides."""
         if not self._begins(message):
-            yield DONE
+            yield Done("it is no TNS")
             return
         self._connected = True
         cursor, kind = _read_header(message)
@@ -255,7 +255,7 @@ class Tns(Helper):
                 raise Malformed("REDIRECT in original direction")
             return
         if kind in (_Type.ACCEPT, _Type.REFUSE):
-            yield DONE
+            yield Done(f"the server's {_Type(kind).name}")
             return
         if kind == _Type.RESEND:
             self._pending = None

@@ -30,10 +30,10 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final
 
 from cthelper.core.api import (
-    DONE,
     ORIGINAL,
     TCP,
     Address,
+    Done,
     Effects,
     Endpoint,
     ExpectationRefused,
@@ -128,7 +128,7 @@ class Ftp(Helper):
         if code == _READY:
             self._ready = True
         elif code in _SECURED:
-            yield DONE
+            yield Done("what follows is encrypted")
         elif code in self._awaited:
             if not self._awaited[code]:
                 raise ExpectationRefused(

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from cthelper.core.api import ORIGINAL, REPLY, TCP, Expect, Malformed, Rewrite
+from cthelper.core.api import ORIGINAL, REPLY, TCP, Done, Expect, Malformed, Rewrite
 from cthelper.core.config import Config
 from cthelper.core.engine import Decision
 from cthelper.core.offline.capture import Capture
@@ -190,8 +190,9 @@ class _Story:
             yield from _read(message)
         for event in events:
             yield from _outcome(event)
-        for finished in ended:
-            yield "engine", f"the flow is inspected no longer: {finished.reason}"
+        for each in ended:
+            why = f", {each.detail}" if each.detail else ""
+            yield "engine", f"the flow is inspected no longer: {each.reason}{why}"
 
 
 def _unread(packet: bytes) -> str:
@@ -225,8 +226,9 @@ def _read(event: MessageEvent) -> Iterator[tuple[str, str]]:
             case Rewrite():
                 start, stop = effect.span
                 yield "helper", f"rewrites bytes {start} to {stop}: {effect.data!r}"
-            case _:
-                yield "helper", "is done with the flow"
+            case Done():
+                why = f": {effect.why}" if effect.why else ""
+                yield "helper", f"is done with the flow{why}"
 
 
 def _wish(wish: Expect) -> str:

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cthelper.core.api import (
-    DONE,
     ORIGINAL,
     REPLY,
     Address,
     Direction,
+    Done,
     Effect,
     Endpoint,
     Expect,
@@ -248,7 +248,7 @@ class _Reader:
         try:
             for effect in _effects(self._helper, message, self._grant):
                 self.found.append(effect)
-                if effect is DONE:
+                if isinstance(effect, Done):
                     self._parsed.clear()
         except ExpectationRefused as error:
             self.found.append(str(error))

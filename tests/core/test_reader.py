@@ -12,6 +12,7 @@ from scapy.layers.inet import IP
 from scapy.layers.inet import UDP as ScapyUDP
 
 from cthelper.core.api import (
+    Done,
     Effect,
     Effects,
     Expect,
@@ -528,6 +529,30 @@ def test_messages_after_done_are_not_read() -> None:
     decision = Host(Lines).send(b"OPEN 5000\nDONE\nOPEN 5001\n")
     assert [made.destination.port for made in decision.expectations] == [5000]
     assert decision.events == (Finished("done"),)
+
+
+class Parting(Lines):
+    """Says why it is done."""
+
+    def on_message(self, message: Message) -> Effects:
+        yield Done(message.payload.decode())
+
+
+@pytest.mark.parametrize(
+    ("packets", "detail"),
+    [
+        ([tcp(b"", FIRST - 1, flags="S"), tcp(b"BYE\n", FIRST)], "BYE\n"),
+        ([tcp(b"BYE\n", FIRST)], "first segment seen is not a SYN"),
+    ],
+)
+def test_why_a_flow_is_finished_is_said_in_words(
+    packets: list[bytes], detail: str
+) -> None:
+    host = Host(Parting)
+    *_, decision = map(host.handle, packets)
+    (event,) = decision.events
+    assert isinstance(event, Finished)
+    assert event.detail == detail
 
 
 # Looking on.
