@@ -6,7 +6,7 @@ are RPC calls and replies (RFC 5531, section 9) in XDR. Here they are read; what
 be done about them is decided in `cthelper.helpers.sunrpc`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -43,6 +43,12 @@ NETIDS: Final = {"tcp": (TCP, 4), "udp": (UDP, 4), "tcp6": (TCP, 6), "udp6": (UD
 _RPC_VERSION: Final = 2
 _ACCEPTED: Final = 0
 _SUCCESS: Final = 0
+# By number: RFC 5531, section 9, reject_stat and accept_stat.
+_DENIED: Final = ("RPC_MISMATCH", "AUTH_ERROR")
+_FAILED: Final = (
+    *("SUCCESS", "PROG_UNAVAIL", "PROG_MISMATCH", "PROC_UNAVAIL"),
+    *("GARBAGE_ARGS", "SYSTEM_ERR"),
+)
 _AUTH_LIMIT: Final = 400
 # XDR's strings have no limit of their own; those of RFC 1833 are names and addresses.
 _STRING_LIMIT: Final = 255
@@ -253,6 +259,22 @@ def read_success(cursor: Cursor) -> bool:
         return False
     _skip_auth(cursor)
     return cursor.u32() == _SUCCESS
+
+
+def read_failure(cursor: Cursor) -> str | None:
+    """How a reply, after `read_head`, is denied or failed; None: it succeeded.
+
+    Its result comes next then. Raises Malformed.
+    """
+    if cursor.u32() != _ACCEPTED:
+        return f"denied, {_named(cursor.u32(), _DENIED)}"
+    _skip_auth(cursor)
+    status = cursor.u32()
+    return None if status == _SUCCESS else f"failed, {_named(status, _FAILED)}"
+
+
+def _named(number: int, names: Sequence[str]) -> str:
+    return names[number] if number < len(names) else str(number)
 
 
 def read_arguments(call: Call, cursor: Cursor) -> Arguments | None:

@@ -31,7 +31,6 @@ from itertools import islice
 from typing import Final
 
 from cthelper.core.api import (
-    DONE,
     ON_LINK,
     ORIGINAL,
     PEER,
@@ -39,6 +38,7 @@ from cthelper.core.api import (
     UDP,
     Address,
     Cursor,
+    Done,
     Effect,
     Effects,
     Endpoint,
@@ -72,6 +72,7 @@ from cthelper.helpers.rpcbind import (
     program_text,
     read_arguments,
     read_call,
+    read_failure,
     read_head,
     read_services,
     read_success,
@@ -228,7 +229,7 @@ class SunRpc(Helper):
         if message.depth:
             # A flow that was expected: some kernels attach the helper that a policy
             # other than the first needs to be named.
-            yield DONE
+            yield Done("a flow that was expected announces nothing")
             return
         cursor = Cursor(_record(message))
         xid, kind = read_head(cursor)
@@ -250,12 +251,12 @@ class SunRpc(Helper):
         fields = {"xid": f"{xid:#010x}", "type": "call" if kind == CALL else "reply"}
         if kind == CALL:
             return fields | _describe_call(cursor)
-        succeeded = read_success(cursor)
-        fields["status"] = "success" if succeeded else "denied or failed"
+        failure = read_failure(cursor)
+        fields["status"] = failure or "success"
         pending = self._call(xid)
         if pending is None:
             fields["answers"] = "no call that could announce an endpoint"
-        elif succeeded:
+        elif failure is None:
             services = _read_services(pending, cursor, message)
             offers = dict.fromkeys(offer for _, offer in services)
             fields["announces"] = "; ".join(map(str, offers)) or (

@@ -571,7 +571,10 @@ def test_call_is_described(asked: bytes, fields: dict[str, str]) -> None:
                 "announces": "nothing: the program is not registered",
             },
         ),
-        (reply(7, b"", status=1), {"status": "denied or failed"}),
+        (reply(7, b"", status=1), {"status": "failed, PROG_UNAVAIL"}),
+        (reply(7, b"", status=9), {"status": "failed, 9"}),
+        (u32(7, 1, 1, 1, 5), {"status": "denied, AUTH_ERROR"}),
+        (u32(7, 1, 1, 0, 2, 2), {"status": "denied, RPC_MISMATCH"}),
         (
             port(8),
             {
@@ -580,7 +583,10 @@ def test_call_is_described(asked: bytes, fields: dict[str, str]) -> None:
             },
         ),
     ],
-    ids=["port", "not registered", "failed", "another call's"],
+    ids=[
+        *("port", "not registered", "failed", "failed by number", "no credentials"),
+        *("RPC version", "another call's"),
+    ],
 )
 def test_reply_is_described_by_its_call(
     answered: bytes, fields: dict[str, str]
