@@ -75,7 +75,9 @@ class Seen:
     """What conntrack says of a packet; `packet` is the whole IP packet.
 
     `entry` is None for an invalid packet that belongs to no flow. `met` is the
-    expectation that this packet met, `created` whether it began the flow.
+    expectation that this packet met, `created` whether it began the flow. `missed` is
+    the helper that the flow would have, had it not begun in mid-stream with a segment
+    of its server's.
     """
 
     entry: Entry | None
@@ -84,6 +86,7 @@ class Seen:
     state: State
     met: Expected | None = None
     created: bool = False
+    missed: HelperConfig | None = None
 
 
 class Table:
@@ -129,8 +132,9 @@ class Table:
 
         `number` is its frame's, `now` never goes back. None where there is nothing for
         a helper to do: neither TCP nor UDP, an incomplete packet, an invalid one, a
-        flow without a helper. Others are to be confirmed by the caller. This is the
-        fast path: what most packets are is decided by a look into a dictionary.
+        flow that has no helper and misses none. Others are to be confirmed by the
+        caller. This is the fast path: what most packets are is decided by a look into a
+        dictionary.
         """
         size = len(data) - start
         if size >= _SHORT4 and data[start] == _PLAIN4:
@@ -170,7 +174,7 @@ class Table:
         seen = self.track(number, now, data, start)
         if seen is None or seen.entry is None or seen.state is State.INVALID:
             return None
-        if seen.entry.helper is not None or seen.met is not None:
+        if seen.entry.helper or seen.met or seen.missed:
             return seen
         self.confirm(seen.entry)
         return None
@@ -242,7 +246,12 @@ class Table:
         entry, met = self._begin(number, now, TCP, key)
         entry.tcp = connection
         entry.renew_tcp(self._timeouts, now)
-        return Seen(entry, ORIGINAL, packet, _state(entry), met, created=True)
+        missed = None
+        if not is_syn(flags) and met is None and entry.helper is None:
+            missed = self._tagging(entry, REPLY)
+        return Seen(
+            entry, ORIGINAL, packet, _state(entry), met, created=True, missed=missed
+        )
 
     def _known_tcp(
         self,
@@ -308,12 +317,18 @@ class Table:
                 entry.helper = config
         else:
             # Only a packet that is "new" to the ruleset is tagged, no related one.
-            for config in self._tags.get((transport, key[-2:]), ()):
-                if config.tags(entry.original):
-                    entry.helper = config
-                    break
+            entry.helper = self._tagging(entry, ORIGINAL)
         entry.quiet = entry.helper is None and transport is UDP
         return entry, met
+
+    def _tagging(self, entry: Entry, direction: Direction) -> HelperConfig | None:
+        """The helper that the ruleset attaches to a flow that begins like this."""
+        key = entry.key if direction is ORIGINAL else entry.reply_key
+        for config in self._tags.get((entry.transport, key[-2:]), ()):
+            # Most flows never need their tuples.
+            if config.tags(entry.original if direction is ORIGINAL else entry.reply):
+                return config
+        return None
 
     def confirm(self, entry: Entry) -> None:
         """The first packet has gone on: the flow enters the table.

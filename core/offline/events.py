@@ -90,6 +90,23 @@ class FaultEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedEvent:
+    """The helper reads `flow` no longer, though it was not done with it.
+
+    `reason` is the code of the daemon's log, never ``done``; `detail` says it in words
+    where there is more to say. A flow over TCP is one, too, that the capture begins
+    with a segment of the server's: nothing tags it, since it counts as the server's.
+    """
+
+    frame: int
+    time: float
+    helper: str
+    flow: Tuple
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MessageEvent:
     """A helper read a message; told only where replay watches. It has no record.
 
@@ -135,6 +152,7 @@ class Summary:
     related: int = 0
     refused: int = 0
     malformed: int = 0
+    finished: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +172,7 @@ Event = (
     | RefusedEvent
     | MalformedEvent
     | FaultEvent
+    | FinishedEvent
     | MessageEvent
     | FlowEvent
     | Summary
@@ -203,6 +222,13 @@ def record(event: Event, capture: str) -> Record | None:
                 "helper": event.helper,
                 "reason": event.reason,
             }
+        case FinishedEvent():
+            return {
+                **_head("finished", capture, event),
+                "helper": event.helper,
+                "flow": _flow(event.flow),
+                "reason": event.reason,
+            }
         case Summary():
             return {
                 "event": "summary",
@@ -213,6 +239,7 @@ def record(event: Event, capture: str) -> Record | None:
                 "related": event.related,
                 "refused": event.refused,
                 "malformed": event.malformed,
+                "finished": event.finished,
             }
         case _:
             return None
@@ -221,7 +248,11 @@ def record(event: Event, capture: str) -> Record | None:
 def _head(
     name: str,
     capture: str,
-    event: ExpectationEvent | RelatedEvent | RefusedEvent | MalformedEvent,
+    event: ExpectationEvent
+    | RelatedEvent
+    | RefusedEvent
+    | MalformedEvent
+    | FinishedEvent,
 ) -> Record:
     return {
         "event": name,

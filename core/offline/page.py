@@ -17,12 +17,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from cthelper.core.api import Effect, Expect, Rewrite
+from cthelper.core.api import Done, Effect, Expect, Rewrite
 from cthelper.core.errors import CthelperError
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
     FaultEvent,
+    FinishedEvent,
     FlowEvent,
     MalformedEvent,
     MessageEvent,
@@ -46,6 +47,7 @@ _TIMED = (
     | RefusedEvent
     | MalformedEvent
     | FaultEvent
+    | FinishedEvent
 )
 # The order of events of one frame: as the packet meets them on its way.
 _ORDER: Final = (
@@ -57,6 +59,7 @@ _ORDER: Final = (
     RefusedEvent,
     MalformedEvent,
     FaultEvent,
+    FinishedEvent,
 )
 # Characters of a cell of the table; the facts hold all of them.
 _CELL_LIMIT: Final = 300
@@ -247,6 +250,9 @@ class _Page:
                 message = self._message(event, None)
                 self._attach(number, message)
                 self._join(number, self._flow_by(event, message))
+            case FinishedEvent():
+                self._attach(number, self._message(event, None))
+                self._join(number, self._flow_at(event.flow, event.frame))
             case RelatedEvent():
                 self._join(number, self._flow_at(event.flow, event.frame))
 
@@ -262,7 +268,11 @@ class _Page:
 
     def _message(
         self,
-        event: ExpectationEvent | RefusedEvent | MalformedEvent | FaultEvent,
+        event: ExpectationEvent
+        | RefusedEvent
+        | MalformedEvent
+        | FaultEvent
+        | FinishedEvent,
         wish: Expectation | Expect | None,
     ) -> int | None:
         """The message that led to the event: of several in the frame, the one that
@@ -433,6 +443,13 @@ class _Page:
             case FaultEvent():
                 facts = [("error", event.error), ("where", event.where)]
                 return "fault", event.error, self._tuple_of(number), facts
+            case FinishedEvent():
+                facts = [("reason", event.reason)]
+                if event.detail:
+                    facts.append(("detail", event.detail))
+                facts.append(("flow", str(event.flow)))
+                what = f"{event.reason}, {event.detail}".removesuffix(", ")
+                return "finished", what, event.flow, facts
             case FlowEvent():
                 role = "expected flow" if event.helper is None else "control flow"
                 count = f"{event.packets} packet{'' if event.packets == 1 else 's'}"
@@ -524,6 +541,9 @@ class _Page:
                 case MessageEvent():
                     label = str(event.flow)
                     marks[lane(self._flow_of.get(number, label), label)].append(number)
+                case FinishedEvent():
+                    label = str(event.flow)
+                    marks[lane(self._flow_of.get(number, label), label)].append(number)
                 case RefusedEvent() | MalformedEvent() | FaultEvent():
                     label = "flow not known"
                     marks[lane(self._flow_of.get(number, label), label)].append(number)
@@ -580,8 +600,8 @@ def _effect(effect: Effect) -> str:
             begin, end = effect.span
             octets = effect.data.hex(" ") or "nothing"
             return f"rewrite bytes {begin} to {end}: {octets}"
-        case _:
-            return "done: the flow announces nothing more"
+        case Done():
+            return f"done: {effect.why or 'the flow announces nothing more'}"
 
 
 def _wish(wish: Expect) -> str:
@@ -601,6 +621,7 @@ def _summary(summary: Summary) -> str:
         (summary.related, "related", "related"),
         (summary.refused, "refused", "refused"),
         (summary.malformed, "malformed", "malformed"),
+        (summary.finished, "finished", "finished"),
     ]
     return ", ".join(
         f"{count} {one if count == 1 else many}" for count, one, many in counts if count

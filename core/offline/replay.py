@@ -32,6 +32,7 @@ from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
     FaultEvent,
+    FinishedEvent,
     FlowEvent,
     MalformedEvent,
     MessageEvent,
@@ -228,6 +229,9 @@ class Replay:
             self.expecter.met(entry.original, met.master.original, 0)
         if self.onlooker is not None:
             self._count(entry, seen)
+        if seen.missed is not None:
+            name = seen.missed.helper.name
+            self._finish(entry.original, name, "mid-stream", "its server's side first")
         if entry.helper is None:
             self.table.confirm(entry)
             return None
@@ -363,10 +367,25 @@ class Replay:
                             where=where,
                         )
                     )
-                case Finished(reason):
+                case Finished(reason, detail):
+                    # Who is done has missed nothing.
+                    if reason != "done":
+                        self._finish(conntrack.original, helper, reason, detail)
                     watched = self._watched.get(conntrack.id)
                     if watched is not None:
                         self._watched[conntrack.id] = replace(watched, finished=reason)
+
+    def _finish(self, flow: Tuple, helper: str, reason: str, detail: str) -> None:
+        self._add(
+            FinishedEvent(
+                frame=self._frame,
+                time=self._time,
+                helper=helper,
+                flow=flow,
+                reason=reason,
+                detail=detail,
+            )
+        )
 
     def _clock(self) -> float:
         return self._now
@@ -383,6 +402,8 @@ class Replay:
                 counts = replace(counts, refused=counts.refused + 1)
             case MalformedEvent():
                 counts = replace(counts, malformed=counts.malformed + 1)
+            case FinishedEvent():
+                counts = replace(counts, finished=counts.finished + 1)
             case _:
                 return
         self._counts = counts

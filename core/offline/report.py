@@ -11,6 +11,7 @@ from cthelper.core.grants import How
 from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
+    FinishedEvent,
     MalformedEvent,
     Record,
     RefusedEvent,
@@ -43,11 +44,15 @@ def line(event: Event) -> str | None:
             return _row("refused", event, f"{event.reason}: {event.detail}")
         case MalformedEvent():
             return _row("malformed", event, event.reason)
+        case FinishedEvent():
+            why = f"{event.reason}, {event.detail}" if event.detail else event.reason
+            return _row("finished", event, f"{event.flow}, read no longer: {why}")
         case Summary():
             return (
                 f"{event.packets} packets, {event.flows} flows, "
                 f"{event.expectations} expectations, {event.related} related, "
-                f"{event.refused} refused, {event.malformed} malformed"
+                f"{event.refused} refused, {event.malformed} malformed, "
+                f"{event.finished} finished"
             )
         case _:
             return None
@@ -55,7 +60,11 @@ def line(event: Event) -> str | None:
 
 def _row(
     name: str,
-    event: ExpectationEvent | RelatedEvent | RefusedEvent | MalformedEvent,
+    event: ExpectationEvent
+    | RelatedEvent
+    | RefusedEvent
+    | MalformedEvent
+    | FinishedEvent,
     what: str,
 ) -> str:
     return (

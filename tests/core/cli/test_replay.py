@@ -70,7 +70,7 @@ def test_records_are_what_the_design_promises(replay: Runner) -> None:
     assert records(related)[0]["frame"] == 11
     assert summary == (
         f'{{"event":"summary","capture":"{MOUNTD}","packets":20,"flows":2,'
-        '"expectations":1,"related":1,"refused":0,"malformed":0}'
+        '"expectations":1,"related":1,"refused":0,"malformed":0,"finished":0}'
     )
 
 
@@ -91,7 +91,7 @@ def test_table_has_a_line_for_each_event(replay: Runner) -> None:
     )
     assert "tcp 10.77.1.2:721 > 10.77.2.2:43173, announced in frame 6" in first
     assert "refused      sunrpc           portmapper: the portmapper" in second
-    assert second.splitlines()[-1].endswith("1 refused, 0 malformed")
+    assert second.splitlines()[-1].endswith("1 refused, 0 malformed, 0 finished")
 
 
 def test_guess_of_what_was_on_link_is_told_once(replay: Runner) -> None:

@@ -11,6 +11,7 @@ from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
     FaultEvent,
+    FinishedEvent,
     FlowEvent,
     MalformedEvent,
     MessageEvent,
@@ -87,6 +88,14 @@ MALFORMED: Final = MalformedEvent(
 FAULT: Final = FaultEvent(
     frame=16, time=1.8, helper="line", error="KeyError: 7", where="line.py:12"
 )
+FINISHED: Final = FinishedEvent(
+    frame=17,
+    time=1.85,
+    helper="line",
+    flow=CONTROL,
+    reason="gap",
+    detail="7 bytes wait beyond a missing segment",
+)
 CONTROL_FLOW: Final = FlowEvent(
     frame=1,
     time=0.0,
@@ -95,7 +104,7 @@ CONTROL_FLOW: Final = FlowEvent(
     flow=CONTROL,
     helper="line",
     packets=14,
-    finished="done",
+    finished="gap",
 )
 DATA_FLOW: Final = FlowEvent(
     frame=9,
@@ -108,7 +117,7 @@ DATA_FLOW: Final = FlowEvent(
     finished=None,
 )
 SUMMARY: Final = Summary(
-    packets=20, flows=2, expectations=1, related=1, refused=1, malformed=1
+    packets=20, flows=2, expectations=1, related=1, refused=1, malformed=1, finished=1
 )
 
 STORY: Final[tuple[Event, ...]] = (
@@ -120,6 +129,7 @@ STORY: Final[tuple[Event, ...]] = (
     REFUSED,
     MALFORMED,
     FAULT,
+    FINISHED,
     DATA_FLOW,
     CONTROL_FLOW,
     SUMMARY,
@@ -147,6 +157,7 @@ def hostile() -> tuple[str, tuple[Event, ...]]:
         replace(REFUSED, helper=HOSTILE, reason=HOSTILE, detail=HOSTILE),
         replace(MALFORMED, helper=HOSTILE, reason=HOSTILE),
         replace(FAULT, helper=HOSTILE, error=HOSTILE, where=HOSTILE),
+        replace(FINISHED, helper=HOSTILE, reason=HOSTILE, detail=HOSTILE),
         replace(CONTROL_FLOW, helper=HOSTILE, finished=HOSTILE),
         SUMMARY,
     )

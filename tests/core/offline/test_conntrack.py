@@ -342,7 +342,7 @@ def test_see_tells_of_the_same_packets_as_track(steps: list[Step]) -> None:
         told = (
             entry is not None
             and full.state is not State.INVALID
-            and (entry.helper is not None or full.met is not None)
+            and (entry.helper or full.met or full.missed) is not None
         )
         assert (seen is not None) == told
         if seen is not None:
@@ -352,6 +352,7 @@ def test_see_tells_of_the_same_packets_as_track(steps: list[Step]) -> None:
             assert (seen.state, seen.direction) == (full.state, full.direction)
             assert (seen.created, seen.packet) == (full.created, full.packet)
             assert (seen.met is None) == (full.met is None)
+            assert seen.missed is full.missed
             fast.confirm(seen.entry)
             held.confirm(entry)
             if expectation is not None:

@@ -31,6 +31,7 @@ from tests.core.offline.page_events import (
     CONTROL_FLOW,
     DATA_FLOW,
     EXPECTATION,
+    FINISHED,
     HOSTILE,
     MALFORMED,
     REFUSED,
@@ -121,6 +122,7 @@ def test_events_are_in_the_order_of_their_frames() -> None:
         (14, "refused"),
         (15, "malformed"),
         (16, "fault"),
+        (17, "finished"),
     ]
 
 
@@ -149,6 +151,11 @@ def test_events_are_in_the_order_of_their_frames() -> None:
             "tcp 192.0.2.1:40000 > 198.51.100.2:7000",
         ),
         ("fault", "KeyError: 7", "tcp 192.0.2.1:40000 > 198.51.100.2:7000"),
+        (
+            "finished",
+            "gap, 7 bytes wait beyond a missing segment",
+            "tcp 192.0.2.1:40000 > 198.51.100.2:7000",
+        ),
     ],
 )
 def test_event_is_told_in_a_line(kind: str, what: str, flow: str | None) -> None:
@@ -191,6 +198,14 @@ def test_event_is_told_in_a_line(kind: str, what: str, flow: str | None) -> None
         ),
         ("malformed", {"reason": "port 70000 is over 65535"}),
         ("fault", {"error": "KeyError: 7", "where": "line.py:12"}),
+        (
+            "finished",
+            {
+                "reason": "gap",
+                "detail": "7 bytes wait beyond a missing segment",
+                "flow": "tcp 192.0.2.1:40000 > 198.51.100.2:7000",
+            },
+        ),
     ],
 )
 def test_event_is_told_in_full(kind: str, told: dict[str, str]) -> None:
@@ -219,7 +234,7 @@ def test_flows_say_their_role() -> None:
         each for each in rows(CONTROL_FLOW, DATA_FLOW) if each["kind"] == "flow"
     )
     assert control["what"] == (
-        "control flow, 14 packets to frame 20, helper finished: done"
+        "control flow, 14 packets to frame 20, helper finished: gap"
     )
     assert data_["what"] == "expected flow, 1 packet to frame 18"
 
@@ -250,6 +265,7 @@ def test_links_lead_from_message_to_flow_and_back() -> None:
             "refused",
             "malformed",
             "fault",
+            "finished",
         ]
     }
 
@@ -363,7 +379,7 @@ def test_lane_holds_all_of_a_control_flow() -> None:
     kinds = [page["events"][number]["kind"] for number in lane["marks"]]
     assert lane["label"] == str(CONTROL)
     assert page["events"][lane["flow"]]["helper"] == "line"
-    assert kinds == ["message", "message", "refused", "malformed", "fault"]
+    assert kinds == ["message", "message", "refused", "malformed", "fault", "finished"]
     (made,) = lane["expectations"]
     (met,) = made["met"]
     assert page["events"][made["event"]]["kind"] == "expectation"
@@ -373,7 +389,7 @@ def test_lane_holds_all_of_a_control_flow() -> None:
 
 def test_every_event_on_the_wire_has_a_place_in_the_time_line() -> None:
     # Without flows, as where their entries are not told of.
-    page = data(("a.pcap", [CALL, EXPECTATION, RELATED, REFUSED, MALFORMED]))
+    page = data(("a.pcap", [CALL, EXPECTATION, RELATED, REFUSED, MALFORMED, FINISHED]))
     drawn = set()
     for lane in page["captures"][0]["lanes"]:
         drawn.update(lane["marks"])
@@ -395,7 +411,8 @@ def test_captures_keep_apart() -> None:
         "c.pcap",
     ]
     assert page["captures"][2]["summary"] == (
-        "20 packets, 2 flows, 1 expectation, 1 related, 1 refused, 1 malformed"
+        "20 packets, 2 flows, 1 expectation, 1 related, 1 refused, 1 malformed, "
+        "1 finished"
     )
 
 

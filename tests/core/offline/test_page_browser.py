@@ -59,8 +59,9 @@ def test_every_event_has_a_row(page: "Page") -> None:
         "refused",
         "malformed",
         "fault",
+        "finished",
     ]
-    assert page.text("#count") == "10 of 10 events"
+    assert page.text("#count") == "11 of 11 events"
     assert page.driver.title == "a.pcap - cthelper replay"
     assert page.cells(3) == [
         "6",

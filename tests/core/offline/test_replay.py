@@ -9,7 +9,7 @@ import pytest
 from scapy.layers.inet import IP, UDP
 
 from cthelper.core.api import (
-    DONE,
+    Done,
     Effects,
     Endpoint,
     ExpectationRefused,
@@ -26,6 +26,7 @@ from cthelper.core.offline.events import (
     Event,
     ExpectationEvent,
     FaultEvent,
+    FinishedEvent,
     FlowEvent,
     MalformedEvent,
     MessageEvent,
@@ -54,7 +55,7 @@ class Words(Helper):
                     end = Endpoint(message.source.address, int(port))
                     yield from expect(end, policy="data", permanent=True)
             case [b"DONE"]:
-                yield DONE
+                yield Done("the last word")
             case [b"FAULT"]:
                 raise ZeroDivisionError
             case [b"HELLO"]:
@@ -160,7 +161,7 @@ def test_two_masters_of_one_expectation_keep_the_first_one_alive() -> None:
 def test_finished_flow_is_read_no_more() -> None:
     packets = [(0.0, asked(b"HELLO")), (1.0, asked(b"DONE"))]
     later = [(2.0 + each, asked(b"FAULT")) for each in range(3)]
-    assert kinds(play(*packets, *later)) == [Summary]
+    assert play(*packets, *later) == [Summary(packets=5, flows=1)]
 
 
 def test_what_goes_wrong_is_told_and_the_replay_goes_on() -> None:
@@ -170,14 +171,16 @@ def test_what_goes_wrong_is_told_and_the_replay_goes_on() -> None:
         (2.0, asked(b"FAULT")),
         (3.0, asked(b"HELLO", OTHER)),
     )
-    malformed, refused, fault, summary = events
+    malformed, refused, fault, finished, summary = events
     assert isinstance(malformed, MalformedEvent)
     assert malformed.reason == "no such word"
     assert isinstance(refused, RefusedEvent)
     assert (refused.reason, refused.peer) == ("denied-port", ip_address(SERVER))
     assert isinstance(fault, FaultEvent)
     assert fault.error == "ZeroDivisionError: "
-    assert summary == Summary(packets=4, flows=2, refused=1, malformed=1)
+    assert isinstance(finished, FinishedEvent)
+    assert (finished.frame, finished.reason) == (3, "fault")
+    assert summary == Summary(packets=4, flows=2, refused=1, malformed=1, finished=1)
 
 
 def test_watched_replay_tells_messages_and_flows() -> None:
