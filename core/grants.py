@@ -151,10 +151,16 @@ class Grants:
         # An expected flow comes in, and its master has been judged.
         local_only = Hook.PREROUTING not in config.hooks and not message.depth
         if message.forwarded and local_only:
-            raise ExpectationRefused("forwarded", f"{message.source} is another host")
+            raise ExpectationRefused(
+                "forwarded",
+                f"{message.source} is another host, and hooks lacks prerouting",
+            )
         announcer = message.source.address
         if entry.translated and not config.helper.nat:
-            raise ExpectationRefused("nat", f"{entry.original} is translated")
+            name = config.helper.name
+            raise ExpectationRefused(
+                "nat", f"{entry.original} is translated, which {name} does not support"
+            )
         endpoint = wish.endpoint
         opening = opening_for(entry, message.direction, endpoint, config.nat.outside)
         if opening.translation is not None:

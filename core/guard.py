@@ -79,18 +79,25 @@ class Guard:
         allowed = any(address in network for network in rules.allow_hosts)
         reason = _unusable(address)
         if reason is not None and not (allowed and address.is_loopback):
-            raise ExpectationRefused(reason, f"{address} cannot be a host's address")
+            text = f"{address} cannot be a host's address"
+            if address.is_loopback:
+                text += " outside guard.allow_hosts"
+            raise ExpectationRefused(reason, text)
         if address != announcer and not allowed:
             raise ExpectationRefused(
-                "third-party-address", f"{announcer} announced {address}"
+                "third-party-address",
+                f"{announcer} announced {address}, which is not in guard.allow_hosts",
             )
         if port == 0:
             raise ExpectationRefused("port-zero", f"{address} announced port 0")
         if port in rules.denied_ports:
-            raise ExpectationRefused("denied-port", f"port {port} is on the deny list")
+            raise ExpectationRefused(
+                "denied-port", f"port {port} is in guard.denied_ports"
+            )
         if port < rules.lowest_port:
             raise ExpectationRefused(
-                "low-port", f"port {port} is below {rules.lowest_port}"
+                "low-port",
+                f"port {port} is below guard.lowest_port, {rules.lowest_port}",
             )
 
     def charge(
@@ -102,10 +109,10 @@ class Guard:
         refusal takes nothing.
         """
         taken: list[_Bucket] = []
-        for reason, key, size in (
-            ("rate-source", (helper, source), rules.per_source),
-            ("rate-helper", (helper, None), rules.per_helper),
-            ("rate-all", ("", None), self._in_all),
+        for reason, key, size, limit in (
+            ("rate-source", (helper, source), rules.per_source, "guard.per_source"),
+            ("rate-helper", (helper, None), rules.per_helper, "guard.per_helper"),
+            ("rate-all", ("", None), self._in_all, "[guard] in_all"),
         ):
             if not size:
                 continue
@@ -118,7 +125,7 @@ class Guard:
                     "rate-all": "all helpers",
                 }[reason]
                 raise ExpectationRefused(
-                    reason, f"{who} had {size} expectations within a minute"
+                    reason, f"{who} had {size} expectations within a minute ({limit})"
                 )
             self._buckets[key] = bucket
             self._buckets.move_to_end(key)

@@ -86,7 +86,7 @@ def opening_for(
         raise ExpectationRefused(
             "nat",
             f"{announcer} is translated to {known}, "
-            f"and no outside address of {address} is configured",
+            f"and nat.outside has no address for {address}",
         )
     return Opening(receiver, Endpoint(outside[address], port))
 

@@ -347,7 +347,7 @@ class SunRpc(Helper):
         if services and not others and pending.call.name != "DUMP":
             raise ExpectationRefused("portmapper", "the portmapper announced itself")
         if denied:
-            raise _denied(*sorted(denied))
+            raise _denied(message, *sorted(denied))
 
 
 def _record(message: Message) -> bytes:
@@ -480,7 +480,7 @@ def _await_answers(call: Call, arguments: RemoteCall, message: Message) -> Effec
     if message.group and message.reply.destination != message.source:
         raise ExpectationRefused("nat", f"{message.source} is translated")
     if not _is_allowed(arguments.program, message):
-        raise _denied(arguments.program)
+        raise _denied(message, arguments.program)
     try:
         yield from expect(
             message.source,
@@ -499,9 +499,12 @@ def _is_allowed(program: int, message: Message) -> bool:
     return program not in _DENIED.of(message) and (not allowed or program in allowed)
 
 
-def _denied(*programs: int) -> ExpectationRefused:
+def _denied(message: Message, *programs: int) -> ExpectationRefused:
+    """The refusal of these, by the options that leave them out."""
     names = _brief(list(map(program_text, programs)))
-    return ExpectationRefused("denied-program", f"program {names}")
+    denied = {each in _DENIED.of(message) for each in programs}
+    options = " and ".join((_DENIED if each else _ALLOWED).name for each in denied)
+    return ExpectationRefused("denied-program", f"program {names}, by {options}")
 
 
 def _brief(names: Sequence[str]) -> str:

@@ -92,7 +92,9 @@ class Links:
             found.append(_LINK_LOCAL)
         if not found:
             networks = ", ".join(map(str, self._networks))
-            raise ExpectationRefused("off-link", f"{address} is not in {networks}")
+            raise ExpectationRefused(
+                "off-link", f"{address} is not in {networks}, which --network says"
+            )
         return _with_link_local(found, address.version)
 
     def _guess(self, address: Address) -> tuple[Network, ...]:
@@ -319,7 +321,7 @@ class Replay:
                 time=self._time,
                 helper=helper,
                 reason=reason,
-                detail=_unwanted(expectation),
+                detail=_unwanted(expectation, reason),
                 wish=_wish_of(expectation),
                 peer=_receiver(seen, entry.original, entry.reply),
                 transport=expectation.transport,
@@ -487,8 +489,12 @@ def _receiver(seen: Seen, original: Tuple, reply: Tuple) -> Address:
     return sending.source.address
 
 
-def _unwanted(expectation: Expectation) -> str:
-    return f"the kernel refuses {expectation}"
+def _unwanted(expectation: Expectation, reason: str) -> str:
+    why = {
+        Outcome.CLASH.value: ": one packet could meet it and another one",
+        Outcome.FULL.value: ": it has nf_conntrack_expect_max of them",
+    }.get(reason, "")
+    return f"the kernel refuses {expectation}{why}"
 
 
 class _Reading:

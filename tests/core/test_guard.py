@@ -130,12 +130,48 @@ def test_address_of_no_host_is_refused(address: str, reason: str) -> None:
     assert refusal(address, 5000, announcer=CLIENT) == reason
 
 
-def test_refusal_names_what_was_announced() -> None:
+@pytest.mark.parametrize(
+    ("address", "port", "text"),
+    [
+        (
+            SERVER,
+            5000,
+            "third-party-address: 192.0.2.1 announced 198.51.100.2, which is not in "
+            "guard.allow_hosts",
+        ),
+        (
+            "127.0.0.1",
+            5000,
+            "loopback-address: 127.0.0.1 cannot be a host's address outside "
+            "guard.allow_hosts",
+        ),
+        ("0.0.0.0", 5000, "unspecified-address: 0.0.0.0 cannot be a host's address"),
+        (CLIENT, 22, "denied-port: port 22 is in guard.denied_ports"),
+        (CLIENT, 80, "denied-port: port 80 is in guard.denied_ports"),
+        (CLIENT, 1023, "low-port: port 1023 is below guard.lowest_port, 1024"),
+    ],
+)
+def test_refusal_names_what_was_announced_and_the_key_that_would_allow_it(
+    address: str, port: int, text: str
+) -> None:
     with pytest.raises(ExpectationRefused) as caught:
-        Guard().check(endpoint(SERVER, 5000), ip_address(CLIENT), Rules())
-    assert str(caught.value) == (
-        "third-party-address: 192.0.2.1 announced 198.51.100.2"
-    )
+        Guard().check(endpoint(address, port), ip_address(CLIENT), Rules())
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("rules", "in_all", "key"),
+    [
+        (Rules(per_source=1), 0, "guard.per_source"),
+        (Rules(per_helper=1), 0, "guard.per_helper"),
+        (Rules(), 1, "[guard] in_all"),
+    ],
+)
+def test_limit_names_its_key(rules: Rules, in_all: int, key: str) -> None:
+    guard = Guard(in_all)
+    with pytest.raises(ExpectationRefused) as caught:
+        guard.charge(0.0, "line", ip_address(CLIENT), rules, 2)
+    assert caught.value.detail.endswith(f"had 1 expectations within a minute ({key})")
 
 
 # How many.

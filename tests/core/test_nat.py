@@ -163,7 +163,7 @@ def test_other_host_whose_outside_address_nobody_tells_is_refused(
     assert (caught.value.reason, caught.value.detail) == (
         "nat",
         f"{announcer} is translated to {known}, "
-        f"and no outside address of {OTHER} is configured",
+        f"and nat.outside has no address for {OTHER}",
     )
 
 

@@ -444,7 +444,9 @@ def test_quarantine_is_the_helpers_own() -> None:
 # What is refused.
 
 LOW = Refused(
-    "low-port", "port 1000 is below 1024", Expect(endpoint(CLIENT, 1000), "data")
+    "low-port",
+    "port 1000 is below guard.lowest_port, 1024",
+    Expect(endpoint(CLIENT, 1000), "data"),
 )
 
 

@@ -212,7 +212,10 @@ def test_denied_programs_are_left_out_of_a_list() -> None:
     ]
     assert refusals(found) == [(10, "denied-program")]
     (refused,) = [each for each in found if isinstance(each, RefusedEvent)]
-    assert refused.detail == "program 100001 (rstatd) and 5 more"
+    assert (
+        refused.detail
+        == "program 100001 (rstatd) and 5 more, by allow_programs and deny_programs"
+    )
 
 
 def test_every_capture_has_its_case() -> None:

@@ -510,20 +510,23 @@ def test_call_to_a_group_for_the_portmapper_opens_the_port_as_well() -> None:
 # Programs
 
 
-DENIED: Final = ("denied-program", "program 100003 (nfs)")
+DENIED: Final = ("denied-program", "program 100003 (nfs), by deny_programs")
+NOT_ALLOWED: Final = ("denied-program", "program 100003 (nfs), by allow_programs")
 
 
 @fault(10)
 @pytest.mark.parametrize(
-    "options",
+    ("options", "denied"),
     [
-        {"deny_programs": (NFS,)},
-        {"allow_programs": (MOUNTD,)},
-        {"allow_programs": (NFS, MOUNTD), "deny_programs": (STATUS, NFS)},
+        ({"deny_programs": (NFS,)}, DENIED),
+        ({"allow_programs": (MOUNTD,)}, NOT_ALLOWED),
+        ({"allow_programs": (NFS, MOUNTD), "deny_programs": (STATUS, NFS)}, DENIED),
     ],
     ids=["denied", "not allowed", "allowed and denied"],
 )
-def test_program_that_may_not_be_opened_is_refused(options: dict[str, Any]) -> None:
+def test_program_that_may_not_be_opened_is_refused(
+    options: dict[str, Any], denied: tuple[str, str]
+) -> None:
     flow, group = wide(**options), to_group(**options)
     exchanges = [
         (getport(7, NFS), port(7)),
@@ -532,16 +535,16 @@ def test_program_that_may_not_be_opened_is_refused(options: dict[str, Any]) -> N
         (getaddrlist(7, program=NFS), addresses(7, [("udp", uaddr())] * 2)),
     ]
     for asked, answered in exchanges:
-        assert refused(flow.sent(asked), flow.answered(answered)) == DENIED
+        assert refused(flow.sent(asked), flow.answered(answered)) == denied
     # Remote calls over UDP before they are answered.
     stream = wide(TCP, **options)
     for procedure in REMOTE:
         asked, answered = callit(7, procedure, NFS), called(7, procedure)
-        assert refused(flow.sent(asked)) == DENIED
+        assert refused(flow.sent(asked)) == denied
         messages = stream.sent(record(asked)), stream.answered(record(answered))
-        assert refused(*messages) == DENIED
+        assert refused(*messages) == denied
     for procedure in REMOTE[:3]:
-        assert refused(group.sent(callit(7, procedure, NFS))) == DENIED
+        assert refused(group.sent(callit(7, procedure, NFS))) == denied
     # The other one may.
     assert exchange(getport(7), port(7), flow) == [service()]
     assert play(SunRpc(), [group.sent(callit(7))]) == [answers()]
@@ -557,15 +560,18 @@ def test_allowed_programs_of_a_dump_are_opened_and_the_others_refused_at_once() 
     answered = record(dumped(7, [*SERVICES, (STATUS, "udp", uaddr(number=4000))]))
     # One port is that of a denied program and of one that is not.
     for options, denied in [
-        ({"deny_programs": (MOUNTD, NFS)}, "100003 (nfs)"),
-        ({"allow_programs": (STATUS, NFS)}, "100005 (mountd)"),
+        ({"deny_programs": (MOUNTD, NFS)}, "100003 (nfs) and 1 more, by deny_programs"),
+        (
+            {"allow_programs": (STATUS, NFS)},
+            "100005 (mountd) and 1 more, by allow_programs",
+        ),
     ]:
         flow = wide(TCP, **options)
         messages = [flow.sent(record(dump(7))), flow.answered(answered)]
         assert any_segmentation(SunRpc, messages) == [
             listed(2049, TCP),
             listed(4000, UDP),
-            f"denied-program: program {denied} and 1 more",
+            f"denied-program: program {denied}",
         ]
 
 
