@@ -29,6 +29,7 @@ PURE: Final = frozenset(
         "guard",
         "masters",
         "nat",
+        "nearest",
         "outcome",
         "packet",
         "patches",
