@@ -15,7 +15,7 @@ which Linux 6.1 attaches only where the expectation rode in a verdict.
 """
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from cthelper.core.errors import Malformed
 from cthelper.core.offline.entries import Entry, Expected, Timeouts
 from cthelper.core.offline.expectations import Expectations, Outcome
 from cthelper.core.offline.fragments import Reassembler
+from cthelper.core.offline.history import History
 from cthelper.core.offline.nat import Nat, Tuples
 from cthelper.core.offline.tcp import (
     ESTABLISHED,
@@ -94,8 +95,10 @@ class Table:
 
     `helpers` are attached to new flows as the ruleset does it: the first one that tags
     a flow stays (nft_ct_helper_obj_eval in nft_ct.c). `nat` is what was translated
-    where the packets were seen. `on_destroy` is told of each flow that ends.
-    `expect_max` bounds the expectations (nf_conntrack_expect_max).
+    where the packets were seen. `on_destroy` is told of each flow that ends, `on_miss`
+    of each that begins to where others were expected, with those, and `history` of all
+    that becomes of expectations. `expect_max` bounds the expectations
+    (nf_conntrack_expect_max).
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class Table:
         timeouts: Timeouts | None = None,
         expect_max: int = 4096,
         on_destroy: Callable[[Entry], None] | None = None,
+        on_miss: Callable[[Tuple, list[Expectation]], None] | None = None,
+        history: History | None = None,
     ) -> None:
         self.packets = 0
         self.flows = 0
@@ -117,7 +122,11 @@ class Table:
         self._nat = nat
         # Behind NAT, by their original tuples.
         self._originals: dict[Tuple, Entry] = {}
-        self._expected = Expectations(nat, expect_max, self._destroy)
+        self._history = history
+        self._on_miss = on_miss
+        self._expected = Expectations(
+            nat, expect_max, self._destroy, None if history is None else history.ended
+        )
         self._fragments = Reassembler()
         self._until_sweep = _SWEEP
         self._tags: dict[tuple[Transport, bytes], list[HelperConfig]] = {}
@@ -306,6 +315,10 @@ class Table:
         met = self._expected.meet(now, transport, key)
         if self._nat is not None:
             entry.translate(_translated(self._nat, entry, met))
+        if met is None and self._on_miss is not None:
+            missed = self._expected.near(entry)
+            if missed:
+                self._on_miss(entry.original, missed)
         if met is not None:
             entry.master = met.master
             config = met.master.helper
@@ -378,6 +391,21 @@ class Table:
     ) -> tuple[Outcome, Expected | None]:
         """Put in an expectation of `master`, as `Expectations.put` has it."""
         return self._expected.put(now, master, expectation, frame)
+
+    def replace(
+        self, now: float, old: Sequence[Expected], master: Entry, new: Expectation
+    ) -> Outcome:
+        """Put in an expectation in place of others, the first of which it goes on as.
+
+        It counts as made when that was made.
+        """
+        for each in old:
+            self._expected.replace(each)
+        frame = min(each.frame for each in old)
+        outcome, expected = self._expected.put(now, master, new, frame)
+        if self._history is not None and expected is not None:
+            self._history.replaced(old, expected)
+        return outcome
 
     def covering(self, now: float, expectation: Expectation) -> Expected | None:
         """The expectation in the table that covers this one."""

@@ -44,7 +44,7 @@ _STATUS: Final = tuple(
 )
 
 # A UDP flow is a stream after this many seconds (nf_conntrack_udp_packet).
-_STREAM_SECONDS: Final = 2.0
+STREAM_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Timeouts:
 
 
 class Entry:
-    """A flow. `frame` is the number of its first packet, `expires` a time.
+    """A flow. `frame` is its first packet's number; `began`, `expires` are times.
 
     `helper` is what is attached to it now, `master` the flow that expected it.
     """
@@ -69,6 +69,7 @@ class Entry:
     __slots__ = (
         "_tuples",
         "assured",
+        "began",
         "confirmed",
         "expectations",
         "expires",
@@ -81,7 +82,6 @@ class Entry:
         "quiet",
         "reply_key",
         "seen_reply",
-        "stream_at",
         "tcp",
         "transport",
     )
@@ -108,7 +108,7 @@ class Entry:
         # know: no helper, and for TCP established.
         self.quiet = False
         self.expires = now
-        self.stream_at = now + _STREAM_SECONDS
+        self.began = now
         self.tcp = Connection() if transport is TCP else None
 
     @property
@@ -140,7 +140,7 @@ class Entry:
 
     def renew_udp(self, timeouts: Timeouts, now: float, *, reply: bool) -> None:
         """A packet came: nf_conntrack_udp_packet; nf_conntrack_in for an answer."""
-        if self.seen_reply and now > self.stream_at:
+        if self.seen_reply and now > self.began + STREAM_SECONDS:
             self.assured = True
             self.expires = now + timeouts.udp_stream
         else:

@@ -4,6 +4,7 @@
 import enum
 from collections.abc import Callable
 
+from cthelper.core.nearest import End
 from cthelper.core.offline.entries import Entry, Expected, destination_key, tuple_of
 from cthelper.core.offline.nat import Nat
 from cthelper.core.tuples import Expectation, Transport
@@ -27,15 +28,21 @@ class Expectations:
 
     `nat` is what was translated where the packets were seen, `most` how many there may
     be (nf_conntrack_expect_max). `destroy` is told of a master that is found to have
-    ended, and has its expectations forgotten.
+    ended, and has its expectations forgotten. `on_end` is told of each expectation that
+    ends, and how.
     """
 
     def __init__(
-        self, nat: Nat | None, most: int, destroy: Callable[[Entry], None]
+        self,
+        nat: Nat | None,
+        most: int,
+        destroy: Callable[[Entry], None],
+        on_end: Callable[[Expected, End], None] | None = None,
     ) -> None:
         self._nat = nat
         self._most = most
         self._destroy = destroy
+        self._on_end = on_end
         self._count = 0
         # By their destinations, and by what the capture shows of those.
         self._expected: dict[bytes, list[Expected]] = {}
@@ -76,7 +83,7 @@ class Expectations:
             if rival.master is master and rival.equals(wanted):
                 if rival.class_ != wanted.class_:
                     return Outcome.ALREADY, None
-                self._remove(rival)
+                self._remove(rival, End.EVICTED)
                 break
             if rival.clashes(wanted):
                 return Outcome.CLASH, None
@@ -87,7 +94,7 @@ class Expectations:
             if each.expires > now and each.class_ == wanted.class_
         ]
         if len(alike) >= policy.max_expected:
-            self._remove(alike[-1])
+            self._remove(alike[-1], End.EVICTED)
         if self._count >= self._most:
             self.live(now)
             if self._count >= self._most:
@@ -124,12 +131,23 @@ class Expectations:
         wanted = Expected(expectation, master, 0, "")
         for expected in list(master.expectations):
             if expected.key == wanted.key and expected.equals(wanted):
-                self._remove(expected)
+                self._remove(expected, End.WITHDRAWN)
+
+    def replace(self, expected: Expected) -> None:
+        """Take one out for another that is put in at once."""
+        self._remove(expected, None)
 
     def forget(self, master: Entry) -> None:
         """Take out all expectations of a flow (nf_ct_remove_expectations)."""
         for expected in list(master.expectations):
-            self._remove(expected)
+            self._remove(expected, End.MASTER)
+
+    def near(self, entry: Entry) -> list[Expectation]:
+        """Those of flows to where this one goes, as the capture shows it."""
+        if not self._count:
+            return []
+        found = self._shown.get(bytes((entry.transport,)) + _destination(entry.key), ())
+        return [each.expectation for each in found]
 
     def live(self, now: float) -> list[Expected]:
         """The expectations in the table."""
@@ -144,12 +162,11 @@ class Expectations:
         """
         if not self._count:
             return None
-        size = (len(key) - 4) // 2
-        destination = bytes((transport,)) + key[size : 2 * size] + key[-2:]
-        candidates = self._shown.get(destination)
+        candidates = self._shown.get(bytes((transport,)) + _destination(key))
         if candidates is None:
             return None
         self._expire(now, candidates)
+        size = (len(key) - 4) // 2
         source, port = int.from_bytes(key[:size]), int.from_bytes(key[-4:-2])
         if self._nat is not None:
             source = int(self._nat.opener(tuple_of(transport, key).source.address))
@@ -159,7 +176,7 @@ class Expectations:
                 if not expected.master.confirmed:
                     return None
                 if not expected.expectation.permanent:
-                    self._remove(expected)
+                    self._remove(expected, End.USED_UP)
                 return expected
         return None
 
@@ -169,16 +186,24 @@ class Expectations:
                 # With another one of its expectations, just now.
                 continue
             if expected.expires <= now:
-                self._remove(expected)
+                self._remove(expected, End.TIMEOUT)
             elif expected.master.confirmed and expected.master.expires <= now:
                 self._destroy(expected.master)
 
-    def _remove(self, expected: Expected) -> None:
+    def _remove(self, expected: Expected, how: End | None) -> None:
         expected.master.expectations.remove(expected)
         _drop(self._expected, expected.key, expected)
         if self._nat is not None:
             _drop(self._shown, expected.shown, expected)
         self._count -= 1
+        if self._on_end is not None and how is not None:
+            self._on_end(expected, how)
+
+
+def _destination(key: bytes) -> bytes:
+    """Address and port that a flow with this key goes to."""
+    size = (len(key) - 4) // 2
+    return key[size : 2 * size] + key[-2:]
 
 
 def _drop(index: dict[bytes, list[Expected]], key: bytes, expected: Expected) -> None:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Why one packet of a capture did, or did not, lead to an expectation, step by step."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from cthelper.core.api import ORIGINAL, REPLY, TCP, Done, Expect, Malformed, Rewrite
 from cthelper.core.config import Config
 from cthelper.core.engine import Decision
+from cthelper.core.nearest import Near, hints, nearest
 from cthelper.core.offline.capture import Capture
 from cthelper.core.offline.conntrack import Seen, State
 from cthelper.core.offline.entries import Entry
@@ -20,11 +24,16 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     source_text,
 )
+from cthelper.core.offline.history import History, began
 from cthelper.core.offline.nat import Nat
-from cthelper.core.offline.replay import Replay
+from cthelper.core.offline.replay import Links, Replay
+from cthelper.core.offline.untagged import Unread, unread
 from cthelper.core.outcome import Finished
 from cthelper.core.packet import locate
-from cthelper.core.tuples import Address, Network
+from cthelper.core.tuples import Address, Network, Tuple
+
+# Hints that are shown: the last ones.
+_HINTS: Final = 4
 
 
 def explain(
@@ -42,6 +51,7 @@ def explain(
     None where the capture has no such frame; `warn` says so. The rest is as for Replay.
     Raises CaptureError.
     """
+    history = History()
     replay = Replay(
         config,
         networks=networks,
@@ -49,18 +59,31 @@ def explain(
         nat=nat,
         warn=lambda text: warn(f"{path}: {text}"),
         watch=True,
+        history=history,
     )
+
+    def unread_before(flow: Tuple, number: int) -> Iterator[Unread]:
+        links = Links(networks, lambda _: None)
+        with Capture(path, warn=lambda _: None) as again:
+            yield from unread(
+                again, flow, config, before=number, on_link=links.on_link, nat=nat
+            )
+
     made: list[ExpectationEvent] = []
     met: list[RelatedEvent] = []
     told = False
     with Capture(path, warn=warn) as capture:
         for number, time, data, start in capture:
+            if not told:
+                history.frame(number, max(time, replay.now))
             seen, decision, events = replay.step(number, time, data, start)
+            if not told:
+                history.passed(decision, events)
             if number == frame:
                 told = True
                 made = [each for each in events if isinstance(each, ExpectationEvent)]
                 yield f"frame {frame} of {path}, at {time:.6f} s"
-                story = _Story(replay, config)
+                story = _Story(replay, config, history, unread_before)
                 for step, text in story.tell(data[start:], seen, decision, events):
                     yield _step(step, text)
             met += [
@@ -94,8 +117,16 @@ def _later(
 class _Story:
     """Tells what happened to one packet."""
 
-    def __init__(self, replay: Replay, config: Config) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        config: Config,
+        history: History,
+        unread: Callable[[Tuple, int], Iterator[Unread]],
+    ) -> None:
         self._replay = replay
+        self._history = history
+        self._unread = unread
         self._helpers = config.helpers.values()
 
     def tell(
@@ -131,35 +162,88 @@ class _Story:
                     f"{event.expectation_frame}",
                 )
         if decision is None or decision.flow is None:
-            yield "ruleset", self._untagged(entry)
+            yield from self._unexpected(entry)
             return
+        if seen.state is State.NEW and entry.master is None:
+            near = self._nearest(entry)
+            if near is not None and near.exact:
+                yield "expected", f"no: {near}"
         yield "ruleset", f"helper {decision.flow.name} is attached to the flow"
         yield from self._inspected(seen, decision, events, size)
 
-    def _untagged(self, entry: Entry) -> str:
-        """Why no helper is attached to the flow."""
-        original = entry.original
+    def _unexpected(self, entry: Entry) -> Iterator[tuple[str, str]]:
+        """Why no helper is attached to the flow, and why none expected it."""
+        if entry.master is not None:
+            yield (
+                "ruleset",
+                "none: an expected flow is related, and only new ones are tagged",
+            )
+            return
+        if self._history.has(entry.original):
+            # A control flow, of which the helper has missed something.
+            yield "ruleset", self._unattached(entry.original)
+            return
+        flow, near = entry.original, self._nearest(entry)
+        told = [] if near is None or not near.exact else [str(near)]
+        if not told:
+            told = [
+                f"frame {each.frame} announced it in {each.control}, where helper "
+                f"{each.helper} would have read it, but is not attached: "
+                f"{self._untagged(each.control, known=True)}"
+                for each in islice(self._unread(flow, entry.frame), 1)
+            ]
+        if not told:
+            told = [] if near is None else [str(near)]
+            told += deque(hints(flow, self._history.controls), maxlen=_HINTS)
+        yield "ruleset", f"none: {self._untagged(flow, known=bool(told))}"
+        for text in told:
+            yield "expected", f"no: {text}"
+        if not told and not self._is_control(flow):
+            yield (
+                "expected",
+                "no: no message announced it that a helper read, or could have read",
+            )
+
+    def _unattached(self, original: Tuple) -> str:
         reason = self._replay.finished.get(str(original))
         if reason is not None:
             return f"the flow is no longer inspected ({reason})"
-        if entry.master is not None:
-            return "none: an expected flow is related, and only new ones are tagged"
+        return f"none: {self._untagged(original, known=False)}"
+
+    def _nearest(self, entry: Entry) -> Near | None:
+        # The table notices what has expired when it looks.
+        self._replay.table.live(self._replay.now)
+        return nearest(entry.original, began(entry), self._history.wishes)
+
+    def _is_control(self, flow: Tuple) -> bool:
+        """Whether one of its ports is a control port."""
+        return any(
+            flow.transport in each.helper.transports
+            and {flow.source.port, flow.destination.port} & {*each.ports}
+            for each in self._helpers
+        )
+
+    def _untagged(self, original: Tuple, *, known: bool) -> str:
+        """Why no helper is attached to the flow.
+
+        `known`: the capture holds what would have announced it.
+        """
         for config in self._helpers:
             name, port = config.helper.name, original.destination.port
             if original.transport not in config.helper.transports:
                 continue
             if port in config.ports:
                 return (
-                    f"none: port {port} is helper {name}'s, but its sources and "
+                    f"port {port} is helper {name}'s, but its sources and "
                     "destinations leave this flow out"
                 )
-            if original.source.port in config.ports:
+            if original.source.port in config.ports and not known:
                 return (
-                    f"none: port {original.source.port} is helper {name}'s, but the "
+                    f"port {original.source.port} is helper {name}'s, but the "
                     "capture begins in the middle of the flow, with an answer"
                 )
         return (
-            f"none: {original.transport} port {original.destination.port} is no "
+            f"{original.transport} port {original.destination.port} is no "
             "control port of an enabled helper"
         )
 

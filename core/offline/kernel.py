@@ -91,13 +91,14 @@ class ModelKernel:
         It was made in the frame that the first of them was made in. Raises NotFound
         where its master is gone, for one.
         """
-        frames = []
-        for each in old:
-            present = self._table.covering(self.now, each)
-            if present is not None:
-                frames.append(present.frame)
-                self._table.withdraw(each)
-        self._put(new, min(frames, default=self.frame))
+        found = [self._table.covering(self.now, each) for each in old]
+        present = [each for each in found if each is not None]
+        if present:
+            self._check(
+                self._table.replace(self.now, present, self._master(new), new), new
+            )
+        else:
+            self._put(new, self.frame)
         self._put(replace(new, timeout=seconds), self.frame)
 
     def delete_expectation(self, expectation: Expectation) -> None:
@@ -105,13 +106,19 @@ class ModelKernel:
         self._table.withdraw(expectation)
 
     def _put(self, expectation: Expectation, frame: int) -> None:
-        what = f"expect {expectation}"
+        master = self._master(expectation)
+        outcome, _ = self._table.expect(self.now, master, expectation, frame)
+        self._check(outcome, expectation)
+
+    def _master(self, expectation: Expectation) -> Entry:
         master = self._table.find(expectation.master)
         if master is None:
-            raise NotFound.of(errno.ENOENT, what)
-        outcome, _ = self._table.expect(self.now, master, expectation, frame)
+            raise NotFound.of(errno.ENOENT, f"expect {expectation}")
+        return master
+
+    def _check(self, outcome: Outcome, expectation: Expectation) -> None:
         if outcome in _ERRNO:
-            raise NetlinkError.of(_ERRNO[outcome], what)
+            raise NetlinkError.of(_ERRNO[outcome], f"expect {expectation}")
 
     def _told(self, present: Expected) -> Expectation:
         """An expectation as the kernel tells it: the helper is its master's."""

@@ -5,7 +5,7 @@ The engine and the care for masters are the daemon's own. A capture takes the pl
 the queue, and a model of conntrack (`Table`) that of the kernel.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Network, ip_network
 from typing import Final
@@ -40,6 +40,8 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     Summary,
 )
+from cthelper.core.offline.expectations import Outcome
+from cthelper.core.offline.history import History
 from cthelper.core.offline.kernel import ModelKernel
 from cthelper.core.offline.nat import Nat
 from cthelper.core.outcome import Damaged, Fault, Finished, Refused
@@ -62,8 +64,9 @@ _TICK_SECONDS: Final = 1.0
 class Links:
     """What was on-link where the capture was taken.
 
-    `networks` says it; without it the /24 or the /64 around an address is taken, and
-    `warn` told once for each.
+    `networks` says it, all of them of one link, as the daemon takes all prefixes of an
+    interface. Without one of an address' IP version the /24 or the /64 around it is
+    taken. `warn` is told once of each such guess, and of what it has kept out.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Links:
         self._networks = networks
         self._warn = warn
         self._guessed: set[Network] = set()
+        self._kept_out: set[Network] = set()
 
     def on_link(self, address: Address) -> tuple[Network, ...]:
         """The networks of the hosts that share a link with `address`.
@@ -82,27 +86,59 @@ class Links:
         """
         if not self._networks:
             return self._guess(address)
-        found = [
-            network
-            for network in self._networks
-            if network.version == address.version
-            and (address in network or address.is_link_local)
-        ]
-        if address.is_link_local:
-            found.append(_LINK_LOCAL)
-        if not found:
+        found = [each for each in self._networks if each.version == address.version]
+        if not address.is_link_local:
+            known = any(address in each for each in found)
+        elif address.version == 6:
+            # That there is no other network is a guess as well.
+            known = True
+            if not found:
+                self._guessed.add(_LINK_LOCAL)
+        else:
+            known = bool(found)
+        if not known:
             networks = ", ".join(map(str, self._networks))
             raise ExpectationRefused(
                 "off-link", f"{address} is not in {networks}, which --network says"
             )
         return _with_link_local(found, address.version)
 
-    def _guess(self, address: Address) -> tuple[Network, ...]:
+    def missed(self, flow: Tuple, missed: Sequence[Expectation]) -> None:
+        """A flow began to where these were expected, and met none of them.
+
+        Where a guess is what kept it out, the user is told what to say.
+        """
+        source, address = flow.source.address, flow.destination.address
+        if not any(
+            each.source in self._guessed
+            and source not in each.source
+            and each.source_port in (None, flow.source.port)
+            for each in missed
+            if each.source is not None
+        ):
+            return
+        around = self._around(source)
+        if around in self._kept_out:
+            return
+        self._kept_out.add(around)
+        wanted = [around]
+        if not address.is_link_local:
+            wanted.insert(0, self._around(address))
+        options = " ".join(f"--network {each}" for each in wanted)
+        self._warn(
+            f"{source} answered {address} from outside what is taken for on-link: "
+            f"{options} would have let it in"
+        )
+
+    @staticmethod
+    def _around(address: Address) -> Network:
         if address.is_link_local and address.version == 6:
-            around: Network = _LINK_LOCAL
-        else:
-            prefix = _GUESSED_PREFIX[address.version]
-            around = ip_network(f"{address}/{prefix}", strict=False)
+            return _LINK_LOCAL
+        prefix = _GUESSED_PREFIX[address.version]
+        return ip_network(f"{address}/{prefix}", strict=False)
+
+    def _guess(self, address: Address) -> tuple[Network, ...]:
+        around = self._around(address)
         if around not in self._guessed:
             self._guessed.add(around)
             self._warn(
@@ -124,7 +160,8 @@ class Replay:
     `networks` are those that were on-link where it was taken. `hosts` are the addresses
     of the machine that would have run the daemon: packets from others count as
     forwarded; empty: nothing does. `nat` is what was translated where the capture was
-    taken. `warn` is told what the user should know. With `watch` the messages and the
+    taken. `warn` is told what the user should know. `history` is told of all that is
+    asked for. With `watch` the messages and the
     flows are events, too, and `finished` holds the reason for each flow that is no
     longer inspected.
     """
@@ -138,13 +175,22 @@ class Replay:
         nat: Nat | None = None,
         warn: Callable[[str], None],
         watch: bool = False,
+        history: History | None = None,
     ) -> None:
         self._hosts = frozenset(hosts)
         self._frame = 0
         self._time = 0.0
         self._now = 0.0
         self._due = 0.0
-        self.table = Table(config.helpers, nat=nat, on_destroy=self._destroyed)
+        self._history = history
+        links = Links(networks, warn)
+        self.table = Table(
+            config.helpers,
+            nat=nat,
+            on_destroy=self._destroyed,
+            on_miss=links.missed,
+            history=history,
+        )
         self.onlooker = _Onlooker() if watch else None
         self._kernel = ModelKernel(self.table)
         self._masters = Masters(
@@ -156,7 +202,7 @@ class Replay:
         self.engine = Engine(
             config.helpers,
             guard=Guard(config.expectations_in_all),
-            on_link=Links(networks, warn).on_link,
+            on_link=links.on_link,
             clock=self._clock,
             flow_limit=config.daemon.flow_limit,
             placer=self.expecter,
@@ -184,6 +230,11 @@ class Replay:
                 if self._events:
                     yield from self._take()
         yield from self._end()
+
+    @property
+    def now(self) -> float:
+        """The clock of helpers and kernel, which moves forward only."""
+        return self._now
 
     def step(
         self, number: int, time: float, data: bytes, start: int
@@ -294,6 +345,10 @@ class Replay:
 
     def _tell(self, seen: Seen, helper: str, placed: Placed) -> None:
         """The kernel has the expectation."""
+        if self._history is not None:
+            present = self.table.covering(self._now, placed.expectation)
+            if present is not None:
+                self._history.asked(present)
         self._add(
             ExpectationEvent(
                 frame=self._frame,

@@ -145,7 +145,7 @@ def test_address_of_no_host_is_refused(address: str, reason: str) -> None:
             "loopback-address: 127.0.0.1 cannot be a host's address outside "
             "guard.allow_hosts",
         ),
-        ("0.0.0.0", 5000, "unspecified-address: 0.0.0.0 cannot be a host's address"),
+        ("::", 5000, "unspecified-address: :: cannot be a host's address"),
         (CLIENT, 22, "denied-port: port 22 is in guard.denied_ports"),
         (CLIENT, 80, "denied-port: port 80 is in guard.denied_ports"),
         (CLIENT, 1023, "low-port: port 1023 is below guard.lowest_port, 1024"),

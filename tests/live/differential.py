@@ -28,7 +28,7 @@ from typing import Final
 from cthelper.core.api import Effects, Helper, Message
 from cthelper.core.config import HelperConfig
 from cthelper.core.offline.conntrack import State, Table
-from cthelper.core.offline.entries import Entry, Expected, Timeouts
+from cthelper.core.offline.entries import STREAM_SECONDS, Entry, Expected, Timeouts
 from cthelper.core.offline.expectations import Outcome
 from cthelper.core.offline.tcp import TCP_TIMEOUTS, TcpState
 from cthelper.core.packet import checksum
@@ -417,7 +417,7 @@ class _Sequence:
         for entry in masters:
             yield entry.expires, _NEAR
             if isinstance(operation, Send) and entry.transport is UDP:
-                yield entry.stream_at, _NEAR
+                yield entry.began + STREAM_SECONDS, _NEAR
         self.expected = [
             each for each in self.expected if each in each.master.expectations
         ]

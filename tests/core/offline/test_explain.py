@@ -112,3 +112,122 @@ def test_flow_that_the_sources_leave_out(tmp_path: Path) -> None:
 def test_finished_flow_is_told_as_such(tmp_path: Path) -> None:
     lines = steps(tmp_path, [*LATE, segment("A", 10)], 3)
     assert "the flow is no longer inspected (mid-stream)" in lines[-1]
+
+
+# The blocked packet
+
+
+def call_of(source: int, to: int) -> Packet:
+    """The first packet of a flow to an announced port."""
+    return IP(src=CLIENT, dst=SERVER) / UDP(sport=source, dport=to) / Raw(b"call")
+
+
+ONE_SHOT = '[helpers.sunrpc]\nmode = "oneshot"\n'
+FEW = "[helpers.sunrpc.policies.service]\nmax_expected = 1\n"
+ASKED = [ask(getport(7)), answer(port(7, 4000))]
+TEXT = "sunrpc expected udp 192.0.2.1 > 198.51.100.2:4000 in frame 2"
+SYN = IP(src=CLIENT, dst=SERVER) / TCP(sport=800, dport=4000, flags="S")
+CLOSED = [
+    *OPENED,
+    FIRST,
+    SECOND,
+    IP(src=SERVER, dst=CLIENT)
+    / TCP(sport=111, dport=700, flags="A", seq=6)
+    / Raw(record(port(7, 4000))),
+    segment("RA", 70),
+]
+
+
+@pytest.mark.parametrize(
+    ("packets", "settings", "text"),
+    [
+        (
+            [*ASKED, call_of(800, 4000), call_of(801, 4000)],
+            ONE_SHOT,
+            f"{TEXT}: it was for one flow, and used up in frame 3",
+        ),
+        (
+            [*ASKED, ask(getport(8)), answer(port(8, 4001)), call_of(800, 4000)],
+            FEW,
+            f"{TEXT}: it was evicted in frame 4, by a later one of its flow "
+            "(max_expected of the policy)",
+        ),
+        (
+            [*CLOSED, SYN],
+            "",
+            "sunrpc expected udp 192.0.2.1 > 198.51.100.2:4000 in frame 5: the flow is "
+            "tcp, not udp",
+        ),
+        (
+            [call_of(800, 4000), *ASKED, call_of(800, 4000)],
+            "",
+            "sunrpc expected udp 192.0.2.1 > 198.51.100.2:4000 in frame 3: the flow "
+            "had begun before, in frame 1, and meets nothing more",
+        ),
+        (
+            [*ASKED, call_of(800, 4001)],
+            "",
+            f"{TEXT}: the flow goes to port 4001",
+        ),
+        (
+            [ask(getport(7)), answer(port(7, 22)), call_of(800, 22)],
+            "",
+            "sunrpc asked for udp 192.0.2.1 > 198.51.100.2:22 in frame 2: refused, "
+            "denied-port: port 22 is in guard.denied_ports",
+        ),
+        (
+            [ask(getport(7)), answer(port(7, 4000)), call_of(800, 4000)],
+            '[helpers.sunrpc]\ndeny_programs = ["mountd"]\n',
+            "helper sunrpc, udp 192.0.2.1:700 > 198.51.100.2:111: refused, "
+            "denied-program: program 100005 (mountd), by deny_programs in frame 2",
+        ),
+        (
+            [*LATE, segment("A", 10, WHOLE), call_of(800, 4000)],
+            "",
+            "helper sunrpc, tcp 192.0.2.1:700 > 198.51.100.2:111: read no longer, "
+            "mid-stream (first segment seen is not a SYN), since what came in frame 2",
+        ),
+        (
+            [call_of(800, 4000)],
+            "",
+            "no message announced it that a helper read, or could have read",
+        ),
+        (
+            [
+                ask(getport(7), to=112),
+                answer(port(7, 4000), source=112),
+                call_of(800, 4000),
+            ],
+            "",
+            "frame 2 announced it in udp 192.0.2.1:700 > 198.51.100.2:112, where "
+            "helper sunrpc would have read it, but is not attached: udp port 112 is no "
+            "control port of an enabled helper",
+        ),
+    ],
+)
+def test_blocked_packet_is_told_why(
+    packets: Sequence[Packet], settings: str, text: str, tmp_path: Path
+) -> None:
+    lines = steps(tmp_path, packets, len(packets), settings)
+    assert f"  expected   no: {text}" in lines
+
+
+def test_later_packet_of_a_blocked_flow_is_told_the_same(tmp_path: Path) -> None:
+    packets = [*ASKED, call_of(800, 4000), *[call_of(801, 4000)] * 3]
+    first, second, third = (
+        steps(tmp_path, packets, frame, ONE_SHOT)[-1] for frame in (4, 5, 6)
+    )
+    assert first == second == third
+
+
+def test_end_of_the_announcing_connection_is_named(tmp_path: Path) -> None:
+    packets = [Ether() / each for each in (*CLOSED, call_of(800, 4000))]
+    for number, each in enumerate(packets):
+        each.time = number / 10
+    packets[-1].time = 350.0
+    path = tmp_path / "test.pcap"
+    wrpcap(str(path), packets)
+    config = parse("", Path("test.toml"), builtin_helpers())
+    lines = list(explain(path, len(packets), config, warn=pytest.fail))
+    (why,) = [each for each in lines if each.startswith("  expected")]
+    assert f"no: {TEXT.replace('frame 2', 'frame 5')}: it ended at " in why

@@ -35,6 +35,7 @@ def answered(flags: str, sequence: int = 1, payload: bytes = b"") -> Packet:
     return IP(src=SERVER, dst=CLIENT) / header / Raw(payload)
 
 
+MIDDLE: Final = [sent("A"), answered("A"), sent("PA", 1, CALL)]
 OPENED: Final = [sent("S", 0), answered("SA", 0)]
 
 
@@ -56,21 +57,21 @@ def finished(packets: Sequence[Packet], settings: str = "") -> list[FinishedEven
     ("packets", "frame", "flow", "reason"),
     [
         # A capture that was begun while the connection was there.
-        ([sent("A"), sent("PA", 1, CALL)], 1, FLOW, "mid-stream"),
-        ([sent("PA", 1, CALL)] * 3, 1, FLOW, "mid-stream"),
+        (MIDDLE, 2, FLOW, "mid-stream"),
+        ([sent("PA", 1, CALL), answered("PA", 1, CALL)] * 3, 2, FLOW, "mid-stream"),
         # With the server's segments first conntrack takes the flow for the server's,
         # whose port is no control port.
         ([answered("A"), sent("PA", 1, CALL)], 1, TURNED, "mid-stream"),
         ([answered("PA", 1, CALL)] * 3, 1, TURNED, "mid-stream"),
         # The SYN is not there; its answer by itself begins no flow.
-        ([answered("SA"), sent("A"), sent("PA", 1, CALL)], 2, FLOW, "mid-stream"),
+        ([answered("SA"), *MIDDLE], 3, FLOW, "mid-stream"),
         # A segment is missing, and what comes behind it is too much to wait.
         (
             [
                 *OPENED,
-                *(sent("A", 5 + 1400 * at, bytes(1400)) for at in range(12)),
+                *(sent("A", 5 + 1400 * at, bytes(1400)) for at in range(80)),
             ],
-            14,
+            78,
             FLOW,
             "gap",
         ),
@@ -113,20 +114,24 @@ def test_server_that_the_configuration_leaves_out_is_not_missed() -> None:
 
 
 def test_each_connection_is_told_of_by_itself() -> None:
-    again = [sent("A"), sent("R"), sent("A", 900)]
-    assert [each.frame for each in finished(again)] == [1, 3]
+    other = [each.copy() for each in MIDDLE]
+    for each in other:
+        each[TCP].sport, each[TCP].dport = (
+            701 if port == 700 else port for port in (each[TCP].sport, each[TCP].dport)
+        )
+    assert [each.frame for each in finished([*MIDDLE, *other])] == [2, 5]
 
 
 def test_line_and_record() -> None:
-    (event,) = finished([sent("A")])
+    (event,) = finished(MIDDLE)
     assert line(event) == (
-        "      1      0.100000  finished     sunrpc           "
+        "      2      0.200000  finished     sunrpc           "
         f"{FLOW}, read no longer: mid-stream, first segment seen is not a SYN"
     )
     found = record(event, "a.pcap")
     assert found is not None
     assert json_line(found) == (
-        '{"event":"finished","capture":"a.pcap","frame":1,"time":0.1,'
+        '{"event":"finished","capture":"a.pcap","frame":2,"time":0.2,'
         '"helper":"sunrpc","flow":{"transport":"tcp","source":"192.0.2.1:700",'
         '"destination":"198.51.100.2:111"},"reason":"mid-stream"}'
     )
