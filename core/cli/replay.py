@@ -55,7 +55,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         type=_frame,
         metavar="FRAME",
         help="say step by step why this frame of the one capture did, or did not, "
-        "lead to an expectation",
+        "lead to an expectation, or meet one",
     )
     form.add_argument(
         "--diff",
@@ -76,7 +76,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         default=[],
         metavar="CIDR",
         help="a network that was on-link where the captures were taken; may be "
-        "repeated (default: the /24 or /64 around the address in question)",
+        "repeated, all being of one link (default: the /24 or /64 around the address "
+        "in question)",
     )
     parser.add_argument(
         "--host",

@@ -35,6 +35,8 @@ from cthelper.core.offline.events import (
     Summary,
 )
 from cthelper.core.offline.replay import Links, Replay
+from cthelper.core.tuples import Expectation
+from tests.core.builders import endpoint, flow_tuple
 
 CLIENT, OTHER, SERVER = "192.0.2.1", "192.0.2.9", "198.51.100.2"
 CONTROL, DATA = 7000, 5000
@@ -231,6 +233,18 @@ def test_frames_that_go_back_in_time_do_no_harm() -> None:
         (["10.0.0.0/8", "fd00::/16"], "fd00::5", ["fd00::/16", "fe80::/10"]),
         (["10.0.0.0/8", "fd00::/16"], "fe80::5", ["fd00::/16", "fe80::/10"]),
         (["10.0.0.0/8"], "fe80::5", ["fe80::/10"]),
+        # Several subnets of one link.
+        (
+            ["192.0.2.0/24", "203.0.113.0/24", "fd00::/16"],
+            "203.0.113.7",
+            ["192.0.2.0/24", "203.0.113.0/24"],
+        ),
+        (
+            ["fd00::/16", "fd77::/16"],
+            "fd77::5",
+            ["fd00::/16", "fd77::/16", "fe80::/10"],
+        ),
+        (["10.0.0.0/8", "fd00::/16"], "169.254.1.1", ["10.0.0.0/8"]),
     ],
 )
 def test_networks_that_are_on_link(
@@ -243,8 +257,72 @@ def test_networks_that_are_on_link(
     assert len(warnings) == (0 if networks else 1)
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1", "fd00::1"])
+def expected(
+    source: str, end: tuple[str, int], source_port: int | None = None
+) -> Expectation:
+    return Expectation(
+        master=flow_tuple(),
+        transport=Transport.UDP,
+        source=ip_network(source),
+        source_port=source_port,
+        destination=endpoint(*end),
+        policy="data",
+        timeout=10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("networks", "asker", "answerer", "options"),
+    [
+        ([], "fe80::c", "2001:db8:1::e1", "--network 2001:db8:1::/64"),
+        (["10.0.0.0/8"], "fe80::c", "2001:db8:1::e1", "--network 2001:db8:1::/64"),
+        (
+            [],
+            "192.0.2.10",
+            "203.0.113.9",
+            "--network 192.0.2.0/24 --network 203.0.113.0/24",
+        ),
+        (
+            [],
+            "2001:db8::c",
+            "2001:db8:1::1",
+            "--network 2001:db8::/64 --network 2001:db8:1::/64",
+        ),
+        # What was said is no guess.
+        (["2001:db8::/64"], "fe80::c", "2001:db8:1::1", None),
+        (["192.0.2.0/24"], "192.0.2.10", "203.0.113.9", None),
+        # It came from there, and did not fit for another reason.
+        ([], "192.0.2.10", "192.0.2.77", None),
+    ],
+)
+def test_answer_that_a_guess_kept_out_is_told_once_with_what_to_say(
+    networks: list[str], asker: str, answerer: str, options: str | None
+) -> None:
+    warnings: list[str] = []
+    links = Links([ip_network(each) for each in networks], warnings.append)
+    near = [
+        expected(str(each), (asker, DATA), 5353)
+        for each in links.on_link(ip_address(asker))
+    ]
+    warnings.clear()
+    # From another port it would not have been let in either.
+    links.missed(flow_tuple(Transport.UDP, (answerer, 9), (asker, DATA)), near)
+    assert warnings == []
+    for _ in range(2):
+        links.missed(flow_tuple(Transport.UDP, (answerer, 5353), (asker, DATA)), near)
+    assert warnings == (
+        []
+        if options is None
+        else [
+            f"{answerer} answered {asker} from outside what is taken for on-link: "
+            f"{options} would have let it in"
+        ]
+    )
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "fd00::1", "169.254.1.1"])
 def test_address_in_no_network_is_off_link(address: str) -> None:
-    links = Links([ip_network("10.0.0.0/8")], pytest.fail)
-    with pytest.raises(ExpectationRefused, match=r"off-link: .* is not in 10\.0"):
+    networks = [ip_network("10.0.0.0/8")] if address != "169.254.1.1" else []
+    links = Links([*networks, ip_network("fd99::/64")], pytest.fail)
+    with pytest.raises(ExpectationRefused, match=r"off-link: .* is not in .*--network"):
         links.on_link(ip_address(address))
