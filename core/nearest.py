@@ -129,11 +129,10 @@ class Near:
 def nearest(flow: Tuple, began: Moment, wishes: Iterable[Wish]) -> Near | None:
     """The wish that came nearest to a flow that began then.
 
-    None: none is near, or the flow fits one, so that it was expected.
-
-    Near is one for the same destination, or one of which nothing but the destination's
-    address or its port is another. Of several the one with the fewest misfits, and of
-    those the latest.
+    None: none is near, or the flow fits one, so that it was expected. Near is one for
+    the same destination, or one of which nothing but the destination's address or its
+    port is another. Of several the one with the fewest misfits, and of those the
+    latest.
     """
     best: tuple[tuple[int, int], Moment] | None = None
     found: tuple[Wish, list[_Misfit]] | None = None

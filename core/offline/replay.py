@@ -284,7 +284,9 @@ class Replay:
             self._count(entry, seen)
         if seen.missed is not None:
             name = seen.missed.helper.name
-            self._finish(entry.original, name, "mid-stream", "its server's side first")
+            self._finish(
+                entry.original, name, "mid-stream", "first segment seen is the server's"
+            )
         if entry.helper is None:
             self.table.confirm(entry)
             return None
