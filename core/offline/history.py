@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cthelper.core.api import Source
+from cthelper.core.api import Expect, Source
 from cthelper.core.engine import Decision
 from cthelper.core.nearest import Control, End, Moment, Pattern, Wish
 from cthelper.core.offline.entries import Entry, Expected
@@ -99,7 +99,7 @@ class History:
             match event:
                 case MessageEvent():
                     control.read = self._now
-                    if event.effects:
+                    if any(isinstance(each, Expect) for each in event.effects):
                         control.asked = self._now
                 case RefusedEvent(wish=None):
                     control.trouble(

@@ -11,6 +11,7 @@ from scapy.packet import Packet, Raw
 from scapy.utils import wrpcap
 
 from cthelper.core.config import parse
+from cthelper.core.offline import history
 from cthelper.core.offline.explain import explain
 from cthelper.core.registry import builtin_helpers
 from tests.helpers.test_sunrpc import getport, port, record
@@ -72,6 +73,11 @@ NOISE = segment("A", 10, b"GET / HTTP/1.1\r\n\r\n")
         ([segment("SA", 9)], "conntrack", "invalid: it belongs to no flow"),
         ([ask(getport(7), to=112)], "ruleset", "udp port 112 is no control port"),
         ([answer(port(7))], "ruleset", "in the middle of the flow, with an answer"),
+        (
+            [IP(src=SERVER, dst=CLIENT) / TCP(sport=111, dport=700, flags="A")],
+            "ruleset",
+            "in the middle of the flow, with an answer",
+        ),
         ([ask(getport(7)), answer(port(7))], "kernel", "expects udp 192.0.2.1 >"),
         ([ask(getport(7)), answer(port(7))], "later", "no flow met what was expected"),
         ([ask(getport(7)), answer(port(8))], "helper", "asks for nothing"),
@@ -218,6 +224,16 @@ def test_later_packet_of_a_blocked_flow_is_told_the_same(tmp_path: Path) -> None
         steps(tmp_path, packets, frame, ONE_SHOT)[-1] for frame in (4, 5, 6)
     )
     assert first == second == third
+
+
+def test_history_keeps_the_latest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "_LIMIT", 2)
+    queries = [ask(b"x" * 60, source=source) for source in range(700, 705)]
+    lines = steps(tmp_path, [*queries, call_of(800, 4000)], 6)
+    told = [each for each in lines if each.startswith("  expected")]
+    assert [each.split(" > ")[0][-3:] for each in told] == ["703", "704"]
 
 
 def test_end_of_the_announcing_connection_is_named(tmp_path: Path) -> None:
