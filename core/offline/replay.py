@@ -57,6 +57,8 @@ from cthelper.core.tuples import (
 
 _LINK_LOCAL: Final = IPv6Network("fe80::/10")
 _GUESSED_PREFIX: Final = {4: 24, 6: 64}
+# Networks that are named for what they were kept out of; a scan comes from many.
+_KEPT_OUT: Final = 8
 # How often the daemon looks after finished flows.
 _TICK_SECONDS: Final = 1.0
 
@@ -66,7 +68,7 @@ class Links:
 
     `networks` says it, all of them of one link, as the daemon takes all prefixes of an
     interface. Without one of an address' IP version the /24 or the /64 around it is
-    taken. `warn` is told once of each such guess, and of what it has kept out.
+    taken. `warn` is told once of each such guess, and of the first that it kept out.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Links:
         ):
             return
         around = self._around(source)
-        if around in self._kept_out:
+        if around in self._kept_out or len(self._kept_out) == _KEPT_OUT:
             return
         self._kept_out.add(around)
         wanted = [around]
@@ -161,9 +163,8 @@ class Replay:
     of the machine that would have run the daemon: packets from others count as
     forwarded; empty: nothing does. `nat` is what was translated where the capture was
     taken. `warn` is told what the user should know. `history` is told of all that is
-    asked for. With `watch` the messages and the
-    flows are events, too, and `finished` holds the reason for each flow that is no
-    longer inspected.
+    asked for. With `watch` the messages and the flows are events, too, and `finished`
+    holds the reason for each flow that is no longer inspected.
     """
 
     def __init__(

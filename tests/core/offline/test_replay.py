@@ -320,6 +320,17 @@ def test_answer_that_a_guess_kept_out_is_told_once_with_what_to_say(
     )
 
 
+def test_scan_is_not_told_of_without_end() -> None:
+    warnings: list[str] = []
+    links = Links([], warnings.append)
+    (network,) = links.on_link(ip_address(CLIENT))
+    near = [expected(str(network), (CLIENT, DATA))]
+    for number in range(100):
+        source = f"10.0.{number}.1", 5353
+        links.missed(flow_tuple(Transport.UDP, source, (CLIENT, DATA)), near)
+    assert len(warnings) < 10
+
+
 @pytest.mark.parametrize("address", ["192.0.2.1", "fd00::1", "169.254.1.1"])
 def test_address_in_no_network_is_off_link(address: str) -> None:
     networks = [ip_network("10.0.0.0/8")] if address != "169.254.1.1" else []
