@@ -32,7 +32,8 @@ from cthelper.core.errors import CaptureError
 Frame = tuple[int, float, bytes, int]
 """Number (from 1), seconds since the first frame, bytes, offset of the IP header.
 
-Behind the IP packet there may be padding or a trailer of the link layer.
+Behind the IP packet there may be padding or a trailer of the link layer. Of a frame of
+NFLOG there is the packet alone.
 """
 
 # Its annotations allow a name only; it takes whatever can read().
@@ -71,6 +72,21 @@ _IP: Final = frozenset({b"\x08\x00", b"\x86\xdd"})
 _VLAN: Final = frozenset({b"\x81\x00", b"\x88\xa8", b"\x91\x00"})
 _PPPOE: Final = b"\x88\x64"
 _PPP_IP: Final = frozenset({b"\x00\x21", b"\x00\x57"})
+# Of one byte where the link has agreed on it (RFC 1661, section 6.5).
+_PPP_IP_SHORT: Final = frozenset({b"\x21", b"\x57"})
+# Address and control of PPP in HDLC-like framing (RFC 1662, section 3.1), which a link
+# may agree to leave out, and of Cisco's framing, unicast and multicast, where an
+# EtherType follows.
+_PPP_FRAMED: Final = b"\xff\x03"
+_CISCO_FRAMED: Final = frozenset({b"\x0f\x00", b"\x8f\x00"})
+
+_NFLOG: Final = 239
+_NFLOG_HEADER: Final = 4
+# NFULA_PAYLOAD (linux/netfilter/nfnetlink_log.h).
+_NFLOG_PAYLOAD: Final = 9
+# AF_INET and AF_INET6 of Linux: whatever hook of a table ip, ip6 or inet logs.
+_NFLOG_IP: Final = frozenset({b"\x02", b"\x0a"})
+_IPV6_HEADER: Final = 40
 # AF_INET of all systems; AF_INET6 of Linux, NetBSD, FreeBSD and macOS.
 _FAMILIES: Final = frozenset(
     family.to_bytes(4, order)
@@ -115,6 +131,53 @@ def _raw(frame: bytes) -> int | None:
     return 0 if frame and frame[0] >> 4 in (4, 6) else None
 
 
+def _ppp(frame: bytes, at: int = 0) -> int | None:
+    """The offset of the IP header, where PPP begins at `at`."""
+    if frame[at : at + 2] == _PPP_FRAMED:
+        at += 2
+    if frame[at : at + 2] in _PPP_IP:
+        return at + 2
+    return at + 1 if frame[at : at + 1] in _PPP_IP_SHORT else None
+
+
+def _ppp_hdlc(frame: bytes) -> int | None:
+    return _behind_type(frame, 2) if frame[:2] in _CISCO_FRAMED else _ppp(frame)
+
+
+def _ppp_ether(frame: bytes) -> int | None:
+    # Six bytes of PPPoE (RFC 2516, section 4); code 0 is a session's.
+    return _ppp(frame, 6) if frame[1:2] == b"\0" else None
+
+
+def _nflog(frame: bytes, order: str) -> tuple[bytes, int]:
+    """The IP packet that was logged, and its length before a snaplen cut it.
+
+    Nothing where it holds none. Lengths and types are in the file's byte order. The
+    kernel gives the packet from its network header on
+    (__build_packet_message in net/netfilter/nfnetlink_log.c).
+    """
+    at = _NFLOG_HEADER
+    while frame[:1] in _NFLOG_IP and at + 4 <= len(frame):
+        length, kind = struct.unpack_from(order + "HH", frame, at)
+        if length < 4:
+            break
+        if kind == _NFLOG_PAYLOAD:
+            # What pads it must not make up for what was cut.
+            packet = frame[at + 4 : at + length]
+            return packet, max(len(packet), _said_length(packet))
+        at += length + -length % 4
+    return b"", 0
+
+
+def _said_length(packet: bytes) -> int:
+    """How long the packet is by its IP header."""
+    if _raw(packet) is None:
+        return 0
+    if packet[0] >> 4 == 4:
+        return int.from_bytes(packet[2:4])
+    return _IPV6_HEADER + int.from_bytes(packet[4:6])
+
+
 def _loopback(frame: bytes) -> int | None:
     # Its byte order is the capturing machine's (NULL) or the network's (LOOP).
     return 4 if frame[:4] in _FAMILIES else None
@@ -123,13 +186,17 @@ def _loopback(frame: bytes) -> int | None:
 _OFFSETS: Final[dict[int, Offset]] = {
     0: _loopback,
     1: _ethernet,
+    9: _ppp,
     12: _raw,
     14: _raw,
+    50: _ppp_hdlc,
+    51: _ppp_ether,
     101: _raw,
     108: _loopback,
     113: _cooked,
     228: _raw,
     229: _raw,
+    _NFLOG: _raw,
     276: _cooked2,
 }
 
@@ -357,6 +424,9 @@ class Capture:
             if offset is None:
                 self._note_unknown(link)
                 continue
+            if link == _NFLOG:
+                frame, length = _nflog(frame, reader.endian)
+                captured = len(frame)
             start = offset(frame)
             if start is not None and start < captured:
                 if captured < length:
@@ -391,6 +461,8 @@ class Capture:
             if offset is None:
                 self._note_unknown(link)
                 continue
+            if link == _NFLOG:
+                frame, length = _nflog(frame, reader.endian)
             start = offset(frame)
             if start is not None and start < len(frame):
                 if len(frame) < length:

@@ -93,6 +93,18 @@ LINKS: Final = {
     "NULL, NetBSD": (0, b"", {6: b"\x18\0\0\0"}),
     "NULL, FreeBSD": (0, b"", {6: b"\0\0\0\x1c"}),
     "NULL, macOS": (0, b"", {6: b"\x1e\0\0\0"}),
+    "PPP": (9, b"", {4: b"\x00\x21", 6: b"\x00\x57"}),
+    "PPP, framed": (9, b"\xff\x03", {4: b"\x00\x21", 6: b"\x00\x57"}),
+    "PPP, one byte": (9, b"", {4: b"\x21", 6: b"\x57"}),
+    "PPP, framed, one byte": (50, b"\xff\x03", {4: b"\x21", 6: b"\x57"}),
+    "PPP in HDLC": (50, b"\xff\x03", {4: b"\x00\x21", 6: b"\x00\x57"}),
+    "Cisco": (50, b"\x0f\x00", {4: b"\x08\x00", 6: b"\x86\xdd"}),
+    "Cisco, multicast": (50, b"\x8f\x00", {4: b"\x08\x00", 6: b"\x86\xdd"}),
+    "PPP in PPPoE": (
+        51,
+        b"\x11\x00\x00\x01\x00\x20",
+        {4: b"\x00\x21", 6: b"\x00\x57"},
+    ),
     "LOOP": (108, b"", {4: b"\0\0\0\x02", 6: b"\0\0\0\x18"}),
 }
 
@@ -126,8 +138,25 @@ def test_a_frame_cut_within_its_link_header_is_counted(case: str) -> None:
         (276, b"\x08\x06" + bytes(18) + V4),
         (101, b"\x50" + V4),
         (0, b"\x07\0\0\0" + V4),
+        (9, b"\xc0\x21" + V4),
+        (50, b"\x0f\x00\x80\x35" + V4),
+        (51, b"\x11\x09\x00\x00\x00\x20\x00\x21" + V4),
+        (239, b"\x03\0\0\5"),
     ],
-    ids=["ARP", "LLC", "tags only", "LCP", "cooked", "cooked v2", "raw", "NULL"],
+    ids=[
+        "ARP",
+        "LLC",
+        "tags only",
+        "LCP",
+        "cooked",
+        "cooked v2",
+        "raw",
+        "NULL",
+        "PPP",
+        "Cisco",
+        "PADI",
+        "NFLOG",
+    ],
 )
 def test_frames_without_ip_are_counted_not_yielded(link: int, frame: bytes) -> None:
     good = bytes(14) + b"\x08\x00" + V4 if link == 113 else frame
