@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_REPLAY: Final = ("scapy", "rich")
+_REPLAY: Final = "scapy"
 
 
 class CthelperError(Exception):
@@ -225,8 +225,8 @@ def replay_extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _REPLAY:
+        if package != _REPLAY:
             raise
         raise CthelperError(
-            f"{package} is not installed: {pip_install(*_REPLAY)}"
+            f"{package} is not installed: {pip_install(_REPLAY)}"
         ) from None

@@ -1,29 +1,50 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: one module a command.
 
-Exit codes: 0 done, 1 the thing asked about failed, 2 wrong usage or configuration.
-Errors are one line to standard error.
+Exit codes: 0 done, 1 the thing asked about failed, 2 wrong usage or configuration, 130
+ended by Ctrl-C. Errors are one line to standard error.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
-from cthelper import __version__
-from cthelper.core.cli import check, doctor, helpers, new, replay, ruleset, run
-from cthelper.core.errors import (
-    ConfigError,
-    CthelperError,
-    NetlinkError,
-    RegistryError,
-    UsageError,
-    advised,
-)
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C: 128 and SIGINT, as a shell has it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; the exit code."""
+    try:
+        try:
+            status = _run(arguments)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        # What cannot be written shall fail here and not when Python ends.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    # Only now, as Ctrl-C may come while they load.
+    import argparse
+
+    from cthelper import __version__
+    from cthelper.core.cli import check, doctor, helpers, new, replay, ruleset, run
+    from cthelper.core.errors import (
+        ConfigError,
+        CthelperError,
+        NetlinkError,
+        RegistryError,
+        UsageError,
+        advised,
+    )
+
     parser = argparse.ArgumentParser(
         prog="cthelper",
         description="Connection-tracking helpers in user space: they read the messages "
@@ -39,12 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.command(options)
-        # What cannot be written shall fail here and not when Python ends.
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has seen enough, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (ConfigError, RegistryError, UsageError) as error:
         print(f"cthelper: {error}", file=sys.stderr)
         return 2

@@ -4,15 +4,17 @@
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from ipaddress import ip_address, ip_network
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cthelper.core.cli import INTERRUPTED
+from cthelper.core.cli.interruption import Interruption, interruption
 from cthelper.core.cli.options import (
     Commands,
     add_config,
@@ -20,6 +22,7 @@ from cthelper.core.cli.options import (
     configured,
     warned,
 )
+from cthelper.core.cli.progress import Progress
 from cthelper.core.config import Config, read_file
 from cthelper.core.errors import UsageError, replay_extra
 from cthelper.core.tuples import Address, Network
@@ -38,13 +41,17 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         description="Runs the configured helpers over captures (pcap, pcapng, also "
         "compressed), with a model of the kernel's connection tracking in the place "
         "of the kernel. Needs neither root nor a kernel. Exits with 1 where a capture "
-        "could not be read, a helper has a bug, or --diff found a difference.",
+        "could not be read, a helper has a bug, or --diff found a difference, and with "
+        "130 after Ctrl-C, which ends the output with the summaries so far. A capture "
+        "that is cut short or damaged is used up to there, with a warning, and is no "
+        "failure.",
     )
     parser.add_argument(
         "captures",
         nargs="+",
         metavar="CAPTURE",
-        help="a file, a pattern, or a folder with all captures below it",
+        help="a file, a pattern, a folder with all captures below it, or - for "
+        "standard input, which is read as it comes",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -62,6 +69,17 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         type=Path,
         metavar="OLD.json",
         help="print only what differs from what --json once wrote",
+    )
+    parser.add_argument(
+        "--utc",
+        action="store_true",
+        help="times as UTC, as the daemon's log has them, not as seconds since the "
+        "first frame (--json has both)",
+    )
+    parser.add_argument(
+        "--only-events",
+        action="store_true",
+        help="leave out captures without any event",
     )
     parser.add_argument(
         "--html",
@@ -135,20 +153,21 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from cthelper.core.offline import corpus, output
+    from cthelper.core.offline.capture import STDIN
 
     # Flows are many objects without cycles, and the collector would look at all of them
     # again and again: one tenth of the time.
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
-    if options.jobs is not None and options.executor is not None:
-        raise UsageError("--jobs and --executor exclude each other")
     captures = corpus.find_captures(options.captures)
+    live = STDIN in captures
+    here = options.jobs is None and options.executor is None
+    _refuse_what_excludes(options, live=live, here=here)
     file = read_file(options.config)
     config = warned(configured(file, options))
     nat = _nat(options)
     if options.explain is not None:
         return _explain(options, captures, config, nat)
-    here = options.jobs is None and options.executor is None
     # Elsewhere a pipe is empty, and the file may not be there.
     elsewhere = partial(configured, file, options)
     jobs = [
@@ -163,81 +182,120 @@ def _run(options: argparse.Namespace) -> int:
         for capture in captures
     ]
     pages: list[tuple[str, list[Event]]] = []
-    shown = output.of(as_json=options.json, diff=options.diff)
+    shown = output.of(
+        as_json=options.json,
+        diff=options.diff,
+        utc=options.utc,
+        only_events=options.only_events,
+    )
     failed = False
-    with _running(options, jobs) as results:
-        for job, events in results:
+    with ExitStack() as stack:
+        write_page = None
+        if options.html is not None:
+            from cthelper.core.offline.page import page_file
+
+            write_page = stack.enter_context(page_file(options.html))
+        noted = stack.enter_context(interruption())
+        progress = Progress(*_extent(captures, here=here))
+        stack.callback(progress.clear)
+        for job, events in _running(options, jobs, stack, progress, noted):
             capture = str(job.capture)
+            progress.clear()
             shown.begin(capture)
             page: list[Event] = []
+            told = False
             for event in events:
+                progress.clear()
                 failed = output.warn(capture, event) or failed
-                shown.event(capture, event)
-                if options.html is not None:
+                told = shown.event(capture, event) or told
+                if live:
+                    sys.stdout.flush()
+                if write_page is not None:
                     page.append(event)
-            pages.append((capture, page))
-    if options.html is not None:
-        from cthelper.core.offline.page import write_page
+            if told or not options.only_events:
+                pages.append((capture, page))
+        progress.clear()
+        if write_page is not None:
+            write_page(pages)
+        if noted.came and options.diff is not None:
+            # What was not reached would seem to be gone.
+            return INTERRUPTED
+        failed = shown.end() or failed
+        return INTERRUPTED if noted.came else int(failed)
 
-        write_page(options.html, pages)
-    return int(shown.end() or failed)
+
+def _refuse_what_excludes(
+    options: argparse.Namespace, *, live: bool, here: bool
+) -> None:
+    if options.jobs is not None and options.executor is not None:
+        raise UsageError("--jobs and --executor exclude each other")
+    if live and not here:
+        raise UsageError(
+            "-: only this process has the standard input, so neither --jobs nor "
+            "--executor goes with it"
+        )
+    if options.only_events and options.diff is not None:
+        raise UsageError("--only-events and --diff exclude each other")
 
 
-@contextmanager
 def _running(
-    options: argparse.Namespace, jobs: Sequence["Job"]
-) -> "Iterator[Iterator[tuple[Job, Iterable[Event]]]]":
-    """The jobs' events, wherever they run, with a progress bar on a terminal."""
+    options: argparse.Namespace,
+    jobs: Sequence["Job"],
+    stack: ExitStack,
+    progress: Progress,
+    noted: Interruption,
+) -> "Iterator[tuple[Job, Iterable[Event]]]":
+    """The jobs' events, wherever they run, until `noted` comes."""
     from cthelper.core.offline import corpus
 
-    executor: Executor | None = None
+    executor: Executor
     if options.jobs is not None:
-        # Forked workers would share the threads of the progress bar.
-        executor = ProcessPoolExecutor(options.jobs, get_context("spawn"))
+        # Forked workers would share all that this process has open.
+        executor = ProcessPoolExecutor(
+            options.jobs, get_context("spawn"), corpus.begin_worker, (noted.stop,)
+        )
     elif options.executor is not None:
         executor = corpus.make_executor(options.executor)
-    with ExitStack() as stack:
-        if executor is not None:
-            stack.enter_context(executor)
-            advance = _bar(stack, "captures", len(jobs))
-            yield corpus.replay_all(jobs, executor, advance)
+    else:
+        return _one_by_one(jobs, progress, noted)
+    stack.enter_context(executor)
+    # Before it is waited for, whatever ends this: an error, a reader that goes away.
+    stack.callback(noted.end)
+    results = corpus.replay_all(jobs, executor, progress.update, noted.stop)
+    return stack.enter_context(closing(results))
+
+
+def _one_by_one(
+    jobs: Sequence["Job"], progress: Progress, noted: Interruption
+) -> "Iterator[tuple[Job, Iterable[Event]]]":
+    from cthelper.core.offline import corpus
+
+    before = 0
+    for job in jobs:
+        if noted.came:
             return
-        sizes = [job.capture.stat().st_size for job in jobs]
-        advance = _bar(stack, "bytes", sum(sizes))
-
-        def results() -> "Iterator[tuple[Job, Iterable[Event]]]":
-            before = 0
-            for job, size in zip(jobs, sizes, strict=True):
-                progress = None
-                if advance is not None:
-                    progress = partial(_further, advance, before)
-                yield job, corpus.replay_job(job, progress)
-                before += size
-
-        yield results()
+        further = partial(_further, progress, before) if progress.wanted else None
+        yield job, corpus.replay_job(job, further, noted.stop)
+        before += _size(job.capture)
 
 
-def _further(advance: Callable[[int], None], before: int, position: int) -> None:
-    advance(before + position)
+def _further(progress: Progress, before: int, position: int) -> None:
+    progress.update(before + position)
 
 
-def _bar(stack: ExitStack, unit: str, total: int) -> Callable[[int], None] | None:
-    """A progress bar on standard error where it is a terminal; what moves it."""
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.progress import Progress
+def _extent(captures: Sequence[Path], *, here: bool) -> tuple[int, str]:
+    """What there is to do, in which unit; 0 where nobody knows."""
+    if not here:
+        return len(captures), "captures"
+    return sum(map(_size, captures)), "bytes"
 
-    progress = stack.enter_context(
-        Progress(
-            console=Console(stderr=True),
-            transient=True,
-            # What is printed to a terminal goes above the bar.
-            redirect_stdout=sys.stdout.isatty(),
-        )
-    )
-    task = progress.add_task(unit, total=total)
-    return lambda completed: progress.update(task, completed=completed)
+
+def _size(capture: Path) -> int:
+    """Of a file on disk; a pipe has none."""
+    try:
+        return capture.stat().st_size
+    except OSError:
+        return 0
 
 
 def _explain(
@@ -250,8 +308,11 @@ def _explain(
 
     if len(captures) != 1:
         raise UsageError("--explain takes one capture")
-    if options.html is not None:
-        raise UsageError("--explain and --html exclude each other")
+    for option in ("html", "only_events"):
+        if getattr(options, option):
+            raise UsageError(
+                f"--explain and --{option.replace('_', '-')} exclude each other"
+            )
     found = False
     for text in explain(
         captures[0],
@@ -261,8 +322,9 @@ def _explain(
         hosts=options.host,
         nat=nat,
         warn=lambda text: print(f"cthelper: {text}", file=sys.stderr),
+        utc=options.utc,
     ):
-        print(text)
+        print(text, flush=True)
         found = True
     return int(not found)
 

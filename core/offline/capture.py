@@ -18,8 +18,10 @@ import io
 import logging
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -36,6 +38,9 @@ Behind the IP packet there may be padding or a trailer of the link layer. Of a f
 NFLOG there is the packet alone.
 """
 
+STDIN: Final = Path("-")
+"""Standard input; `find_captures` means a file of that name by its absolute path."""
+
 # Its annotations allow a name only; it takes whatever can read().
 _READER: Final[Any] = RawPcapReader
 
@@ -51,6 +56,7 @@ _PCAP: Final = frozenset(
     {b"\xa1\xb2\xc3\xd4", b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x4d\x3c\xb2\xa1"}
 )
 _PCAPNG: Final = b"\x0a\x0d\x0d\x0a"
+_MAGIC: Final = 4
 _PCAP_HEADER: Final = 24
 _RECORD_HEADER: Final = 16
 # libpcap keeps the length of a frame check sequence above these bits.
@@ -205,7 +211,8 @@ class _Source(io.RawIOBase):
     """The bytes that `read` gives, up to its first fault, which is kept.
 
     A BufferedReader on top is C; only its refills come here. Python's own readers of
-    packed files lose what they had unpacked when they meet the fault.
+    packed files lose what they had unpacked when they meet the fault. The first refill
+    holds a magic number whole, however slowly it comes.
     """
 
     def __init__(
@@ -227,6 +234,11 @@ class _Source(io.RawIOBase):
             return 0
         try:
             data = self._read(len(buffer))
+            while self.count == 0 and 0 < len(data) < _MAGIC:
+                more = self._read(len(buffer) - len(data))
+                if not more:
+                    break
+                data += more
         except self._faults as error:
             self.fault = error
             return 0
@@ -310,23 +322,41 @@ class Capture:
 
     Times are seconds since the file's first frame, exact to the microsecond (and as
     good as a float is beyond); negative for a frame that claims to be earlier. A simple
-    packet block has no time and gets that of the frame before it.
+    packet block has no time and gets that of the frame before it. `begin` is when the
+    first frame came, in nanoseconds since 1970 (0 before it is read).
+
+    STDIN is read as it comes. What is at the other end of `stop` ends the capture, also
+    while nothing comes, by closing it; the frames that are read already still follow.
     """
 
-    def __init__(self, path: Path, *, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        warn: Callable[[str], None],
+        stop: Connection | None = None,
+    ) -> None:
         """Raises CaptureError where the file cannot be opened or is no capture."""
         self.frames = 0
+        self.begin = 0
         self._path = path
         self._warn = warn
+        self._stop = stop
+        self._stopped = False
         self._cut = False
         self._unknown = False
+        if path == STDIN and sys.__stdin__ is None:
+            # By now its number may be that of something else.
+            raise CaptureError("-: standard input is closed")
         try:
-            self._file = path.open("rb", buffering=0)
+            self._file = io.FileIO(0 if path == STDIN else path, closefd=path != STDIN)
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from None
         try:
             self.size = os.fstat(self._file.fileno()).st_size
-            self._disk = _Source(self._file.read, (OSError,))
+            if path == STDIN and self._file.isatty():
+                raise CaptureError("-: standard input is a terminal, not a capture")
+            self._disk = _Source(self._read, (OSError,))
             self._sources = [self._disk]
             self._stream = io.BufferedReader(self._disk, _CHUNK)
             self._unpack()
@@ -358,8 +388,15 @@ class Capture:
         """Close the file; there are no frames after that."""
         self._file.close()
 
+    def _read(self, size: int) -> bytes:
+        if self._stop is not None:
+            self._stopped = self._stop in wait([self._file.fileno(), self._stop])
+            if self._stopped:
+                return b""
+        return self._file.read(size) or b""
+
     def _unpack(self) -> None:
-        magic = self._stream.peek(4)[:4]
+        magic = self._stream.peek(_MAGIC)[:_MAGIC]
         if magic.startswith(_GZIP):
             file = gzip.GzipFile(fileobj=self._stream, mode="rb")
             unpacked = _Source(file.read1, (EOFError, OSError, zlib.error))
@@ -379,16 +416,20 @@ class Capture:
         self._stream = io.BufferedReader(unpacked, _CHUNK)
 
     def _open(self) -> Iterator[Frame]:
-        magic = self._stream.peek(4)[:4]
+        magic = self._stream.peek(_MAGIC)[:_MAGIC]
         try:
             if magic in _PCAP:
                 return self._pcap(_READER(self._stream))
             if magic == _PCAPNG:
                 return self._pcapng(_Blocks(_Bounded(self._stream.read)))
         except Scapy_Exception:
+            if self._stopped:
+                return iter(())
             raise CaptureError(f"{self._path}: broken within the file header") from None
+        if self._stopped:
+            return iter(())
         # The fault of a packed file shows only where its bytes are asked for.
-        self._stream.read(len(_PCAPNG))
+        self._stream.read(_MAGIC)
         if (fault := self._fault()) is not None:
             raise CaptureError(f"{self._path}: {fault}")
         raise CaptureError(f"{self._path}: not a pcap or pcapng file")
@@ -421,6 +462,7 @@ class Capture:
             ticks = seconds * resolution + fraction
             if number == 1:
                 first = ticks
+                self.begin = ticks * (_NANOSECONDS // resolution)
             if offset is None:
                 self._note_unknown(link)
                 continue
@@ -456,7 +498,7 @@ class Capture:
                 ticks = high << 32 | low
                 now = ticks * _NANOSECONDS // clock.resolution + clock.offset
             if number == 1:
-                first = now
+                self.begin = first = now
             offset = offsets.get(link)
             if offset is None:
                 self._note_unknown(link)
@@ -474,6 +516,8 @@ class Capture:
         return next((each.fault for each in self._sources if each.fault), None)
 
     def _broken(self, offset: int, why: str) -> None:
+        if self._stopped:
+            return
         packed = " of what is packed in it" if len(self._sources) > 1 else ""
         self._warn(
             f"{self._path}: broken after frame {self.frames}, at byte {offset}"

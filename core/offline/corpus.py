@@ -2,17 +2,19 @@
 """Several captures: which files they are, and replaying them here or elsewhere."""
 
 import glob
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
+from signal import SIG_BLOCK, SIG_SETMASK, SIGINT, pthread_sigmask
 from typing import Final
 
 from cthelper.core.config import Config
 from cthelper.core.errors import CaptureError, CthelperError, UsageError
-from cthelper.core.offline.capture import Capture, Frame
-from cthelper.core.offline.events import Event, Notice
+from cthelper.core.offline.capture import STDIN, Capture, Frame
+from cthelper.core.offline.events import Begin, Event, Notice
 from cthelper.core.offline.nat import Nat
 from cthelper.core.offline.replay import Replay
 from cthelper.core.tuples import Address, Network
@@ -21,6 +23,10 @@ _SUFFIXES: Final = (".pcap", ".pcapng", ".cap")
 _COMPRESSED: Final = ("", ".gz", ".zst")
 # Frames between two looks at how far the file has been read.
 _STRIDE: Final = 4096
+# Seconds between two looks whether to go on waiting for a worker.
+_GLANCE: Final = 0.2
+# Seconds that one has to come to an end.
+_GRACE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +48,14 @@ def find_captures(names: Iterable[str]) -> list[Path]:
     """The files that `names` mean: files, patterns, folders with all below them.
 
     In a folder captures are known by their names: .pcap, .pcapng and .cap, also with
-    .gz or .zst behind. Raises UsageError for a name that means nothing.
+    .gz or .zst behind. ``-`` is STDIN. Raises UsageError for a name that means nothing.
     """
     found: list[Path] = []
     for name in names:
         path = Path(name)
+        if name == "-":
+            found += [STDIN] if STDIN not in found else []
+            continue
         if path.is_dir():
             meant = [each for each in sorted(path.rglob("*")) if _is_capture(each)]
         elif path.exists():
@@ -56,6 +65,7 @@ def find_captures(names: Iterable[str]) -> list[Path]:
             meant = [each for each in meant if each.is_file()]
         if not meant:
             raise UsageError(f"{name}: no capture there")
+        meant = [each.absolute() if each == STDIN else each for each in meant]
         found += [each for each in meant if each not in found]
     return found
 
@@ -66,12 +76,15 @@ def _is_capture(path: Path) -> bool:
 
 
 def replay_job(
-    job: Job, progress: Callable[[int], None] | None = None
+    job: Job,
+    progress: Callable[[int], None] | None = None,
+    stop: Connection | None = None,
 ) -> Iterator[Event]:
     """The events of one capture, as they are found.
 
     `progress` is told now and then how many bytes of the file have been read. What
-    goes wrong with the capture is a Notice. Raises ConfigError, RegistryError.
+    goes wrong with the capture is a Notice. `stop` is as for Capture. Raises
+    ConfigError, RegistryError.
     """
     notices: list[Notice] = []
 
@@ -88,11 +101,15 @@ def replay_job(
         watch=job.watch,
     )
     try:
-        with Capture(job.capture, warn=warn) as capture:
+        with Capture(job.capture, warn=warn, stop=stop) as capture:
             frames = iter(capture)
             if progress is not None:
                 frames = _reporting(frames, capture, progress)
+            begun = False
             for event in replay.run(frames):
+                if not begun:
+                    begun = True
+                    yield Begin(capture.begin)
                 if notices:
                     yield from notices
                     notices.clear()
@@ -116,16 +133,27 @@ def replay_all(
     jobs: Sequence[Job],
     executor: Executor,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[tuple[Job, list[Event]]]:
+    stop: Connection | None = None,
+) -> Generator[tuple[Job, list[Event]], None, None]:
     """Each job's events, in the order of the jobs, which run in `executor`.
 
-    `progress` is told how many jobs have ended. Raises what `replay_job` raises, and
-    CthelperError where the executor breaks.
+    `progress` is told how many jobs have ended. What is at the other end of `stop`
+    ends it by closing that: what has not begun is left out, and what runs is given a
+    moment, in which a worker that has `stop`, too, comes to an end. Raises what
+    `replay_job` raises, and CthelperError where the executor breaks.
     """
-    futures = [executor.submit(_collect, job) for job in jobs]
+    futures = _submit(jobs, executor)
     try:
         for count, (job, future) in enumerate(zip(jobs, futures, strict=True), 1):
-            yield job, future.result()
+            if stop is not None:
+                while not (future.cancelled() or wait([future], _GLANCE).done):
+                    if stop.poll():
+                        for each in futures:
+                            each.cancel()
+                        if not (future.cancelled() or wait([future], _GRACE).done):
+                            return
+            if not future.cancelled() and (events := future.result()):
+                yield job, events
             if progress is not None:
                 progress(count)
     except BrokenExecutor as error:
@@ -135,9 +163,30 @@ def replay_all(
             future.cancel()
 
 
-def _collect(job: Job) -> list[Event]:
+def _submit(jobs: Sequence[Job], executor: Executor) -> list[Future[list[Event]]]:
+    # Processes that begin here inherit the mask: Ctrl-C, which the whole group gets,
+    # is for this one to deal with.
+    mask = pthread_sigmask(SIG_BLOCK, {SIGINT})
     try:
-        return list(replay_job(job))
+        return [executor.submit(_collect, job) for job in jobs]
+    finally:
+        pthread_sigmask(SIG_SETMASK, mask)
+
+
+_stop_worker: Connection | None = None
+
+
+def begin_worker(stop: Connection) -> None:
+    """In a process of its own: `stop` ends the captures of all jobs there."""
+    global _stop_worker
+    _stop_worker = stop
+
+
+def _collect(job: Job) -> list[Event]:
+    if _stop_worker is not None and _stop_worker.poll():
+        return []
+    try:
+        return list(replay_job(job, stop=_stop_worker))
     except CthelperError as error:
         # Not all of our errors can be pickled on their way from a worker.
         raise CthelperError(str(error)) from None

@@ -6,7 +6,9 @@ first frame. The records' keys and their order are a promise to programs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from cthelper.core.api import (
     Direction,
@@ -21,6 +23,30 @@ from cthelper.core.grants import How
 from cthelper.core.tuples import Address, Expectation, Network
 
 Record = dict[str, object]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The first event of a capture. It has no record.
+
+    `time` is that of its first frame, in nanoseconds since 1970.
+    """
+
+    time: int
+
+    def utc(self, time: float) -> str | None:
+        """When it was, `time` seconds later: RFC 3339 in UTC, with microseconds.
+
+        As the daemon's log has it. None where no calendar has that year.
+        """
+        microseconds = (self.time + round(time * 1_000_000_000)) // 1000
+        try:
+            then = _EPOCH + timedelta(microseconds=microseconds)
+        except OverflowError:
+            return None
+        return then.isoformat(timespec="microseconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +181,12 @@ class Summary:
     finished: int = 0
 
 
+def added(one: Summary, other: Summary) -> Summary:
+    """The summary of two captures."""
+    counts = asdict(other)
+    return Summary(**{name: each + counts[name] for name, each in asdict(one).items()})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """A line for the user. It has no record.
@@ -167,7 +199,8 @@ class Notice:
 
 
 Event = (
-    ExpectationEvent
+    Begin
+    | ExpectationEvent
     | RelatedEvent
     | RefusedEvent
     | MalformedEvent
@@ -180,13 +213,16 @@ Event = (
 )
 
 
-def record(event: Event, capture: str) -> Record | None:
-    """The record of `event`, or None for an event that has none."""
+def record(event: Event, capture: str, begin: Begin | None = None) -> Record | None:
+    """The record of `event`, or None for an event that has none.
+
+    With `begin` it says the time in UTC, too.
+    """
     match event:
         case ExpectationEvent():
             wanted = event.expectation
             return {
-                **_head("expectation", capture, event),
+                **_head("expectation", capture, event, begin),
                 "helper": event.helper,
                 "policy": wanted.policy,
                 "flow": _flow(wanted.master),
@@ -204,27 +240,27 @@ def record(event: Event, capture: str) -> Record | None:
             }
         case RelatedEvent():
             return {
-                **_head("related", capture, event),
+                **_head("related", capture, event, begin),
                 "expectation_frame": event.expectation_frame,
                 "helper": event.helper,
                 "flow": _flow(event.flow),
             }
         case RefusedEvent():
             return {
-                **_head("refused", capture, event),
+                **_head("refused", capture, event, begin),
                 "helper": event.helper,
                 "reason": event.reason,
                 "expects": _wish(event),
             }
         case MalformedEvent():
             return {
-                **_head("malformed", capture, event),
+                **_head("malformed", capture, event, begin),
                 "helper": event.helper,
                 "reason": event.reason,
             }
         case FinishedEvent():
             return {
-                **_head("finished", capture, event),
+                **_head("finished", capture, event, begin),
                 "helper": event.helper,
                 "flow": _flow(event.flow),
                 "reason": event.reason,
@@ -253,12 +289,14 @@ def _head(
     | RefusedEvent
     | MalformedEvent
     | FinishedEvent,
+    begin: Begin | None,
 ) -> Record:
     return {
         "event": name,
         "capture": capture,
         "frame": event.frame,
         "time": round(event.time, 6),
+        **({} if begin is None else {"utc": begin.utc(event.time)}),
     }
 
 

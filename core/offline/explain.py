@@ -15,6 +15,7 @@ from cthelper.core.offline.capture import Capture
 from cthelper.core.offline.conntrack import Seen, State
 from cthelper.core.offline.entries import Entry
 from cthelper.core.offline.events import (
+    Begin,
     Event,
     ExpectationEvent,
     FaultEvent,
@@ -45,10 +46,12 @@ def explain(
     hosts: Collection[Address] = (),
     nat: Nat | None = None,
     warn: Callable[[str], None],
+    utc: bool = False,
 ) -> Iterator[str]:
     """The steps that frame `frame` of a capture went through, a line each.
 
-    None where the capture has no such frame; `warn` says so. The rest is as for Replay.
+    None where the capture has no such frame; `warn` says so. `utc` is whether to say
+    when it came in UTC. The rest is as for Replay.
     Raises CaptureError.
     """
     history = History()
@@ -82,7 +85,8 @@ def explain(
             if number == frame:
                 told = True
                 made = [each for each in events if isinstance(each, ExpectationEvent)]
-                yield f"frame {frame} of {path}, at {time:.6f} s"
+                then = Begin(capture.begin).utc(time) if utc else None
+                yield f"frame {frame} of {path}, at {then or f'{time:.6f} s'}"
                 story = _Story(replay, config, history, unread_before)
                 for step, text in story.tell(data[start:], seen, decision, events):
                     yield _step(step, text)

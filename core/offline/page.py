@@ -11,7 +11,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Final
 from cthelper.core.api import Done, Effect, Expect, Rewrite
 from cthelper.core.errors import CthelperError
 from cthelper.core.offline.events import (
+    Begin,
     Event,
     ExpectationEvent,
     FaultEvent,
@@ -65,19 +67,47 @@ _ORDER: Final = (
 _CELL_LIMIT: Final = 300
 
 
-def write_page(path: Path, pages: Sequence[tuple[str, Sequence[Event]]]) -> None:
-    """Write the page of captures, each its label and its events in their order.
+Pages = Sequence[tuple[str, Sequence[Event]]]
 
-    The same events give the same bytes. Raises CthelperError where the file cannot be
-    written.
+
+@contextmanager
+def page_file(path: Path) -> Iterator[Callable[[Pages], None]]:
+    """What writes the page of captures, each its label and its events in their order.
+
+    The file is opened at once, and what it holds stays until it is written over. The
+    same events give the same bytes. Raises CthelperError where it cannot be written.
     """
     try:
-        path.write_text(render(pages), "utf-8")
+        new = not path.exists()
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise CthelperError(f"{path}: cannot be written: {error.strerror}") from None
+    written = False
+
+    def write(pages: Pages) -> None:
+        nonlocal written
+        text = render(pages)
+        try:
+            if path.is_file():
+                file.truncate(0)
+            file.write(text)
+            file.close()
+        except OSError as error:
+            raise CthelperError(
+                f"{path}: cannot be written: {error.strerror}"
+            ) from None
+        written = True
+
+    try:
+        yield write
+    finally:
+        with suppress(OSError):
+            file.close()
+        if new and not written:
+            path.unlink(missing_ok=True)
 
 
-def render(pages: Sequence[tuple[str, Sequence[Event]]]) -> str:
+def render(pages: Pages) -> str:
     """The page as text."""
     text = (files(__package__) / "page.html").read_text("utf-8")
     # The policy admits the template's own style and script by their hashes. A block
@@ -105,7 +135,7 @@ def _hash_of(element: str, text: str) -> str:
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
-def _data(pages: Sequence[tuple[str, Sequence[Event]]]) -> dict[str, object]:
+def _data(pages: Pages) -> dict[str, object]:
     captures: list[_Row] = []
     rows: list[_Row] = []
     for number, (label, events) in enumerate(pages):
@@ -142,7 +172,7 @@ class _Page:
         for event in events:
             if isinstance(event, Summary):
                 self._summary = event
-            else:
+            elif not isinstance(event, Begin):
                 listed.append(event)
         # Flows are told of when they end.
         self._events = sorted(listed, key=_place)

@@ -5,10 +5,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from cthelper.core.errors import CthelperError
 from cthelper.core.grants import How
 from cthelper.core.offline.events import (
+    Begin,
     Event,
     ExpectationEvent,
     FinishedEvent,
@@ -19,11 +21,20 @@ from cthelper.core.offline.events import (
     Summary,
 )
 
-HEADING = f"{'frame':>7}  {'time':>12}  {'event':<11}  {'helper':<15}  what"
+_UTC: Final = len("2026-01-01T00:00:00.000000+00:00")
 
 
-def line(event: Event) -> str | None:
-    """The line of an event in a capture's table; None for one that has none."""
+def heading(*, utc: bool = False) -> str:
+    """The names of a table's columns; `utc` as for `line`."""
+    time = f"{'time (UTC)':<{_UTC}}" if utc else f"{'time':>12}"
+    return f"{'frame':>7}  {time}  {'event':<11}  {'helper':<15}  what"
+
+
+def line(event: Event, begin: Begin | None = None) -> str | None:
+    """The line of an event in a capture's table; None for one that has none.
+
+    With `begin` times are in UTC, else seconds since then.
+    """
     match event:
         case ExpectationEvent():
             wanted = event.expectation
@@ -36,26 +47,32 @@ def line(event: Event) -> str | None:
                     kind = f"{flows} flows"
             how = "" if event.how is How.CREATED else f", {event.how.value}"
             what = f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s{how})"
-            return _row("expectation", event, what)
+            return _row("expectation", event, begin, what)
         case RelatedEvent():
             what = f"{event.flow}, announced in frame {event.expectation_frame}"
-            return _row("related", event, what)
+            return _row("related", event, begin, what)
         case RefusedEvent():
-            return _row("refused", event, f"{event.reason}: {event.detail}")
+            return _row("refused", event, begin, f"{event.reason}: {event.detail}")
         case MalformedEvent():
-            return _row("malformed", event, event.reason)
+            return _row("malformed", event, begin, event.reason)
         case FinishedEvent():
             why = f"{event.reason}, {event.detail}" if event.detail else event.reason
-            return _row("finished", event, f"{event.flow}, read no longer: {why}")
+            what = f"{event.flow}, read no longer: {why}"
+            return _row("finished", event, begin, what)
         case Summary():
-            return (
-                f"{event.packets} packets, {event.flows} flows, "
-                f"{event.expectations} expectations, {event.related} related, "
-                f"{event.refused} refused, {event.malformed} malformed, "
-                f"{event.finished} finished"
-            )
+            return summary(event)
         case _:
             return None
+
+
+def summary(event: Summary) -> str:
+    """The line below a capture's table."""
+    return (
+        f"{event.packets} packets, {event.flows} flows, "
+        f"{event.expectations} expectations, {event.related} related, "
+        f"{event.refused} refused, {event.malformed} malformed, "
+        f"{event.finished} finished"
+    )
 
 
 def _row(
@@ -65,11 +82,13 @@ def _row(
     | RefusedEvent
     | MalformedEvent
     | FinishedEvent,
+    begin: Begin | None,
     what: str,
 ) -> str:
-    return (
-        f"{event.frame:>7}  {event.time:>12.6f}  {name:<11}  {event.helper:<15}  {what}"
-    )
+    time = f"{event.time:>12.6f}"
+    if begin is not None:
+        time = f"{begin.utc(event.time) or time:<{_UTC}}"
+    return f"{event.frame:>7}  {time}  {name:<11}  {event.helper:<15}  {what}"
 
 
 def json_line(record: Record) -> str:
@@ -78,7 +97,10 @@ def json_line(record: Record) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records that ``cthelper replay --json`` once wrote. Raises CthelperError."""
+    """The records that ``cthelper replay --json`` once wrote. Raises CthelperError.
+
+    Without the time in UTC, which says nothing that frame and time do not.
+    """
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
@@ -95,6 +117,7 @@ def _read_record(path: Path, number: int, text: str) -> Record:
         record = None
     if not isinstance(record, dict) or "event" not in record:
         raise CthelperError(f"{path}:{number}: not a line of `cthelper replay --json`")
+    record.pop("utc", None)
     return record
 
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``cthelper replay``: its output, its options and its errors."""
 
-import contextlib
+import gzip
 import json
-import pty
 import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.core.cli.runner import Runner
+from tests.core.cli.runner import Result, Runner
 
 ROOT: Final = Path(__file__).parents[3]
 PCAPS: Final = ROOT / "pcaps"
@@ -61,7 +61,8 @@ def test_records_are_what_the_design_promises(replay: Runner) -> None:
         '"helper":"sunrpc","policy":"service","flow":{"transport":"tcp",'
         '"source":"10.77.1.2:654","destination":"10.77.2.2:111"},"direction":"reply",'
         '"expects":{"transport":"tcp","source":"10.77.1.2","source_port":null,'
-        '"destination":"10.77.2.2:43173"},"permanent":true,"timeout":300}'
+        '"destination":"10.77.2.2:43173"},"permanent":true,"timeout":300,"how":"created",'
+        '"flows":null}'
     )
     assert related.endswith(
         '"expectation_frame":6,"helper":"sunrpc","flow":{"transport":"tcp",'
@@ -242,7 +243,8 @@ def test_diff_shows_what_has_gone_and_come(
     gone, come = done.output.splitlines()
     assert gone[:2] == "- "
     assert come[:2] == "+ "
-    assert json.loads(gone[2:]) == {**json.loads(come[2:]), "permanent": True}
+    any_number = {"permanent": True, "flows": None}
+    assert json.loads(gone[2:]) == json.loads(come[2:]) | any_number
 
 
 @pytest.mark.parametrize("text", ["no JSON\n", "[]\n", '{"a": 1}\n', "\xff"])
@@ -424,16 +426,16 @@ def test_truncated_capture_is_used_as_far_as_it_goes(
     assert done.code == 0
     assert done.errors.count("\n") == 1
     assert records(done.output)[-1]["related"] == 1
+    cut.write_bytes(gzip.compress(Path(SHOWMOUNT).read_bytes())[:-10])
+    assert replay("--json", str(cut)).code == 0
 
 
-@pytest.mark.parametrize("package", ["scapy", "rich"])
 def test_missing_package_is_named_with_the_command_that_installs_it(
-    package: str, empty: str
+    empty: str,
 ) -> None:
     script = (
-        f"import sys; sys.modules[{package!r}] = None\n"
+        "import sys; sys.modules['scapy'] = None\n"
         "import sys; from cthelper.core.cli import main\n"
-        f"sys.stderr.isatty = lambda: True\n"
         f"sys.exit(main(['replay', '--config', {empty!r}, {SHOWMOUNT!r}]))\n"
     )
     done = subprocess.run(
@@ -441,8 +443,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(
     )
     assert (done.returncode, done.stderr) == (
         1,
-        f"cthelper: {package} is not installed: "
-        f"{sys.executable} -m pip install scapy rich\n",
+        f"cthelper: scapy is not installed: {sys.executable} -m pip install scapy\n",
     )
 
 
@@ -457,33 +458,101 @@ def test_reader_that_goes_away_ends_the_command_in_silence(empty: str) -> None:
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
 
-# A terminal
+def test_reader_that_goes_away_ends_the_workers_too(empty: str) -> None:
+    # All captures many times over: what nobody reads is not replayed.
+    command = (
+        f"{sys.executable} -m cthelper replay --config {empty} --json "
+        f"--jobs 2 --network 10.77.2.0/24 pcaps | head -1"
+    )
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
 
-@pytest.mark.parametrize(
-    ("options", "unit"), [((), "bytes"), (("--jobs", "2"), "captures")]
-)
-def test_progress_is_shown_on_a_terminal_alone(
-    options: tuple[str, ...], unit: str, replay: Runner, empty: str
+# Several captures
+
+
+def test_several_captures_have_a_total(replay: Runner, tmp_path: Path) -> None:
+    done = replay(SHOWMOUNT, MOUNTD, DUMP)
+    assert done.output.splitlines()[-1] == (
+        "total of 3 captures: 60 packets, 6 flows, 2 expectations, 2 related, "
+        "1 refused, 0 malformed, 0 finished"
+    )
+    assert "total" not in replay(SHOWMOUNT).output
+    assert "total" not in replay("--json", SHOWMOUNT, MOUNTD).output
+    # What could not be read is none of them.
+    wrong = tmp_path / "wrong.pcap"
+    wrong.touch()
+    assert "total" not in replay(SHOWMOUNT, str(wrong)).output
+
+
+def test_only_events_leaves_out_captures_without_any(
+    replay: Runner, tmp_path: Path
 ) -> None:
-    arguments = ["replay", "--json", "--config", empty, *options, "pcaps/sunrpc"]
-    ours, theirs = pty.openpty()
-    with open(ours, "rb", buffering=0) as terminal:
-        with open(theirs, "wb", buffering=0) as end:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cthelper", *arguments],
-                stdout=subprocess.PIPE,
-                stderr=end,
-                text=True,
-                env={"TERM": "xterm", "COLUMNS": "80", "PATH": "/usr/bin:/bin"},
-            )
-        shown = b""
-        # A terminal whose other end is closed gives an error, not an end of file.
-        with contextlib.suppress(OSError):
-            while data := terminal.read(4096):
-                shown += data
-        output = process.communicate()[0]
-    assert process.returncode == 0
-    assert unit.encode() in shown
-    assert b"100%" in shown
-    assert output == replay("--json", "pcaps/sunrpc").output
+    page = tmp_path / "page.html"
+    silent = "pcaps/mdns/mdns-dig-unicast-direct.pcap"
+    done = replay(
+        "--only-events", "--html", str(page), silent, SHOWMOUNT, silent[:-4] + "*"
+    )
+    only = replay(SHOWMOUNT).output
+    assert done.output.startswith(only)
+    assert done.output.removeprefix(only).startswith("total of 2 captures: ")
+    assert done.output.count("\n") == only.count("\n") + 1
+    assert silent not in page.read_text()
+    assert SHOWMOUNT in page.read_text()
+    lines = replay("--only-events", "--json", silent, SHOWMOUNT).output
+    assert lines == replay("--json", SHOWMOUNT).output
+    assert replay("--only-events", silent).output == ""
+
+
+@pytest.mark.parametrize("other", [("--diff", "old.json"), ("--explain", "1")])
+def test_only_events_and_what_has_no_captures_exclude_each_other(
+    other: tuple[str, str], replay: Runner
+) -> None:
+    done = replay("--only-events", *other, SHOWMOUNT)
+    assert (done.code, done.output) == (2, "")
+    assert "exclude each other" in done.errors
+
+
+# Times
+
+
+def test_utc_is_the_time_as_the_daemons_log_has_it(replay: Runner) -> None:
+    (row,) = [
+        line
+        for line in replay("--utc", SHOWMOUNT).output.splitlines()
+        if "expectation " in line
+    ]
+    found = records(replay("--json", SHOWMOUNT).output)[0]
+    assert list(found)[2:5] == ["frame", "time", "utc"]
+    then = datetime.fromisoformat(found["utc"])
+    assert then.utcoffset() == timedelta(0)
+    assert row.split()[1] == found["utc"] == then.isoformat(timespec="microseconds")
+    # tshark's word for frame 6: seconds since 1970.
+    assert then.timestamp() == pytest.approx(1795330962.247412, abs=1e-6)
+    shown = replay("--utc", "--explain", "6", SHOWMOUNT).output.splitlines()[0]
+    assert shown == f"frame 6 of {SHOWMOUNT}, at {found['utc']}"
+
+
+def test_diff_takes_records_with_and_without_utc(
+    replay: Runner, tmp_path: Path
+) -> None:
+    now = replay("--json", SHOWMOUNT).output
+    old = tmp_path / "old.json"
+    for text in (now, re.sub(r'"utc":"[^"]*",', "", now)):
+        old.write_text(text)
+        assert replay("--diff", str(old), SHOWMOUNT) == Result(0, "", "")
+
+
+# The page's file
+
+
+def test_page_that_cannot_be_written_is_told_before_captures_are_read(
+    replay: Runner, tmp_path: Path
+) -> None:
+    file = tmp_path / "none" / "page.html"
+    done = replay("--html", str(file), SHOWMOUNT)
+    assert done == Result(
+        1, "", f"cthelper: {file}: cannot be written: No such file or directory\n"
+    )

@@ -133,7 +133,7 @@ def test_any_bytes_are_a_frame_or_none(
     content = pcap([head + each for each in frames], link=link, order=order)
     found, warnings, count = read(content)
     assert count == len(frames)
-    assert all(frame[start] >> 4 in (4, 6) for _, _, frame, start in found)
+    assert all(0 < start <= len(frame) for _, _, frame, start in found)
     assert all("was cut to" in each for each in warnings)
 
 
@@ -149,4 +149,4 @@ def test_tshark_reads_the_same(tmp_path: Path) -> None:
         ours.append([str(version), str(source), str(destination)])
     names = ["ip.version", "ipv6.version", "udp.srcport", "udp.dstport"]
     theirs = tshark.fields(capture, names)
-    assert [[v4 or v6[:1], *ports] for v4, v6, *ports in theirs] == ours
+    assert [[(v4 or v6)[:1], *ports] for v4, v6, *ports in theirs] == ours

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from cthelper.core.errors import CthelperError
 from cthelper.core.offline.events import Event, Notice
-from cthelper.core.offline.page import render, write_page
+from cthelper.core.offline.page import page_file, render
 from cthelper.core.tuples import REPLY
 from tests.core.builders import CLIENT, SERVER, endpoint, flow_tuple
 from tests.core.offline.page_events import (
@@ -518,13 +518,52 @@ def test_cell_of_the_table_is_bounded_and_the_detail_is_not() -> None:
 
 def test_same_events_give_the_same_bytes(tmp_path: Path) -> None:
     pages = [("a.pcap", STORY), hostile()]
-    write_page(tmp_path / "one.html", pages)
-    write_page(tmp_path / "two.html", pages)
+    for name in ("one.html", "two.html"):
+        with page_file(tmp_path / name) as write:
+            write(pages)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
-def test_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "none" / "page.html"
-    with pytest.raises(CthelperError) as caught:
-        write_page(file, [])
-    assert str(caught.value) == f"{file}: cannot be written: No such file or directory"
+def test_longer_page_of_before_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text("x" * 1_000_000)
+    with page_file(file) as write:
+        assert file.stat().st_size == 1_000_000
+        write([])
+    assert file.read_text() == render([])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("none/page.html", "No such file or directory"), ("", "Is a directory")],
+)
+def test_file_that_cannot_be_written_is_named_at_once(
+    name: str, why: str, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    with (
+        pytest.raises(CthelperError) as caught,
+        page_file(file),
+    ):
+        pytest.fail("the file was opened")
+    assert str(caught.value) == f"{file}: cannot be written: {why}"
+
+
+def test_full_disk_is_named() -> None:
+    with pytest.raises(CthelperError) as caught, page_file(Path("/dev/full")) as write:
+        write([])
+    assert str(caught.value) == (
+        "/dev/full: cannot be written: No space left on device"
+    )
+
+
+@pytest.mark.parametrize("old", [None, "the page of before"])
+def test_page_that_is_never_written_leaves_all_as_it_was(
+    old: str | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    if old is not None:
+        file.write_text(old)
+    with pytest.raises(CthelperError, match="on the way"), page_file(file):
+        raise CthelperError("on the way")
+    assert (file.read_text() if file.exists() else None) == old

@@ -11,7 +11,7 @@ import pytest
 
 from cthelper.core.cli import main
 from cthelper.core.offline.events import Event
-from cthelper.core.offline.page import write_page
+from cthelper.core.offline.page import page_file
 from tests.core.offline.page_events import HOSTILE, STORY, hostile, many
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def page(
     """The page of the parameter's captures, else of one; checked at the end."""
     pages: Pages = getattr(request, "param", [("a.pcap", STORY)])
     file = tmp_path / "page.html"
-    write_page(file, pages)
+    with page_file(file) as write:
+        write(pages)
     opened = chromium.page(file)
     opened.open()
     yield opened

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command as a process of its own, at the head of its process group."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+
+COMMAND: Final = (sys.executable, "-W", "error", "-m", "cthelper")
+ROOT: Final = Path(__file__).parents[3]
+
+
+@contextmanager
+def started(
+    *arguments: str,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process; what is left of its group afterwards is killed."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        process.wait()
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C, as a terminal gives it: to the whole group."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def group(process: subprocess.Popen[bytes]) -> list[int]:
+    """The processes of its group that are there, but for zombies."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # State, parent, group, behind the name, which may hold anything.
+            state, _, number, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(number) == process.pid and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
