@@ -5,10 +5,11 @@ import gzip
 import importlib.util
 import os
 import struct
-import threading
 from decimal import Decimal
 from itertools import product
+from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread, Timer
 from typing import Any, Final
 
 import pytest
@@ -384,7 +385,7 @@ def test_a_pipe_is_read_as_it_comes(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     content = pcap([WHOLE] * 5000)
-    writer = threading.Thread(target=pipe.write_bytes, args=(content,))
+    writer = Thread(target=pipe.write_bytes, args=(content,))
     writer.start()
     with Capture(pipe, warn=pytest.fail) as capture:
         assert sum(1 for _ in capture) == 5000
@@ -403,6 +404,52 @@ def test_progress_while_reading(tmp_path: Path) -> None:
     assert positions == sorted(positions)
     # Not at once into memory, but to the end.
     assert positions[0] < capture.size == positions[-1]
+
+
+def test_begin_is_when_the_first_frame_came(tmp_path: Path) -> None:
+    path = tmp_path / "a.pcap"
+    for content, begin in (
+        (pcap([WHOLE] * 2, times=[(1000, 7), (999, 0)]), 1_000_000_007_000),
+        (pcap([WHOLE], nano=True, times=[(1000, 7)]), 1_000_000_000_007),
+        (pcap([bytes(14)], times=[(1000, 7)]), 1_000_000_007_000),
+        (section() + interface() + enhanced(WHOLE, 1_000_007), 1_000_007_000),
+        (pcap([]), 0),
+    ):
+        path.write_bytes(content)
+        with Capture(path, warn=pytest.fail) as capture:
+            list(capture)
+        assert capture.begin == begin
+
+
+def test_stop_ends_a_capture_without_a_warning(tmp_path: Path) -> None:
+    content = pcap([ethernet(V4 + os.urandom(1000)) for _ in range(500)])
+    plain, packed, pipe = (tmp_path / name for name in ("a.pcap", "a.gz", "pipe"))
+    plain.write_bytes(content)
+    packed.write_bytes(gzip.compress(content))
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    os.write(writer, content[:5000])
+    for path in (plain, packed, pipe):
+        stop, held = Pipe(duplex=False)
+        with stop, Capture(path, warn=pytest.fail, stop=stop) as capture:
+            assert next(iter(capture))[0] == 1
+            held.close()
+            assert 1 <= sum(1 for _ in capture) < 400
+    os.close(writer)
+
+
+def test_capture_that_is_stopped_before_it_begins_is_empty(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    for begun in (b"", b"\xa1\xb2", pcap([])[:10], section()[:20], b"\x1f\x8b"):
+        os.write(writer, begun)
+        stop, held = Pipe(duplex=False)
+        Timer(0.1, held.close).start()
+        with stop, Capture(pipe, warn=pytest.fail, stop=stop) as capture:
+            assert list(capture) == []
+        assert capture.frames == 0
+    os.close(writer)
 
 
 # --- against scapy ---

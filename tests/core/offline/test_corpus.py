@@ -7,14 +7,16 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
 from pathlib import Path
+from threading import Timer
 from typing import Any, Final
 
 import pytest
 
 from cthelper.core.config import Config, parse
 from cthelper.core.errors import ConfigError, CthelperError, UsageError
+from cthelper.core.offline import corpus
 from cthelper.core.offline.corpus import (
     Job,
     find_captures,
@@ -92,6 +94,55 @@ def test_jobs_elsewhere_give_their_events_in_order() -> None:
         (job.capture, list(replay_job(job))) for job in jobs()
     ]
     assert told == list(range(1, len(found) + 1))
+
+
+class Stuck(Executor):
+    """Runs the first job, begins the second one, and never comes to the others."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if len(self.futures) < 2:
+            future.set_running_or_notify_cancel()
+        if not self.futures:
+            future.set_result(function(*args, **kwargs))
+        self.futures.append(future)
+        return future
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_stop_gives_what_runs_a_moment_and_leaves_out_the_rest(
+    in_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "_GRACE", 60.0 if in_time else 0.01)
+    stop, held = Pipe(duplex=False)
+    executor = Stuck()
+    results = replay_all(jobs(), executor, stop=stop)
+    assert next(results)[0] == jobs()[0]
+    held.close()
+    summary = Summary(packets=3)
+    if in_time:
+        Timer(0.5, executor.futures[1].set_result, [[summary]]).start()
+    rest = [events for _, events in results]
+    assert rest == ([[summary]] if in_time else [])
+    assert len(executor.futures) > 2
+    assert all(each.cancelled() for each in executor.futures[2:])
+    stop.close()
+
+
+def test_worker_that_was_told_to_stop_reads_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop, held = Pipe(duplex=False)
+    monkeypatch.setattr(corpus, "_stop_worker", None)
+    corpus.begin_worker(stop)
+    with ThreadPoolExecutor(1) as executor:
+        assert len(list(replay_all(jobs(), executor))) == len(jobs())
+        held.close()
+        assert list(replay_all(jobs(), executor)) == []
+    stop.close()
 
 
 class Broken(Executor):
