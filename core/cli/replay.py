@@ -202,6 +202,8 @@ def _run(options: argparse.Namespace) -> int:
             capture = str(job.capture)
             progress.clear()
             shown.begin(capture)
+            if live:
+                sys.stdout.flush()
             page: list[Event] = []
             told = False
             for event in events:
@@ -212,6 +214,8 @@ def _run(options: argparse.Namespace) -> int:
                     sys.stdout.flush()
                 if write_page is not None:
                     page.append(event)
+            # Whoever reads this need not wait for the captures that follow.
+            sys.stdout.flush()
             if told or not options.only_events:
                 pages.append((capture, page))
         progress.clear()
@@ -291,11 +295,11 @@ def _extent(captures: Sequence[Path], *, here: bool) -> tuple[int, str]:
 
 
 def _size(capture: Path) -> int:
-    """Of a file on disk; a pipe has none."""
-    try:
-        return capture.stat().st_size
-    except OSError:
-        return 0
+    """Of a file on disk; nothing else has one."""
+    from cthelper.core.offline.capture import STDIN
+
+    known = capture != STDIN and capture.is_file()
+    return capture.stat().st_size if known else 0
 
 
 def _explain(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ def started(
         stdout=stdout,
         stderr=stderr,
         cwd=ROOT,
+        # What is written at once shall be so by the command's own doing.
+        env={key: os.environ[key] for key in os.environ if key != "PYTHONUNBUFFERED"},
         start_new_session=True,
     )
     try:
@@ -45,6 +48,15 @@ def started(
 def interrupt(process: subprocess.Popen[bytes]) -> None:
     """Ctrl-C, as a terminal gives it: to the whole group."""
     os.killpg(process.pid, signal.SIGINT)
+
+
+def left(process: subprocess.Popen[bytes]) -> list[int]:
+    """What is still there of its group in the end."""
+    # Python's resource tracker goes once it finds that nobody else is there.
+    deadline = time.monotonic() + 20
+    while (found := group(process)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 def group(process: subprocess.Popen[bytes]) -> list[int]:

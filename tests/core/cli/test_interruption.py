@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from cthelper.core.cli import main
-from tests.core.cli.process import COMMAND, ROOT, group, interrupt, started
+from tests.core.cli.process import COMMAND, ROOT, group, interrupt, left, started
 
 SHOWMOUNT: Final = ROOT / "pcaps/sunrpc/rpc-showmount-e.pcap"
 
@@ -53,7 +53,7 @@ def test_captures_behind_it_are_not_begun(pipe: Path, empty: str) -> None:
         output, errors = process.communicate(timeout=60)
         os.close(writer)
         assert (process.returncode, errors) == (130, b"")
-        assert group(process) == []
+        assert left(process) == []
     lines = output.decode().splitlines()
     assert [line for line in lines if line.endswith(".pcap")] == [
         str(SHOWMOUNT),
@@ -93,10 +93,7 @@ def test_workers_end_too(whom: str, pipe: Path, empty: str) -> None:
             process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
         os.close(writer)
-        deadline = time.monotonic() + 10
-        while group(process) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert (process.returncode, errors, group(process)) == (130, b"", [])
+        assert (process.returncode, errors, left(process)) == (130, b"", [])
     assert told[-1].startswith(b"20 packets, ")
     # The capture that was being read; those that nobody had come to are left out.
     assert output.splitlines()[1] == str(pipe).encode()
@@ -112,7 +109,7 @@ def test_ctrl_c_while_workers_begin_leaves_no_traceback(empty: str) -> None:
         interrupt(process)
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, b"Traceback" in errors) == (130, False)
-        assert group(process) == []
+        assert left(process) == []
 
 
 def test_ctrl_c_while_the_commands_load() -> None:
