@@ -208,8 +208,9 @@ def _run(options: argparse.Namespace) -> int:
             told = False
             for event in events:
                 progress.clear()
-                failed = output.warn(capture, event) or failed
-                told = shown.event(capture, event) or told
+                wrong = output.warn(capture, event)
+                failed = wrong or failed
+                told = shown.event(capture, event) or wrong or told
                 if live:
                     sys.stdout.flush()
                 if write_page is not None:

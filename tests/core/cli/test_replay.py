@@ -504,6 +504,12 @@ def test_only_events_leaves_out_captures_without_any(
     lines = replay("--only-events", "--json", silent, SHOWMOUNT).output
     assert lines == replay("--json", SHOWMOUNT).output
     assert replay("--only-events", silent).output == ""
+    # What went wrong is looked for on the page.
+    wrong = tmp_path / "wrong.pcap"
+    wrong.touch()
+    replay("--only-events", "--html", str(page), silent, str(wrong))
+    assert silent not in page.read_text()
+    assert str(wrong) in page.read_text()
 
 
 @pytest.mark.parametrize("other", [("--diff", "old.json"), ("--explain", "1")])
