@@ -8,6 +8,7 @@ ended by Ctrl-C. Errors are one line to standard error.
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 INTERRUPTED: Final = 130
@@ -60,13 +61,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.command(options)
-    except (ConfigError, RegistryError, UsageError) as error:
-        print(f"cthelper: {error}", file=sys.stderr)
-        return 2
-    except NetlinkError as error:
-        print(f"cthelper: {advised(str(error), error.errno)}", file=sys.stderr)
-        return 1
     except CthelperError as error:
-        print(f"cthelper: {error}", file=sys.stderr)
-        return 1
+        text = str(error)
+        if isinstance(error, NetlinkError):
+            text = advised(text, error.errno)
+        # Where nobody reads it the exit code says so still.
+        with suppress(OSError):
+            print(f"cthelper: {text}", file=sys.stderr, flush=True)
+        wrong = isinstance(error, ConfigError | RegistryError | UsageError)
+        return 2 if wrong else 1
     return status

@@ -2,11 +2,12 @@
 """The daemon's log and its counters: one line a decision, key=value or JSON."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final, TextIO
+from typing import Final, Protocol
+
+from cthelper.core.daemon.standard_error import StandardError
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 # Lines of one event and reason: so many at once, then so many a second.
@@ -16,12 +17,21 @@ _PER_SECOND: Final = 5.0
 Value = str | int | float | bool | None
 
 
+class Output(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object:
+        """Write a line. Raises OSError."""
+
+
 class Log:
     """Writes lines and counts events; lines beyond the rate are counted, not written.
 
     The rate is per event and reason, so that a flood of one never hides another. The
     first line that is written again says how many were left out (``suppressed``).
-    `common` are fields that all lines have.
+    Lines that cannot be written are counted, too: an event of its own (``log-lost``)
+    tells of them before the next line that can be. `common` are fields that all lines
+    have. Lines go to `output`, by default standard error.
     """
 
     def __init__(
@@ -30,12 +40,13 @@ class Log:
         form: str = "text",
         *,
         clock: Callable[[], float],
-        output: TextIO = sys.stderr,
+        output: Output | None = None,
         common: Mapping[str, Value] = {},
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._clock = clock
-        self._output = output
+        self._output = StandardError() if output is None else output
+        self._lost = 0
         self._common = dict(common)
         self._buckets: dict[tuple[str, str], _Bucket] = {}
         self.configure(level, form)
@@ -58,6 +69,25 @@ class Log:
         bucket = self._buckets.setdefault((event, str(reason)), _Bucket(self._clock()))
         if not bucket.take(self._clock()):
             return
+        more = {"suppressed": bucket.suppressed} if bucket.suppressed else {}
+        try:
+            if self._lost:
+                self._write("log-lost", "warning", {"lines": self._lost})
+                self._lost = 0
+            self._write(event, level, fields, more)
+            bucket.suppressed = 0
+        except OSError:
+            self._lost += 1
+            self.counters["log-lost"] += 1
+
+    def _write(
+        self,
+        event: str,
+        level: str,
+        fields: Mapping[str, object],
+        more: Mapping[str, Value] = {},
+    ) -> None:
+        """Write a line, `more` at its end. Raises OSError."""
         record: dict[str, Value] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "level": level,
@@ -67,15 +97,10 @@ class Log:
                 for key, value in fields.items()
             },
             **self._common,
+            **more,
         }
-        if bucket.suppressed:
-            record["suppressed"] = bucket.suppressed
-            bucket.suppressed = 0
-        print(
-            json.dumps(record) if self._json else _text(record),
-            file=self._output,
-            flush=True,
-        )
+        line = json.dumps(record) if self._json else _text(record)
+        self._output.write(f"{line}\n")
 
 
 class _Bucket:

@@ -14,7 +14,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections import Counter
@@ -270,9 +269,9 @@ class Supervisor:
         except CthelperError:
             pass  # the server has logged it
         except BaseException:
-            traceback.print_exc()
+            trace = traceback.format_exc()
+            self._log.event("step-failed", "error", detail=trace, worker=number)
         finally:
-            sys.stderr.flush()
             # Nothing of the supervisor's is to be done at this process's end.
             os._exit(status)
 

@@ -228,3 +228,57 @@ def test_lines_below_the_level_use_nothing_up() -> None:
         written.log.event("seen", "debug")
     written.log.event("seen", "info")
     assert written.lines == ["level=info event=seen"]
+
+
+# Lines that cannot be written
+
+
+class Failing(io.StringIO):
+    """Takes lines, or fails."""
+
+    error: OSError | None = None
+
+    def write(self, text: str, /) -> int:
+        if self.error is not None:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left"), BrokenPipeError(), BlockingIOError()],
+    ids=["full disc", "no reader", "slow reader"],
+)
+def test_lines_that_cannot_be_written_are_counted_and_told_as_soon_as_they_can(
+    error: OSError,
+) -> None:
+    output = Failing()
+    log = Log("info", "text", clock=Clock(), output=output, common={"worker": 1})
+    output.error = error
+    for _ in range(3):
+        log.event("seen")
+    log.event("below", "debug")
+    assert log.counters == {"seen": 3, "below": 1, "log-lost": 3}
+    output.error = None
+    log.event("seen")
+    log.event("seen")
+    lines = [line.partition(" ")[2] for line in output.getvalue().splitlines()]
+    assert lines == [
+        "level=warning event=log-lost lines=3 worker=1",
+        "level=info event=seen worker=1",
+        "level=info event=seen worker=1",
+    ]
+    assert log.counters["log-lost"] == 3
+
+
+def test_line_that_says_how_many_were_left_out_says_it_when_it_can_be_written() -> None:
+    written = Written()
+    written.log = Log(clock=written.clock, output=(output := Failing()))
+    for _ in range(BURST + 10):
+        written.log.event("seen")
+    output.error = BrokenPipeError()
+    written.clock.now += 1
+    written.log.event("seen")
+    output.error = None
+    written.log.event("seen")
+    assert output.getvalue().endswith(" event=seen suppressed=10\n")

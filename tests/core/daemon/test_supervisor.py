@@ -65,6 +65,10 @@ class Running:
         """Have a step fail from now on."""
         (self._faults / step).touch()
 
+    def mend(self, step: str) -> None:
+        """Have it fail no more."""
+        (self._faults / step).unlink()
+
     def fails(self, step: str) -> bool:
         return (self._faults / step).exists()
 
@@ -103,6 +107,19 @@ class Running:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+
+
+class LogOutput:
+    """What the log writes to, as long as that does not fail."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def write(self, text: str, /) -> None:
+        if self._running.fails("log"):
+            self._running.say("no line")
+            raise BrokenPipeError
+        self._running.output.write(text)
 
 
 class FakeBinding(Binding):
@@ -147,6 +164,8 @@ class FakeServer:
         self._queues = {each.number for each in bindings}
         if running.fails(f"start {number}"):
             raise QueueError("no server")
+        if running.fails(f"bug {number}"):
+            raise RecursionError("in a server")
 
     def run(self) -> None:
         self._reads()
@@ -237,7 +256,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
             ("bound_queues", dict),
             ("Server", partial(FakeServer, made)),
             ("Installation", partial(FakeInstallation, made)),
-            ("Log", partial(Log, output=output)),
+            ("Log", partial(Log, output=LogOutput(made))),
             ("_PAUSE_SECONDS", 0.05),
         ):
             monkeypatch.setattr(supervisor, name, fake)
@@ -340,6 +359,38 @@ def test_server_that_cannot_serve_again_is_tried_again(running: Running) -> None
     again = plain(running.until("* step-failed") + running.until("* worker-died"))
     dies = ["pause 2077", "release 2077", "* worker-died"]
     assert again == [*dies, "* step-failed", *dies]
+
+
+def test_bug_in_a_server_is_told_in_one_line_and_ends_no_more_than_the_server(
+    running: Running,
+) -> None:
+    lines = started(running)
+    running.fail("bug 0")
+    os.kill(pid_of(lines[-3]), signal.SIGKILL)
+    running.until("* worker-died")
+    failed, *_, died = running.until("* worker-died")
+    assert failed.startswith('* step-failed detail="Traceback ')
+    assert failed.endswith('RecursionError: in a server\\n" worker=0')
+    assert "exit code 1" in died
+
+
+def test_log_that_cannot_be_written_ends_nothing_from_the_start_on(
+    running: Running,
+) -> None:
+    running.configure("")
+    running.fail("log")
+    running.start()
+    running.until("install")
+    running.until("no line")
+    running.configure("helpers.tns.enabled = false\n")
+    running.signal(signal.SIGHUP)
+    assert running.until("no line")[-2] == "server 0 reads 2077"
+    running.mend("log")
+    running.signal(signal.SIGTERM)
+    # Of the worker's start, of the supervisor's, and of the reload.
+    lost, stopped = running.until("* stopped")[-2:]
+    assert lost == "* log-lost lines=3"
+    assert " log-lost=3" in stopped
 
 
 # Reloading.

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Standard error as a log needs it: writing there never waits for who reads it.
+
+A pipe whose reader stands still, a terminal that was stopped, a journal that is busy: a
+write to them waits, and with it every packet. What stands behind the descriptor is
+shared with other processes, which do not expect it to be non-blocking: so a pipe or a
+terminal is opened once more, and a socket is told with each message. A file is written
+to as it is, with its offset.
+"""
+
+import os
+import socket
+import stat
+import sys
+from contextlib import suppress
+
+_FLAGS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class StandardError:
+    """Writes lines to a descriptor, by default this process's standard error.
+
+    A line is written whole or not at all: what is left of one that was begun is written
+    before the next one.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        # Where a program is started without one, another file may have its number.
+        if descriptor is None and sys.stderr is not None:
+            descriptor = 2
+        self._file = self._socket = None
+        self._rest = b""
+        if descriptor is not None:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISSOCK(mode):
+                self._socket = socket.socket(fileno=os.dup(descriptor))
+            else:
+                self._file = _opened(descriptor, mode)
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        if self._socket is not None:
+            self._socket.close()
+        elif self._file is not None:
+            os.close(self._file)
+
+    def write(self, text: str) -> None:
+        """Write a line. Raises OSError where that cannot be done now."""
+        if self._rest:
+            self._rest = self._rest[self._put(self._rest) :]
+            if self._rest:
+                raise BlockingIOError
+        data = text.encode("utf-8", "backslashreplace")
+        self._rest = data[self._put(data) :]
+
+    def _put(self, data: bytes) -> int:
+        """Write what can be written; how many bytes."""
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        if self._file is None:
+            raise BrokenPipeError
+        return os.write(self._file, data)
+
+
+def _opened(descriptor: int, mode: int) -> int:
+    """A descriptor of ours for the same file, which does not block if that can be."""
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        # Not of another user's, and not where nobody reads any more.
+        with suppress(OSError):
+            return os.open(f"/proc/self/fd/{descriptor}", _FLAGS)
+    return os.dup(descriptor)
