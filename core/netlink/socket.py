@@ -132,7 +132,7 @@ class NetlinkSocket:
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family)
         except OSError as error:
-            raise NetlinkError.of(error.errno or 0, "open netlink socket") from None
+            raise _failure(error, "open netlink socket") from None
         seconds = _ANSWER_SECONDS
         try:
             self._socket.bind((0, 0))
@@ -142,11 +142,11 @@ class NetlinkSocket:
                     socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer
                 )
             for group in groups:
-                self.join(group)
+                self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
                 seconds = 0.0
         except OSError as error:
             self._socket.close()
-            raise NetlinkError.of(error.errno or 0, "set up netlink socket") from None
+            raise _failure(error, "set up netlink socket") from None
         self._socket.settimeout(seconds)
         self._sequence = 0
         self.overruns = 0
@@ -183,7 +183,7 @@ class NetlinkSocket:
 
         `what` names the request in the error, as a string. Raises NetlinkError.
         """
-        self._send(message, type_, flags | _REQUEST | _ACK)
+        self._send(message, type_, flags | _REQUEST | _ACK, what)
         return self._answers(what)
 
     def send(
@@ -191,9 +191,9 @@ class NetlinkSocket:
     ) -> list[Frame]:
         """Like `request`, for attributes of nfnetlink that are encoded already.
 
-        `family` is AF_INET or AF_INET6.
+        `family` is AF_INET or AF_INET6. Raises NetlinkError.
         """
-        self._socket.send(self._request(family, attributes, type_, flags))
+        self._put(self._request(family, attributes, type_, flags), what)
         return self._answers(what)
 
     def send_together(
@@ -202,12 +202,11 @@ class NetlinkSocket:
         """Send requests in one message, which the kernel does one after the other.
 
         What came of each; one that fails does not keep the others. Raises NetlinkError
-        where an acknowledgement is missing.
+        where they cannot be sent, or an acknowledgement is missing.
         """
         first = self._sequence + 1
-        self._socket.send(
-            b"".join(self._request(family, *request) for request in requests)
-        )
+        together = [self._request(family, *request) for request in requests]
+        self._put(b"".join(together), what)
         results: dict[int, NetlinkError | None] = {}
         while len(results) < len(requests):
             for frame in split(self._receive(what)):
@@ -217,32 +216,33 @@ class NetlinkSocket:
 
     def dump(self, message: Any, type_: int, what: object) -> list[Frame]:
         """All the entries of a table. Raises NetlinkError."""
-        self._send(message, type_, _REQUEST | _DUMP)
+        self._send(message, type_, _REQUEST | _DUMP, what)
         return self._answers(what)
 
     def filter(self, filter_: Filter) -> None:
-        """Have only those events come that a filter lets pass. Raises OSError."""
+        """Have only those events come that a filter lets pass. Raises NetlinkError."""
         program = filter_.program
         buffer = ctypes.create_string_buffer(program)
         count = len(program) // _INSTRUCTION.size
-        self._socket.setsockopt(
-            socket.SOL_SOCKET,
-            _SO_ATTACH_FILTER,
-            _PROGRAM.pack(count, ctypes.addressof(buffer)),
-        )
+        value = _PROGRAM.pack(count, ctypes.addressof(buffer))
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)
+        except OSError as error:
+            raise _failure(error, "filter netlink events") from None
 
     def join(self, group: int) -> None:
-        """Be a member of a group. Raises OSError."""
-        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        """Be a member of a group. Raises NetlinkError."""
+        self._set(_ADD_MEMBERSHIP, group, "join netlink group")
 
     def leave(self, group: int) -> None:
-        """Be a member no more; what was sent before is there. Raises OSError."""
-        self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
+        """Be a member no more; what was sent before is there. Raises NetlinkError."""
+        self._set(_DROP_MEMBERSHIP, group, "leave netlink group")
 
     def events(self) -> list[Frame]:
         """What the groups have sent since the last call; never waits.
 
-        Where the kernel had to throw events away, `overruns` has grown.
+        Where the kernel had to throw events away, `overruns` has grown. Raises
+        NetlinkError.
         """
         frames: list[Frame] = []
         while True:
@@ -252,7 +252,7 @@ class NetlinkSocket:
                 return frames
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    raise NetlinkError.of(error.errno or 0, "read events") from None
+                    raise _failure(error, "read events") from None
                 self.overruns += 1
                 continue
             frames += split(data)
@@ -271,14 +271,26 @@ class NetlinkSocket:
         )
         return header + attributes
 
-    def _send(self, message: Any, type_: int, flags: int) -> None:
+    def _set(self, option: int, value: int, what: str) -> None:
+        try:
+            self._socket.setsockopt(_SOL_NETLINK, option, value)
+        except OSError as error:
+            raise _failure(error, what) from None
+
+    def _send(self, message: Any, type_: int, flags: int, what: object) -> None:
         self._sequence += 1
         header = message["header"]
         header["type"] = type_
         header["flags"] = flags
         header["sequence_number"] = self._sequence
         message.encode()
-        self._socket.send(message.data)
+        self._put(message.data, what)
+
+    def _put(self, data: bytes, what: object) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise _failure(error, what) from None
 
     def _answers(self, what: object) -> list[Frame]:
         frames: list[Frame] = []
@@ -300,10 +312,13 @@ class NetlinkSocket:
     def _receive(self, what: object) -> bytes:
         try:
             return self._socket.recv(_RECEIVE)
-        except TimeoutError:
-            raise NetlinkError.of(errno.ETIMEDOUT, what) from None
         except OSError as error:
-            raise NetlinkError.of(error.errno or 0, what) from None
+            raise _failure(error, what) from None
+
+
+def _failure(error: OSError, what: object) -> NetlinkError:
+    """The named error; a timeout of Python's own has no number."""
+    return NetlinkError.of(error.errno or errno.ETIMEDOUT, what)
 
 
 def _acknowledges(data: bytes, sequence: int) -> bool:

@@ -50,7 +50,10 @@ class Binding:
 
     def set_receive_buffer(self, size: int) -> None:
         """How many bytes of packets and their bookkeeping may wait to be read."""
-        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+        try:
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
+        except OSError as error:
+            raise self._failure(error) from None
 
     def set_fail_open(self, fail_open: bool) -> None:
         """Whether packets pass that find the queue full or paused."""
@@ -88,10 +91,13 @@ class Binding:
         try:
             self.socket.send(message)
         except OSError as error:
-            raise QueueError(f"cannot set queue {self.number}: {error}") from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> QueueError:
+        return QueueError(f"cannot set queue {self.number}: {error}")
 
 
-def refusal(number: int, error: OSError) -> QueueError:
+def refusal(number: int, error: OSError | QueueError) -> QueueError:
     """What to say of a queue that cannot be bound."""
     if number in bound_queues():
         return QueueError(

@@ -61,9 +61,13 @@ def bind_queue(number: int, receive_buffer: int, *, fail_open: bool) -> Binding:
         raise refusal(number, error) from None
     end = socket.socket(fileno=os.dup(library.get_fd()))
     binding = Binding(number, end, fail_open=fail_open, unbind=library.unbind)
-    binding.set_receive_buffer(receive_buffer)
-    binding.set_fail_open(fail_open)
-    binding.pause()
+    try:
+        binding.set_receive_buffer(receive_buffer)
+        binding.set_fail_open(fail_open)
+        binding.pause()
+    except QueueError:
+        binding.close()
+        raise
     return binding
 
 

@@ -53,7 +53,7 @@ def bind_queue(number: int, receive_buffer: int, *, fail_open: bool) -> Binding:
         if code:
             raise OSError(-code, os.strerror(-code))
         end.settimeout(0.0)
-    except OSError as error:
+    except (OSError, QueueError) as error:
         if end is not None:
             end.close()
         raise refusal(number, error) from None

@@ -3,6 +3,7 @@
 
 import errno
 import struct
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -161,6 +162,51 @@ def test_request_that_the_kernel_refuses_raises_its_error() -> None:
 def test_family_that_the_kernel_lacks_is_an_error() -> None:
     with pytest.raises(NetlinkError, match="open netlink socket"):
         NetlinkSocket(31)
+
+
+class Failing:
+    """A socket on which everything fails."""
+
+    def __init__(self, error: OSError) -> None:
+        self._error = error
+
+    def _fails(self, *_: object) -> None:
+        raise self._error
+
+    send = setsockopt = recv = _fails
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOBUFS, ""), "kernel-enobufs"),
+        (OSError(errno.ENOMEM, ""), "kernel-enomem"),
+        (PermissionError(errno.EPERM, ""), "kernel-eperm"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, ""), "kernel-econnrefused"),
+        (TimeoutError("timed out"), "kernel-etimedout"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@cases(
+    "step",
+    {
+        "request": lambda one: one.request(ifaddrmsg(), GETADDR, 0, "it"),
+        "send": lambda one: one.send(2, b"", GETADDR, 0, "it"),
+        "dump": lambda one: one.dump(ifaddrmsg(), GETADDR, "it"),
+        "join": lambda one: one.join(1),
+        "leave": lambda one: one.leave(1),
+        "answer": lambda one: one._answers("it"),
+    },
+)
+def test_what_fails_on_the_socket_itself_is_an_error_of_netlink(
+    step: Callable[[NetlinkSocket], object], error: OSError, reason: str
+) -> None:
+    made = NetlinkSocket(NETLINK_ROUTE)
+    made.close()
+    made._socket = Failing(error)  # type: ignore[assignment]
+    with pytest.raises(NetlinkError) as caught:
+        step(made)
+    assert caught.value.reason == reason
 
 
 def test_events_never_wait() -> None:

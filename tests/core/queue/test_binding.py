@@ -90,8 +90,9 @@ def test_closing_unbinds_and_what_is_asked_then_is_an_error(
     bound = Binding(7, ends[0], fail_open=True, unbind=lambda: done.append("unbound"))
     bound.close()
     assert done == ["unbound"]
-    with pytest.raises(QueueError, match="cannot set queue 7"):
-        bound.pause()
+    for ask in (bound.pause, lambda: bound.set_receive_buffer(1 << 16)):
+        with pytest.raises(QueueError, match="cannot set queue 7"):
+            ask()
 
 
 def test_queue_that_cannot_be_bound_says_why(rows: Path) -> None:
