@@ -35,6 +35,8 @@ enum { CT_ORIG = 1, CT_STATUS = 3, CT_HELP = 5, CT_TIMEOUT = 7, CT_ID = 12, CT_Z
 enum { IS_REPLY = 3, CONFIRMED = 1 << 3, SEQ_ADJUST = 1 << 6, HOOKS = 5 };
 enum { NAME_LIMIT = 16, ORIG_LIMIT = 128, MATCHED_BYTES = 64 };
 enum { BUCKETS = 1 << 14 };
+/* See sieve.py, which has the same. */
+enum { UNNOTED = 120 };
 enum { QUIET = 1, HELD = 2, ASKED = 4, TOUCHED = 8 };
 
 /* ---- Reading: plain functions over bytes ---- */
@@ -274,7 +276,7 @@ typedef struct {
 typedef struct {
     flow *buckets[BUCKETS];
     size_t count, limit;
-    bool lost; /* a flow that asked could not be noted */
+    unsigned unnoted; /* not 0: a flow that asked could not be noted */
     filter *filters;
     size_t filter_count;
     uint64_t *touched; /* id and zone of flows, each once */
@@ -409,11 +411,11 @@ must_be_read(sieve *s, const message *m, const flow *known)
             if (asks)
                 asks->state |= ASKED;
             else
-                s->lost = true;
+                s->unnoted = UNNOTED;
         }
         return true;
     }
-    if (f->answers && !s->lost && !(known && known->state & ASKED))
+    if (f->answers && !s->unnoted && !(known && known->state & ASKED))
         return false;
     return matches(&f->reply, payload);
 }
@@ -1058,6 +1060,8 @@ queue_touched(Queue *q, PyObject *unused)
     size_t i;
 
     (void)unused;
+    if (q->s.unnoted)
+        q->s.unnoted--;
     for (i = 0; result && i < q->s.touched_count; i++) {
         uint64_t key = q->s.touched[i];
         flow *known = *slot_of(&q->s, (uint32_t)key, (uint16_t)(key >> 32));

@@ -23,6 +23,10 @@ what they must be."""
 _WIDTH: Final = 512
 _ACK_ONLY: Final = 0x07  # none of FIN, SYN and RST
 _TCP_FLAGS: Final = 13
+# How often `touched` is called, once a second, until no answer is to come any more to
+# who asked and was not noted: the kernel keeps a UDP flow without packets for 30 s, or
+# for 120 s (nf_conntrack_udp_timeout_stream).
+_UNNOTED: Final = 120
 
 
 @dataclass(slots=True)
@@ -47,7 +51,8 @@ class Sieve:
         self._flows: dict[FlowKey, _State] = {}
         self._filters: dict[str, tuple[Masks | None, Masks | None, bool]] = {}
         self._touched: dict[FlowKey, int] = {}
-        self._lost = False
+        # While it is not 0, some that asked are not noted: all answers are read.
+        self._unnoted = 0
 
     def filters(self, filters: Mapping[str, Prefilter]) -> None:
         """Use these prefilters, by the names that helpers are registered under."""
@@ -72,7 +77,11 @@ class Sieve:
         self._touched.pop(key, None)
 
     def touched(self) -> list[Touched]:
-        """The held flows of which packets have passed here since the last call."""
+        """The held flows of which packets have passed here since the last call.
+
+        Call it every second.
+        """
+        self._unnoted = max(0, self._unnoted - 1)
         touched = [(*key, timeout) for key, timeout in self._touched.items()]
         self._touched.clear()
         return touched
@@ -110,14 +119,14 @@ class Sieve:
             if answers:
                 self._ask(entry)
             return True
-        if answers and not self._lost and (state is None or not state.asked):
+        if answers and not self._unnoted and (state is None or not state.asked):
             return False
         return matches(reply, payload)
 
     def _ask(self, entry: Conntrack) -> None:
         state = self._state(entry)
         if state is None:
-            self._lost = True
+            self._unnoted = _UNNOTED
         else:
             state.asked = True
 

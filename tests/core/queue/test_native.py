@@ -184,7 +184,10 @@ def test_message_is_read_as_before_where_its_first_part_is_known(
 
 @given(
     st.lists(
-        st.tuples(messages(), st.sampled_from(("", "quiet", "held", "both", "gone"))),
+        st.tuples(
+            messages(),
+            st.sampled_from(("", "quiet", "held", "both", "gone", "later")),
+        ),
         max_size=12,
     ),
     st.booleans(),
@@ -203,7 +206,10 @@ def test_sieve_lets_pass_what_the_one_in_python_does(
         assert (queued.payload, queued.direction) == (packet, direction)
         found = bench.queue.inject(data)
         assert (not found) is bench.sieve.passes(queued)
-        if note == "gone":
+        if note == "later":
+            for _ in range(120):
+                assert sorted(bench.queue.touched()) == sorted(bench.sieve.touched())
+        elif note == "gone":
             bench.queue.forget(known.id, known.zone)
             bench.sieve.forget((known.id, known.zone))
         elif note and found:
@@ -374,6 +380,23 @@ def test_flows_are_noted_up_to_the_limit(bench: Bench) -> None:
         (packet,) = bench.queue.inject(each)
         bench.queue.note(packet, True, False)
     assert [bool(bench.queue.inject(each)) for each in data] == [False] * 4 + [True] * 2
+
+
+def test_answers_are_read_a_while_where_it_cannot_be_noted_who_asked(
+    bench: Bench,
+) -> None:
+    bench.queue.filters((("line", ASKS.request, ASKS.reply, ASKS.answers),))
+    for id_ in range(1, 6):
+        assert bench.queue.inject(message(udp(b"A"), entry(FLOWS[2], id_=id_)))
+    answer = message(udp(b"B"), entry(FLOWS[2], id_=5), direction=REPLY)
+    for _ in range(119):
+        assert bench.queue.touched() == []
+    assert bench.queue.inject(answer)
+    assert bench.queue.touched() == []
+    assert not bench.queue.inject(answer)
+    # Those that are noted are so still.
+    noted = message(udp(b"B"), entry(FLOWS[2], id_=4), direction=REPLY)
+    assert bench.queue.inject(noted)
 
 
 @pytest.mark.parametrize(

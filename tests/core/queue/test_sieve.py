@@ -142,6 +142,23 @@ def test_answers_are_read_where_it_cannot_be_noted_who_asked() -> None:
     assert not passes(made, udp(b"A"), entry(id=1), ORIGINAL)
     assert not passes(made, udp(b"A"), entry(id=2), ORIGINAL)
     assert not passes(made, udp(b"B"), entry(id=2), REPLY)
+    # Until none of them can be alive that has not had a packet since.
+    for _ in range(119):
+        made.touched()
+    assert not passes(made, udp(b"B"), entry(id=2), REPLY)
+    made.touched()
+    assert passes(made, udp(b"B"), entry(id=2), REPLY)
+    assert not passes(made, udp(b"B"), entry(id=1), REPLY)
+    # And anew, each time.
+    assert not passes(made, udp(b"A"), entry(id=3), ORIGINAL)
+    assert not passes(made, udp(b"B"), entry(id=3), REPLY)
+    # Where there is room again it is noted.
+    made.forget((1, 0))
+    assert not passes(made, udp(b"A"), entry(id=3), ORIGINAL)
+    for _ in range(120):
+        made.touched()
+    assert not passes(made, udp(b"B"), entry(id=3), REPLY)
+    assert passes(made, udp(b"B"), entry(id=2), REPLY)
 
 
 def test_helper_without_a_prefilter_reads_everything() -> None:
