@@ -42,6 +42,11 @@ _UDP_LENGTH: Final = 4
 _UDP_CHECKSUM: Final = 6
 _UDP_HEADER: Final = 8
 
+COPIED: Final = 0xFFFF - 4
+"""The most bytes of a packet that a queue gives or takes (NFQNL_MAX_COPY_RANGE in
+nfnetlink_queue.c): with its header an attribute has 65,535. Packets may be longer, over
+IPv6 up to 65,575 bytes."""
+
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
@@ -71,8 +76,9 @@ def locate(packet: bytes | memoryview) -> Segment | None:
     """The TCP segment or UDP datagram in an IP packet.
 
     None where there is none to read: another protocol, a fragment, a jumbogram, a
-    routing header that is not yet used up. Raises Malformed where the headers
-    contradict the packet's length.
+    routing header that is not yet used up, a datagram of which the queue has copied a
+    part (COPIED); of such a segment it is that part. Raises Malformed where the
+    headers contradict the packet's length.
     """
     if not packet:
         raise Truncated("empty packet")
@@ -86,6 +92,10 @@ def locate(packet: bytes | memoryview) -> Segment | None:
     if place is None:
         return None
     protocol, header, stop = place
+    if stop > len(packet):
+        if protocol != TCP:
+            return None
+        stop = len(packet)
     if protocol == UDP:
         return _udp(packet, header, stop)
     if protocol == TCP:
@@ -94,11 +104,12 @@ def locate(packet: bytes | memoryview) -> Segment | None:
 
 
 def _ipv4_payload(packet: bytes | memoryview) -> tuple[int, int, int] | None:
+    """Protocol, where its header begins, where the packet ends by its own account."""
     if len(packet) < _IPV4_HEADER:
         raise Truncated(f"IPv4 packet of {len(packet)} bytes")
     header = (packet[0] & 0x0F) * 4
     (length,) = _U16.unpack_from(packet, _IPV4_LENGTH)
-    if not _IPV4_HEADER <= header <= length <= len(packet):
+    if not _IPV4_HEADER <= header <= length or length > len(packet) < COPIED:
         raise Malformed(
             f"IPv4 header of {header} and length {length} in {len(packet)} bytes"
         )
@@ -112,9 +123,10 @@ def _ipv6_payload(packet: bytes | memoryview) -> tuple[int, int, int] | None:
     if len(packet) < _IPV6_HEADER:
         raise Truncated(f"IPv6 packet of {len(packet)} bytes")
     (length,) = _U16.unpack_from(packet, _IPV6_LENGTH)
-    stop = _IPV6_HEADER + length
-    if stop > len(packet):
+    end = _IPV6_HEADER + length
+    if end > len(packet) < COPIED:
         raise Truncated(f"IPv6 payload of {length} in {len(packet)} bytes")
+    stop = min(end, len(packet))
     protocol = packet[_IPV6_NEXT_HEADER]
     if length == 0:
         return None
@@ -140,7 +152,7 @@ def _ipv6_payload(packet: bytes | memoryview) -> tuple[int, int, int] | None:
         offset += size
     if offset > stop:
         raise Truncated(f"IPv6 extension headers end at {offset}, the packet at {stop}")
-    return protocol, offset, stop
+    return protocol, offset, end
 
 
 def _udp(packet: bytes | memoryview, header: int, stop: int) -> Segment:

@@ -7,14 +7,13 @@ from typing import Final
 from cthelper.core.errors import HelperFault, RewriteRefused
 from cthelper.core.flows import Side
 from cthelper.core.outcome import Located
-from cthelper.core.packet import replace_payload
+from cthelper.core.packet import COPIED, replace_payload
 from cthelper.core.patches import Patch, Patches
 from cthelper.core.tuples import TCP
 
 _GROWN_LIMIT: Final = 1280
 """Bytes of a packet that a rewrite has made longer: every link takes so many (RFC 8200,
 section 5). A longer one might have to be fragmented, which TCP forbids."""
-_PACKET_LIMIT: Final = 0xFFFF
 
 
 def rewrite(
@@ -39,15 +38,23 @@ def rewrite(
         raise RewriteRefused(
             "rewrite-cut", "a segment has a part of what was rewritten"
         )
-    length = packet.segment.start + len(result)
-    limit = _GROWN_LIMIT if patches else _PACKET_LIMIT
-    if len(result) > len(data) and length > limit:
-        raise RewriteRefused("rewrite-too-long", f"a packet of {length} bytes")
+    if result != data:
+        length = packet.segment.start + len(result)
+        if patches and len(result) > len(data) and length > _GROWN_LIMIT:
+            raise _too_long(length)
+        # What takes the place of a packet that was copied in part would lack the rest.
+        length = max(length, len(packet.data))
+        if length >= COPIED:
+            raise _too_long(length)
     if patches and packet.segment.transport is TCP:
         side.patches = made
     if result == data:
         return None
     return replace_payload(bytes(packet.data), packet.segment, result)
+
+
+def _too_long(length: int) -> RewriteRefused:
+    return RewriteRefused("rewrite-too-long", f"a packet of {length} bytes")
 
 
 def _check(packet: Located, patches: Sequence[Patch]) -> None:

@@ -45,6 +45,7 @@ from cthelper.core.offline.history import History
 from cthelper.core.offline.kernel import ModelKernel
 from cthelper.core.offline.nat import Nat
 from cthelper.core.outcome import Damaged, Fault, Finished, Refused
+from cthelper.core.packet import COPIED
 from cthelper.core.tuples import (
     ORIGINAL,
     Address,
@@ -302,7 +303,7 @@ class Replay:
         """As the daemon does it for a packet from the queue."""
         conntrack = entry.conntrack(self._now)
         decision = self.engine.handle(
-            seen.packet,
+            seen.packet[:COPIED],
             conntrack,
             seen.direction,
             forwarded=bool(self._hosts)

@@ -27,6 +27,8 @@
 enum { HEADERS = 20, BATCH = 64, DRAINS = 8, SEND_LIMIT = 100000 };
 /* A packet of 64 KiB and its attributes. */
 enum { SLOT = 72 * 1024 };
+/* The most of a packet that the kernel copies (NFQNL_MAX_COPY_RANGE), as in packet.py. */
+enum { COPIED = 0xffff - 4 };
 enum { MSG_PACKET = 3 << 8, MSG_VERDICT = 3 << 8 | 1, MSG_VERDICT_BATCH = 3 << 8 | 3 };
 enum { TYPE_ERROR = 2, KIND = 0x3fff };
 enum { QA_HEADER = 1, QA_INDEV = 5, QA_OUTDEV = 6, QA_PAYLOAD = 10, QA_CT = 11,
@@ -162,16 +164,21 @@ locate(span packet, place *where)
         header = (at[0] & 15u) * 4;
         stop = be16(at + 2);
         protocol = at[9];
-        if (header < 20 || header > stop || stop > packet.size || be16(at + 6) & 0x3fff)
+        if (header < 20 || header > stop || be16(at + 6) & 0x3fff)
             return;
     } else if (packet.size >= 40 && at[0] >> 4 == 6) {
         header = 40;
         stop = header + be16(at + 4);
         protocol = at[6];
-        if (stop == header || stop > packet.size)
+        if (stop == header)
             return;
     } else
         return;
+    if (stop > packet.size) {
+        if (packet.size < COPIED || protocol != IPPROTO_TCP)
+            return;
+        stop = (uint32_t)packet.size;
+    }
     where->header = header;
     where->stop = stop;
     where->sequence = 0;

@@ -104,6 +104,8 @@ def refusal(number: int, error: OSError | QueueError) -> QueueError:
             f"queue {number} is bound by another process: "
             "stop it, or set another queue number"
         )
+    if isinstance(error, QueueError):
+        return QueueError(f"cannot bind queue {number}: {error}")
     why = f"cannot bind queue {number}: {error.strerror or error}"
     return QueueError(advised(why, error.errno or 0))
 

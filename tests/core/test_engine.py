@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cthelper.core.api import Helper, Message
 from cthelper.core.engine import NOTHING, Decision
 from cthelper.core.outcome import Damaged, Fault, Finished, Refused
+from cthelper.core.packet import COPIED
 from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Address, Network
 from tests.core.builders import (
     CLIENT,
@@ -205,3 +206,12 @@ def test_any_payload_is_accepted(helper: type[Helper], payloads: list[bytes]) ->
     for payload in payloads:
         for event in host.send(payload).events:
             assert isinstance(event, Damaged | Fault | Finished | Refused)
+
+
+def test_datagrams_that_the_queue_has_copied_a_part_of_are_no_damage() -> None:
+    host = Host(Datagrams)
+    whole = udp(b"OPEN 5000" + bytes(0xFFFF - 28 - 9))
+    for _ in range(9):
+        decision = host.handle(whole[:COPIED])
+        assert (decision.events, decision.expectations) == ((), ())
+    assert host.send(b"OPEN 5000").expectations == (expectation(host, 5000),)

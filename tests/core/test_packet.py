@@ -21,7 +21,13 @@ from scapy.layers.ipsec import AH, ESP
 from scapy.packet import Packet, Raw
 
 from cthelper.core.errors import Malformed, Truncated
-from cthelper.core.packet import Segment, checksum, locate, replace_payload
+from cthelper.core.packet import (
+    COPIED,
+    Segment,
+    checksum,
+    locate,
+    replace_payload,
+)
 from cthelper.core.tuples import TCP, UDP, Transport
 from tests.cases import cases
 from tests.core.builders import CLIENT, CLIENT6, SERVER, SERVER6
@@ -257,6 +263,48 @@ def test_truncated_headers_are_truncated_though_the_length_fits(name: str) -> No
             packet[4:6] = (length - ip_header).to_bytes(2)
         with pytest.raises(Truncated):
             locate(bytes(packet[:length]))
+
+
+# A queue copies 65,531 bytes of a packet; these are as long as a packet can be.
+
+
+@pytest.mark.parametrize("length", [COPIED + 1, 0xFFFF, 0xFFFF + 40])
+@pytest.mark.parametrize("layer", [UDP_HEADER, TCP_HEADER], ids=["UDP", "TCP"])
+@pytest.mark.parametrize("ip", [IPV4, IPV6], ids=["IPv4", "IPv6"])
+def test_packet_of_which_the_queue_has_copied_a_part_is_not_malformed(
+    ip: Packet, layer: Packet, length: int
+) -> None:
+    if ip is IPV4 and length > 0xFFFF:
+        return
+    headers = len(bytes(ip / layer))
+    whole = bytes(ip / layer / bytes(length - headers))
+    assert len(whole) == length
+    found = locate(whole[:COPIED])
+    if layer is UDP_HEADER:
+        # A datagram is read whole or not at all.
+        assert found is None
+    else:
+        header = len(bytes(ip))
+        assert found == Segment(TCP, header, headers, COPIED, 0xFFFFFFF0)
+    # What is cut for another reason is broken, as before.
+    with pytest.raises(Malformed):
+        locate(whole[: COPIED - 1])
+
+
+def test_longest_packet_that_the_queue_copies_is_read_whole() -> None:
+    whole = bytes(IPV4 / UDP_HEADER / bytes(COPIED - 28))
+    assert locate(whole) == Segment(UDP, 20, 28, COPIED)
+
+
+def test_headers_beyond_what_the_queue_has_copied_are_truncated() -> None:
+    options_header = bytes([60, 255]) + bytes(2046)
+    chain = options_header * 32
+    last = bytes([6, 0]) + bytes(6)
+    length = len(chain) + len(last) - 1
+    packet = bytes(IPv6(src=CLIENT6, dst=SERVER6, nh=60, plen=0xFFFF))
+    packet += chain[:length] + bytes(40)
+    with pytest.raises(Truncated):
+        locate(packet.ljust(COPIED, b"\0")[:COPIED])
 
 
 HEADERS = st.sampled_from(

@@ -33,7 +33,7 @@ from cthelper.core.config import HelperConfig, NatConfig
 from cthelper.core.engine import Decision, Engine
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Event, Fault, Refused
-from cthelper.core.packet import locate
+from cthelper.core.packet import COPIED, locate
 from cthelper.core.tuples import Network, Translation
 from tests.core.builders import (
     CLIENT,
@@ -285,6 +285,33 @@ def test_packet_grows_to_what_every_link_takes_and_no_further() -> None:
         decision = host.segment(0, line)
         assert reasons(decision.events) == reason
         assert len(decision.packet or b"") == (0 if reason else 1280)
+
+
+def test_segment_that_the_queue_has_copied_a_part_of_is_read_and_never_rewritten() -> (
+    None
+):
+    # What would take its place would lack the rest.
+    for taken, reason in ((set(), []), ({8888}, ["rewrite-too-long"])):
+        host = Host()
+        host.kernel.taken = taken
+        lines = b"OPEN 8888\n" + b"NOTE\n" * 13098
+        whole = tcp(lines[: 0xFFFF - 40], FIRST, direction=REPLY)
+        decision = host.handle(whole[:COPIED])
+        assert reasons(decision.events) == reason
+        assert (len(decision.placed), decision.packet) == (not reason, None)
+        assert len(host.kernel.present) == (not reason)
+        assert decision.flow is not None
+        assert decision.flow.finished is None
+
+
+def test_rewritten_bytes_that_are_sent_again_in_such_a_segment_are_not_cut() -> None:
+    host = Host()
+    host.kernel.taken = {8888}
+    assert host.segment(0, b"OPEN 8888\n").packet is not None
+    whole = tcp((b"OPEN 8888\n" * 7000)[: 0xFFFF - 40], FIRST, direction=REPLY)
+    decision = host.handle(whole[:COPIED])
+    assert "rewrite-too-long" in reasons(decision.events)
+    assert decision.packet is None
 
 
 def test_packet_that_does_not_grow_may_be_as_long_as_it_is() -> None:

@@ -174,7 +174,6 @@ def test_lack_of_scapy_is_1_and_one_line(tmp_path: Path) -> None:
     done = python(tmp_path, "-c", program)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "cthelper: scapy is not installed: "
-        f"{sys.executable} -m pip install scapy\n"
+        f"cthelper: scapy is not installed: {sys.executable} -m pip install scapy\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import gc
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,12 +18,21 @@ from hypothesis import strategies as st
 
 from cthelper.core.api import Match, Prefilter
 from cthelper.core.errors import Malformed, Truncated
-from cthelper.core.packet import locate
+from cthelper.core.packet import COPIED, locate
 from cthelper.core.queue.messages import Decoder, decode, id_of, verdict
 from cthelper.core.queue.native import native_queue
 from cthelper.core.queue.protocol import Hook, QueuedPacket, Verdict
 from cthelper.core.queue.sieve import Sieve
-from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction, Status, Tuple
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    TCP,
+    UDP,
+    Direction,
+    Status,
+    Transport,
+    Tuple,
+)
 from tests.core.builders import endpoint, packet6, tcp, udp
 from tests.core.netlink.test_decoding import (
     HELP,
@@ -397,6 +407,22 @@ def test_answers_are_read_a_while_where_it_cannot_be_noted_who_asked(
     # Those that are noted are so still.
     noted = message(udp(b"B"), entry(FLOWS[2], id_=4), direction=REPLY)
     assert bench.queue.inject(noted)
+
+
+@pytest.mark.parametrize("transport", [TCP, UDP])
+@pytest.mark.parametrize("length", [COPIED, COPIED + 1, 0xFFFF])
+def test_packet_that_the_queue_has_copied_a_part_of_is_located_as_in_python(
+    bench: Bench, transport: Transport, length: int
+) -> None:
+    build = partial(tcp, sequence=7) if transport is TCP else udp
+    headers = len(build(b""))
+    packet = build(bytes(length - headers))[:COPIED]
+    flow = FLOWS[0 if transport is TCP else 2]
+    (found,) = bench.queue.inject(message(packet, entry(flow)))
+    assert found.segment == locate(packet)
+    assert (found.segment is None) is (transport is UDP and length > COPIED)
+    (cut,) = bench.queue.inject(message(packet[:-1], entry(flow)))
+    assert cut.segment is None
 
 
 @pytest.mark.parametrize(
