@@ -6,6 +6,7 @@ first packet of a UDP flow), the packet is first sent round: a verdict has it re
 hook, which confirms the flow, so that it comes back with another id.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,9 @@ from cthelper.core.tuples import TCP, Conntrack, Expectation, Tuple
 # that does not has found the queue full, or a rule of a user's that changed meanwhile.
 _ROUND_SECONDS: Final = 2.0
 _ROUND_LIMIT: Final = 1024
+# Packets of one flow under way that are alike. Whatever a kernel does with one that is
+# to repeat its hook, it does not go round for ever.
+_ALIKE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,9 @@ class Gate:
         # By flow and packet: several of one flow may be under way. By the flow's tuple
         # and not its id: of two first packets at once one comes back with the entry of
         # the other (nf_ct_resolve_clash).
-        self._rounds: dict[tuple[Tuple, int, bytes], _Round] = {}
+        # Several may be alike, too: a client that sends its request twice at once.
+        self._rounds: dict[tuple[Tuple, int, bytes], deque[_Round]] = {}
+        self._under_way = 0
 
     def sends_round(self, entry: Conntrack, decision: Decision) -> bool:
         """Whether a packet must come back before what it announces can be expected."""
@@ -49,18 +55,36 @@ class Gate:
         self, packet: Packet, entry: Conntrack, decision: Decision
     ) -> Verdict:
         """The verdict that has a packet come back, its flow confirmed."""
-        if len(self._rounds) >= _ROUND_LIMIT:
-            self._missed(self._rounds.pop(next(iter(self._rounds))).decision)
+        if self._under_way >= _ROUND_LIMIT:
+            self._missed(self._taken(next(iter(self._rounds))))
         deadline = self._clock() + _ROUND_SECONDS
-        self._rounds[_round_key(packet, entry)] = _Round(deadline, decision)
+        alike = self._rounds.setdefault(_round_key(packet, entry), deque())
+        alike.append(_Round(deadline, decision))
+        self._under_way += 1
         return Verdict(packet.id, Action.REPEAT)
 
     def returned(self, packet: Packet, entry: Conntrack) -> Decision | None:
-        """What was decided on a packet that comes back; None: it comes first."""
+        """What was decided on a packet that comes back; None: it comes first.
+
+        The verdict that sent it round has confirmed its flow (nf_conntrack_update in
+        nf_conntrack_core.c): one of a flow that is not is another one, which is alike.
+        """
         if not self._rounds:
             return None
-        under_way = self._rounds.pop(_round_key(packet, entry), None)
-        return None if under_way is None else under_way.decision
+        key = _round_key(packet, entry)
+        alike = self._rounds.get(key, ())
+        if len(alike) < (1 if entry.confirmed else _ALIKE):
+            return None
+        return self._taken(key)
+
+    def _taken(self, key: tuple[Tuple, int, bytes]) -> Decision:
+        """What was decided on the first of these that is under way, which it ends."""
+        alike = self._rounds[key]
+        first = alike.popleft()
+        if not alike:
+            del self._rounds[key]
+        self._under_way -= 1
+        return first.decision
 
     def verdict(
         self,
@@ -102,9 +126,14 @@ class Gate:
     def give_up_waiting(self) -> None:
         """Count as refused what packets announced that did not come back in time."""
         now = self._clock()
-        late = [key for key, each in self._rounds.items() if each.deadline <= now]
+        late = [
+            key
+            for key, alike in self._rounds.items()
+            for each in alike
+            if each.deadline <= now
+        ]
         for key in late:
-            self._missed(self._rounds.pop(key).decision)
+            self._missed(self._taken(key))
 
     def _missed(self, decision: Decision) -> None:
         if decision.flow is not None:

@@ -31,6 +31,7 @@ from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
 RECEIVED = b"as it came"
 ROUND_SECONDS = 2
 ROUND_LIMIT = 1024
+ALIKE = 8
 
 
 class Silent(Helper):
@@ -182,11 +183,13 @@ def test_packet_that_goes_round_is_rewritten_when_it_is_released(world: World) -
 # Packets that come back.
 
 
-def test_packet_is_never_repeated_twice(world: World) -> None:
-    # It came back, and its flow is not confirmed even now.
-    world.packet(7, 2, 3)
-    assert world.packet(8, 2, 3) == Verdict(8)
-    assert world.record[1:] == ["expect 2", "expect 3", "release 8"]
+def test_packet_whose_flow_is_never_confirmed_does_not_go_round_for_ever(
+    world: World,
+) -> None:
+    for number in range(ALIKE):
+        assert world.packet(number, 2, 3).action is Action.REPEAT
+    assert world.packet(ALIKE, 2, 3) == Verdict(ALIKE)
+    assert world.record[ALIKE:] == ["expect 2", "expect 3", f"release {ALIKE}"]
 
 
 def test_packet_that_has_come_back_is_a_new_one_the_next_time(world: World) -> None:
@@ -214,6 +217,34 @@ def test_several_packets_of_one_flow_may_be_under_way(world: World) -> None:
     world.packet(9, confirmed=True, payload=b"another")
     world.packet(10, confirmed=True)
     assert world.record[2:] == ["expect 2", "release 9", "expect 1", "release 10"]
+
+
+def test_second_first_packet_that_is_alike_takes_nothing_from_the_first(
+    world: World,
+) -> None:
+    # Of the second one the engine has another idea: the helper knew the first by then.
+    world.packet(7, 1, 2)
+    world.packet(8, 3)
+    world.packet(9, confirmed=True)
+    world.packet(10, confirmed=True)
+    world.packet(11, 4, confirmed=True)
+    assert world.record == [
+        *("repeat 7", "repeat 8"),
+        *("expect 1", "expect 2", "release 9", "expect 3", "release 10"),
+        *("expect 4", "release 11"),
+    ]
+
+
+def test_alike_packets_are_given_up_like_others(world: World) -> None:
+    for number in range(ALIKE):
+        world.packet(number, 1)
+        world.now += ROUND_SECONDS / ALIKE
+    for late in range(1, ALIKE + 1):
+        world.gate.give_up_waiting()
+        assert world.log.counters == {"refused.not-returned": late}
+        world.now += ROUND_SECONDS / ALIKE
+    world.packet(5000, 2, confirmed=True)
+    assert world.record[-2:] == ["expect 2", "release 5000"]
 
 
 def test_same_bytes_on_another_flow_are_not_taken_for_it_either(world: World) -> None:

@@ -159,6 +159,21 @@ def test_packet_that_comes_back_is_not_read_again(
     assert world.log.counters == {"refused.denied-port": 1, "expectation": 1}
 
 
+def test_two_first_packets_at_once_have_both_what_they_announce_expected(
+    world: World, inspects: Inspection
+) -> None:
+    repeats = [Verdict(1, Action.REPEAT), Verdict(2, Action.REPEAT)]
+    assert served(world, inspects, b"OPEN 5000", BEGUN, 1, 2) == repeats
+    kept = replace(ENTRY, timeout=61)
+    assert served(world, inspects, b"OPEN 5000", kept, 3, 4) == [
+        *("expect 5000", "note 3 held", "expect 5000", "note 4 held"),
+        *(Verdict(3), Verdict(4)),
+    ]
+    world.clock.now += 3
+    inspects.tick([])
+    assert world.log.counters == {"expectation": 2}
+
+
 def test_packet_that_has_not_come_back_is_told_of_in_time(
     world: World, inspects: Inspection
 ) -> None:
