@@ -5,6 +5,7 @@ The one rule: every expectation is acknowledged by the kernel before the
 packet that announces it is released.
 """
 
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -24,7 +25,7 @@ from cthelper.core.netlink.ctnetlink import (
 )
 from cthelper.core.netlink.links import Links
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
-from cthelper.core.queue.protocol import Packet, Queue, Verdict
+from cthelper.core.queue.protocol import Action, Packet, Queue, Verdict
 from cthelper.core.tuples import Conntrack, Expectation, FlowKey
 
 _BATCH: Final = 64
@@ -71,9 +72,51 @@ class Inspection:
         packets = queue.read(_BATCH)
         if packets:
             released: list[Conntrack] = []
-            queue.answer([self._verdict(queue, each, released) for each in packets])
+            verdicts: list[Verdict] = []
+            try:
+                for each in packets:
+                    try:
+                        verdict = self._verdict(queue, each, released)
+                    except BaseException:  # a helper may raise SystemExit
+                        verdict = self._failed(queue, each, released)
+                    verdicts.append(verdict)
+            finally:
+                # Whatever has ended this, no packet is left without a verdict.
+                rest = packets[len(verdicts) :]
+                queue.answer(verdicts + [self._unread(queue, each) for each in rest])
             for entry in released:
                 self._masters.passed(entry)
+
+    def _failed(
+        self, queue: Queue, packet: Packet, released: list[Conntrack]
+    ) -> Verdict:
+        """The verdict for a packet of a bug, which is being handled.
+
+        It ends the inspection of the packet's flow, and nothing else.
+        """
+        entry = packet.conntrack
+        self._log.event(
+            "step-failed",
+            "error",
+            reason="inspection",
+            flow=None if entry is None else entry.original,
+            detail=traceback.format_exc(),
+        )
+        flow = None if entry is None else self._engine.flows.find(entry)
+        if entry is not None and flow is not None:
+            flow.finish("fault")
+            self._masters.finish(entry, flow.name, "fault")
+            released.append(entry)
+        return self._unread(queue, packet)
+
+    def _unread(self, queue: Queue, packet: Packet) -> Verdict:
+        """The verdict for a packet that cannot be inspected."""
+        closed = self._config.closed_queues | self._prepared.closed_queues
+        if queue.number in closed:
+            return Verdict(packet.id, Action.DROP)
+        if packet.conntrack is None:
+            return Verdict(packet.id)
+        return self._gate.accept(packet, packet.conntrack)
 
     def _verdict(
         self, queue: Queue, packet: Packet, released: list[Conntrack]

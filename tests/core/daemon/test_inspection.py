@@ -7,8 +7,9 @@ What the kernel and the queue see is one record, so that its order can be assert
 import errno
 import io
 import json
+import struct
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -16,13 +17,15 @@ from cthelper.core.config import Config, DaemonConfig
 from cthelper.core.daemon import inspection
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
-from cthelper.core.errors import NetlinkError
+from cthelper.core.engine import Decision
+from cthelper.core.errors import Malformed, NetlinkError
 from cthelper.core.expecter import Expecter
 from cthelper.core.netlink import encoding
 from cthelper.core.netlink.ctnetlink import ExpectationMade
 from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Touched, Verdict
 from cthelper.core.tuples import (
     ORIGINAL,
+    TCP,
     UDP,
     Address,
     Conntrack,
@@ -93,6 +96,15 @@ class World:
             for id_ in ids
         ]
 
+    def serves(
+        self, inspects: Inspection, packets: list[QueuedPacket]
+    ) -> list[Verdict]:
+        """The answers to packets that wait."""
+        self.record.clear()
+        self._waiting = packets
+        inspects.serve(self)  # type: ignore[arg-type]
+        return [each for each in self.record if isinstance(each, Verdict)]
+
     def read(self, _limit: int) -> list[QueuedPacket]:
         return self._waiting
 
@@ -116,16 +128,21 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-@pytest.fixture
-def inspects(world: World) -> Inspection:
+def inspection_of(config: Config, world: World) -> Inspection:
+    """What a server with this configuration does with packets."""
     follow: list[bool] = []
     return Inspection(
-        CONFIG,
+        config,
         FakeLinks(),  # type: ignore[arg-type]
         world.log,
         world.clock,
         follow.append,
     )
+
+
+@pytest.fixture
+def inspects(world: World) -> Inspection:
+    return inspection_of(CONFIG, world)
 
 
 def served(world: World, inspects: Inspection, *packet: object) -> list[object]:
@@ -295,3 +312,88 @@ def test_helper_reads_until_the_kernel_has_a_configuration_without_it(
     assert ("expect 5000" in world.record) is read
     known = {"datagram"} if outcome == "abort" else {"line"}
     assert inspects.prefilters.keys() == known
+
+
+# Whatever goes wrong, no packet is left without a verdict.
+
+
+class Bug:
+    """Decides as the engine does, but for packets with these bytes."""
+
+    def __init__(self, inspects: Inspection, error: BaseException) -> None:
+        self._engine = inspects._engine
+        self._handle = self._engine.handle
+        self._error = error
+        self._engine.handle = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, packet: bytes, *given: Any, **more: Any) -> Decision:
+        decision = self._handle(packet, *given, **more)
+        if b"BUG" in packet:
+            raise self._error
+        return decision
+
+
+def waits(payload: bytes, id_: int, entry: Conntrack) -> QueuedPacket:
+    return QueuedPacket(id_, Hook.INPUT, udp(payload), entry, ORIGINAL, 0, 0)
+
+
+FIRST, SECOND, THIRD = (replace(ENTRY, id=number) for number in (1, 2, 3))
+BATCH: Final = [
+    waits(b"OPEN 5000", 1, FIRST),
+    waits(b"NOTHING BUG", 2, SECOND),
+    waits(b"OPEN 5001", 3, THIRD),
+]
+AROUND: Final = [Verdict(1, conntrack=KEPT), Verdict(3, conntrack=KEPT)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(RuntimeError(), RecursionError(), MemoryError(), AssertionError()),
+        *(OSError(105, "No buffer space"), Malformed("x"), struct.error()),
+        *(SystemExit(1), KeyboardInterrupt(), GeneratorExit()),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_bug_ends_the_inspection_of_its_flow_and_of_no_other(
+    world: World, inspects: Inspection, error: BaseException
+) -> None:
+    Bug(inspects, error)
+    assert world.serves(inspects, BATCH) == [AROUND[0], Verdict(2), AROUND[1]]
+    assert world.log.counters["step-failed.inspection"] == 1
+    assert {"mark": (0x40, 0x40)} in world.record
+    # Neither is it asked again, nor has another one to suffer.
+    later = [waits(b"OPEN 5002", 4, SECOND), waits(b"OPEN 5003", 5, FIRST)]
+    assert world.serves(inspects, later)[0] == Verdict(4)
+    assert "expect 5002" not in world.record
+    assert "expect 5003" in world.record
+
+
+def test_packet_of_a_bug_is_dropped_where_its_helper_fails_closed(world: World) -> None:
+    helper = replace(configured(Datagrams), queue=World.number, fail_closed=True)
+    closed = replace(CONFIG, helpers={"datagram": helper})
+    inspects = inspection_of(closed, world)
+    Bug(inspects, RuntimeError())
+    dropped = Verdict(2, Action.DROP)
+    assert world.serves(inspects, BATCH) == [AROUND[0], dropped, AROUND[1]]
+
+
+def test_packet_of_a_bug_goes_on_with_its_sequence_numbers_adjusted_once(
+    world: World, inspects: Inspection
+) -> None:
+    Bug(inspects, RuntimeError())
+    tcp_entry = conntrack(flow_tuple(TCP), helper="datagram")
+    adjusted = replace(tcp_entry, status=tcp_entry.status | Status.SEQ_ADJUST)
+    batch = [waits(b"BUG", 1, adjusted)]
+    assert world.serves(inspects, batch) == [Verdict(1, Action.STOP)]
+
+
+def test_all_are_answered_even_where_a_bug_cannot_be_told_of(
+    world: World, inspects: Inspection
+) -> None:
+    Bug(inspects, RuntimeError())
+    world.log.event = None  # type: ignore[method-assign, assignment]
+    first = waits(b"NOTHING", 1, FIRST)
+    with pytest.raises(TypeError):
+        world.serves(inspects, [first, *BATCH[1:]])
+    assert world.record == [Verdict(1), Verdict(2), Verdict(3)]
