@@ -59,7 +59,7 @@ def test_every_command_is_in_the_table_and_helped_in_the_same_words(
 
 
 def test_every_event_is_in_the_table() -> None:
-    events = {*first_arguments("event"), "keep-failed", "mark-failed"}
+    events = {*first_arguments("event", "_write"), "keep-failed", "mark-failed"}
     shown = {name for each in rows("The log") for name in re.findall(r"[\w-]+", each)}
     assert events == shown
 
