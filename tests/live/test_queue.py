@@ -14,7 +14,7 @@ from cthelper.core.api import Match, Prefilter
 from cthelper.core.errors import NotFound, QueueError
 from cthelper.core.netlink import encoding
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
-from cthelper.core.packet import locate, replace_payload
+from cthelper.core.packet import COPIED, locate, replace_payload
 from cthelper.core.queue.backends import Backend, choose
 from cthelper.core.queue.binding import Binding, bound_queues
 from cthelper.core.queue.messages import verdict
@@ -467,6 +467,29 @@ def test_queue_that_fails_closed_drops_what_it_is_paused_for_and_what_is_release
 
 
 # Verdicts
+
+
+@pytest.mark.parametrize(
+    ("family", "size"),
+    [
+        *((4, COPIED - 28), (4, COPIED - 27), (4, 0xFFFF - 28)),
+        *((6, COPIED - 48), (6, COPIED - 47), (6, 0xFFFF - 8)),
+    ],
+)
+def test_datagram_is_located_or_told_to_be_cut_and_delivered_whole(
+    lab: Lab, queue: Queue, family: Family, size: int
+) -> None:
+    content = os.urandom(size)
+    with Flow(lab.world, family=family) as flow:
+        flow.client.send(content)
+        packet = take(queue)
+        whole = size + (28 if family == 4 else 48)
+        assert len(packet.payload) == min(whole, COPIED)
+        segment = locate(packet.payload)
+        assert packet.segment == segment
+        assert (segment is None) is (whole > COPIED)
+        accept(queue, packet)
+        assert flow.server.recv(0xFFFF) == content
 
 
 @pytest.mark.parametrize("family", [4, 6])
