@@ -8,7 +8,7 @@ module shows every key.
 import codecs
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations, pairwise
@@ -66,7 +66,8 @@ class DaemonConfig:
     first, and each has a `receive_buffer` and a `flow_limit` of its own. `backend` is
     what reads the queues (core/queue/backends.py). `mark` is the bit of the conntrack
     mark that says that a flow is no longer inspected, 0 for none; `user_mask` holds the
-    bits that are the user's, and `mark` is none of them.
+    bits that are the user's, and `mark` is none of them. `lost_ruleset` is what becomes
+    of a ruleset that another program took away: it is put back, or that is told alone.
     """
 
     queue: int = 2077
@@ -78,6 +79,7 @@ class DaemonConfig:
     backend: str = "auto"
     mark: int = 0x10000000
     user_mask: int = 0
+    lost_ruleset: str = "restore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,10 +256,17 @@ def plugin_folder(file: ConfigFile) -> Path | None:
     return folder
 
 
-def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
+def parse(
+    text: str,
+    path: Path,
+    helpers: Mapping[str, type[Helper]],
+    *,
+    left_out: Collection[str] = (),
+) -> Config:
     """The configuration in `text`, which came from the file `path`.
 
-    `helpers` are those installed, by name. Raises ConfigError with all that is wrong.
+    `helpers` are those installed, by name; tables of those `left_out`, since they are
+    broken, are not looked at. Raises ConfigError with all that is wrong.
     """
     root = read_document(text, path)
     problems = root.problems
@@ -279,6 +288,8 @@ def parse(text: str, path: Path, helpers: Mapping[str, type[Helper]]) -> Config:
         config = _helper(tables.table(name), helper, daemon, denied, warnings)
         if config is not None and len(problems) == before:
             enabled[name] = config
+    for name in left_out:
+        tables.table(name)
     tables.close("helper")
     root.close()
     problems += _tagged_twice(enabled)
@@ -389,6 +400,9 @@ def _daemon(table: Table) -> DaemonConfig:
         ),
         mark=table.integer("mark", plain.mark, 0, _MARK_LIMIT),
         user_mask=table.integer("user_mask", plain.user_mask, 0, _MARK_LIMIT),
+        lost_ruleset=table.choice(
+            "lost_ruleset", plain.lost_ruleset, ("restore", "warn")
+        ),
     )
     mark = f"daemon.mark = {daemon.mark:#x}"
     if daemon.mark.bit_count() > 1:

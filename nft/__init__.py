@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The nft ruleset that attaches helpers and queues packets: table ``inet cthelper``.
 
-Rendering is pure text; `check`, `install` and `remove` call ``nft`` and raise
-RulesetError with its first line where it refuses. The helpers must be registered before
-a ruleset is checked or installed. Nothing outside the table is ever touched.
+Rendering is pure text; all else calls ``nft`` and raises RulesetError with its first
+line where it refuses. The helpers must be registered before a ruleset is checked or
+installed. Nothing outside the table is ever touched.
 """
 
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -63,7 +64,7 @@ def pause(config: Config) -> None:
 
     Where a helper fails closed its packets are dropped from then on.
     """
-    if ("chain", _INSPECTED) not in _loaded():
+    if ("chain", _INSPECTED) not in _contents():
         return
     drops = (
         " ".join(filter(None, (flow.match, read, "drop")))
@@ -83,6 +84,11 @@ def remove() -> None:
     """Delete the table, if it is there."""
     # nft cannot delete what is not there, so it adds the table first.
     _nft("-f", "-", text=f"table {TABLE}\ndelete table {TABLE}\n")
+
+
+def missing(config: Config) -> bool:
+    """Whether the ruleset is not loaded, or not whole."""
+    return bool(_declared(render(config)) - _contents())
 
 
 def loaded_ruleset() -> list[dict[str, Any]]:
@@ -124,23 +130,46 @@ def _replacement(config: Config) -> str:
     a precaution, do the helper objects, used or not, until the table is removed.
     """
     skeleton = _ruleset(replace(config, helpers={}))
-    loaded = {name for kind, name in _loaded() if kind == "ct helper"}
+    loaded = {name for kind, name in _contents() if kind == "ct helper"}
     rules = _ruleset(config, loaded)
     return f"{skeleton}flush table {TABLE}\n{rules}"
 
 
-def _loaded() -> set[tuple[str, str]]:
-    """The kinds and names of what is in the table that is loaded."""
+def _contents() -> Counter[tuple[str, str]]:
+    """What is in the table that is loaded: kinds and names, and each chain's rules.
+
+    Nothing where it is not loaded. Raises RulesetError.
+    """
     try:
         listing = json.loads(_nft("-j", "list", "table", *TABLE.split()))
-    except RulesetError:
-        return set()
-    return {
-        (kind, content["name"])
+    except RulesetError as error:
+        if "No such file or directory" in str(error):
+            return Counter()
+        raise
+    return Counter(
+        (kind, content["chain"] if kind == "rule" else content["name"])
         for each in listing["nftables"]
         for kind, content in each.items()
-        if "name" in content
-    }
+        if kind in ("ct helper", "chain", "rule")
+    )
+
+
+def _declared(text: str) -> Counter[tuple[str, str]]:
+    """The same of a ruleset that was rendered."""
+    found: Counter[tuple[str, str]] = Counter()
+    chain = None
+    for line in text.splitlines():
+        match line.split():
+            case ["ct", "helper", name, "{"]:
+                found["ct helper", name] += 1
+            case ["chain", name, "{"]:
+                found["chain", name] += 1
+                chain = name
+            case ["}"]:
+                chain = None
+            case [first, *_] if chain and first != "type" and first[0] != "#":
+                found["rule", chain] += 1
+    return found
 
 
 def _objects(config: HelperConfig, loaded: Collection[str]) -> str:

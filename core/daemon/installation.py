@@ -9,6 +9,7 @@ from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.ruleset import registrations, unregister
 from cthelper.core.errors import CthelperError, RestartNeeded
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
+from cthelper.core.netlink.nftables import TableEvents
 from cthelper.core.queue.binding import bound_queues
 from cthelper.core.tuples import Transport
 
@@ -22,12 +23,18 @@ class Installation:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._table = HelperTable()
+        self._events = TableEvents(nft.TABLE)
         self._leavings: list[Registration] = []
         self._known: dict[tuple[str, int, Transport], Registration] = {}
 
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when anybody touches the ruleset."""
+        return self._events.fileno()
+
     def close(self) -> None:
-        """Close the socket; everything stays as it is."""
+        """Close the sockets; everything stays as it is."""
         self._table.close()
+        self._events.close()
 
     def take_over(self, config: Config) -> None:
         """Have what a daemon that was killed has left queue no more.
@@ -77,6 +84,22 @@ class Installation:
         except CthelperError:
             self.attempt(lambda: self._put(before))
             raise
+
+    def touched(self) -> bool:
+        """Whether anybody has touched the ruleset since the last call."""
+        return self._events.touched()
+
+    def missing(self, config: Config) -> bool:
+        """Whether the ruleset is gone, or a part of it."""
+        return nft.missing(config)
+
+    def restore(self, config: Config) -> None:
+        """Load a ruleset that was lost, and register what was unregistered with it."""
+        # Linux 6.12.95 spoils the limits of what is registered once more.
+        present = {each.key for each in self._table.list()}
+        wanted = registrations(config.helpers.values())
+        self._put(each for each in wanted if each.key not in present)
+        nft.install(config)
 
     def remove(self) -> None:
         """Delete the ruleset and unregister all helpers; logs what fails.

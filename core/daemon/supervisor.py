@@ -13,7 +13,6 @@ there is released, so that its flows pass until its successor reads the same que
 import os
 import selectors
 import signal
-import socket
 import time
 import traceback
 from collections import Counter
@@ -27,7 +26,8 @@ from cthelper.core.config import Config
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.server import Server
+from cthelper.core.daemon.ruleset_care import RulesetCare
+from cthelper.core.daemon.server import HasFileno, Server
 from cthelper.core.daemon.signals import Signals, empty, waker_pair
 from cthelper.core.errors import CthelperError, QueueError, RestartNeeded
 from cthelper.core.queue.backends import choose
@@ -38,6 +38,7 @@ from cthelper.core.queue.binding import Binding, bound_queues
 _ANSWER_SECONDS: Final = 30.0
 # Until a server that died is started again; doubled each time that it dies young.
 _PAUSE_SECONDS: Final = 1.0
+_DOUBLINGS: Final = 6
 _LONGEST_PAUSE: Final = 60.0
 _YOUNG_SECONDS: Final = 60.0
 
@@ -81,6 +82,7 @@ class Supervisor:
         self._backend = choose(daemon.backend)
         self._log = Log(daemon.log_level, daemon.log_format, clock=time.monotonic)
         self._installation = Installation(self._log)
+        self._care = RulesetCare(self._installation, self._log, time.monotonic)
         self._bindings: dict[int, Binding] = {}
         self._processes: dict[int, _Process] = {}
         # When servers that died are to be started again, and how often they died young.
@@ -96,6 +98,7 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT. Raises CthelperError where it cannot start."""
         with self._signals:
             self._start()
+            self._watch(self._installation, lambda: self._care.look(self._config))
             self._warn()
             self._log.event(
                 "started",
@@ -120,19 +123,23 @@ class Supervisor:
                 **{name: totals[name] for name in sorted(totals.keys() - set(first))},
             )
 
-    def _watch(self, source: socket.socket | Channel, act: Callable[[], None]) -> None:
+    def _watch(self, source: HasFileno, act: Callable[[], None]) -> None:
         self._selector.register(source, selectors.EVENT_READ, act)
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
-        next_due = min(self._due.values(), default=None)
-        wait = None if next_due is None else max(0.0, next_due - time.monotonic())
+        dues = [*self._due.values()]
+        if self._care.due is not None:
+            dues.append(self._care.due)
+        wait = max(0.0, min(dues) - time.monotonic()) if dues else None
         for key, _ in self._selector.select(wait):
             key.data()
         for number, due in list(self._due.items()):
             if due <= time.monotonic():
                 del self._due[number]
                 self._fork(number)
+        if self._care.due is not None and self._care.due <= time.monotonic():
+            self._care.act(self._config)
 
     # Starting and ending all
 
@@ -355,7 +362,7 @@ class Supervisor:
             "worker-died", "error", worker=number, pid=process.pid, status=how
         )
         self._young[number] = 1 if lived > _YOUNG_SECONDS else self._young[number] + 1
-        pause = _PAUSE_SECONDS * 2 ** (self._young[number] - 1)
+        pause = _PAUSE_SECONDS * 2 ** min(self._young[number] - 1, _DOUBLINGS)
         self._due[number] = time.monotonic() + min(pause, _LONGEST_PAUSE)
 
     def _bury(self, process: _Process) -> int:

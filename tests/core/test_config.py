@@ -58,6 +58,7 @@ def test_every_key_is_read() -> None:
         backend = "netfilterqueue"
         mark = 0x80000000
         user_mask = 0x7fffffff
+        lost_ruleset = "warn"
         [guard]
         denied_ports = [6000, 6001]
         in_all = 7
@@ -102,6 +103,7 @@ def test_every_key_is_read() -> None:
         backend="netfilterqueue",
         mark=1 << 31,
         user_mask=(1 << 31) - 1,
+        lost_ruleset="warn",
     )
     assert result.expectations_in_all == 7
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
@@ -242,10 +244,14 @@ PLAIN_KEYS = (
 )
 DAEMON_KEYS = (
     "queue, workers, receive_buffer, flow_limit, log_level, log_format, backend, "
-    "mark, user_mask"
+    "mark, user_mask, lost_ruleset"
 )
 
 WRONG = [
+    (
+        '[daemon]\nlost_ruleset = "fight"',
+        "daemon.lost_ruleset = 'fight': must be one of restore, warn",
+    ),
     # Marks and queues.
     ("[daemon]\nmark = -1", "daemon.mark = -1: must be a number from 0 to 4294967295"),
     ("[daemon]\nmark = 3", "daemon.mark = 0x3: must be a single bit, or 0 for none"),

@@ -42,6 +42,7 @@ def test_every_key_is_there() -> None:
         "backend",
         "mark",
         "user_mask",
+        "lost_ruleset",
     }
     assert set(written["guard"]) == {"denied_ports", "in_all"}
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}

@@ -4,8 +4,6 @@
 Whether a kernel takes it, the live tests show.
 """
 
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -34,6 +32,7 @@ from cthelper.core.api import (
 from cthelper.core.config import Config, parse
 from cthelper.core.errors import RulesetError
 from cthelper.core.registry import builtin_helpers
+from tests.nft.fake_nft import FakeNft
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -488,38 +487,6 @@ def test_table_accepts_and_drops_nothing() -> None:
 
 
 # Through the program, which here is one that writes down what it was given.
-
-
-class FakeNft:
-    """A program in the place of nft, first in the PATH."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.record = folder / "record"
-        self.loaded()
-
-    def loaded(self, *objects: str, chains: tuple[str, ...] = ()) -> None:
-        """The table is loaded with these objects; without any it is not there."""
-        listing = [{"ct helper": {"name": name}} for name in objects]
-        listing += [{"chain": {"name": name}} for name in chains]
-        answer = self._folder / "listing"
-        answer.write_text(json.dumps({"nftables": [{"table": {}}, *listing]}))
-        absent = "echo Error: No such file or directory >&2; exit 1"
-        self.write(
-            f'if [ "$1" = -j ]; then {f"cat {answer}" if objects else absent}\n'
-            f'else {{ echo "$@"; cat; }} >"{self.record}"; fi'
-        )
-
-    def write(self, script: str) -> None:
-        file = self._folder / "nft"
-        file.write_text(f"#!/bin/sh\n{script}\n")
-        file.chmod(0o755)
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNft:
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    return FakeNft(tmp_path)
 
 
 BOTH = parse("", Path("test.toml"), {"both": Both})

@@ -37,6 +37,9 @@ FOREIGN = replace(TNS[0], name="rpc")
 class World:
     """The kernel's end. `errors` are raised by the steps of these names, once each."""
 
+    TABLE = "inet cthelper"
+    flushed = False
+
     def __init__(self) -> None:
         self.record: list[str] = []
         self.registered: dict[object, Registration] = {}
@@ -57,7 +60,7 @@ class World:
 
     def delete(self, registration: Registration) -> None:
         self.step(f"delete {registration.name}")
-        del self.registered[registration.key]
+        self.registered.pop(registration.key, None)
 
     def close(self) -> None:
         self.step("close")
@@ -67,6 +70,13 @@ class World:
 
     def install(self, config: Config) -> None:
         self.step(f"load {','.join(config.helpers)}")
+
+    def missing(self, _config: Config) -> bool:
+        self.step("list")
+        return True
+
+    def touched(self) -> bool:
+        return self.flushed
 
     def remove(self) -> None:
         self.step("unload")
@@ -86,6 +96,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     monkeypatch.setattr(installation, "HelperTable", lambda: made)
+    monkeypatch.setattr(installation, "TableEvents", lambda _table: made)
     monkeypatch.setattr(installation, "nft", made)
     monkeypatch.setattr(installation, "bound_queues", lambda: made.bound)
     return made
@@ -197,3 +208,29 @@ def test_what_cannot_be_undone_is_told_and_the_rest_is(
     world.errors["delete sunrpc"] = NetlinkError.of(errno.EPERM, "delete helper")
     kernel.remove()
     assert log.counters == {"step-failed": 2}
+
+
+def test_lost_ruleset_is_loaded_again_and_what_was_unregistered_with_it(
+    world: World, kernel: Installation
+) -> None:
+    kernel.install(NEW)
+    assert not kernel.touched()
+    world.flushed = True
+    assert kernel.touched()
+    assert kernel.missing(NEW)
+    world.record.clear()
+    kernel.restore(NEW)
+    assert world.steps() == ["load sunrpc,tns"]
+    for each in TNS:
+        del world.registered[each.key]
+    kernel.restore(NEW)
+    assert world.steps() == ["put tns", "load sunrpc,tns"]
+    kernel.remove()
+    assert world.registered == {}
+
+
+def test_closing_leaves_everything_as_it_is(world: World, kernel: Installation) -> None:
+    kernel.install(OLD)
+    world.record.clear()
+    kernel.close()
+    assert world.record == ["close", "close"]

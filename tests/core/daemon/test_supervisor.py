@@ -20,7 +20,7 @@ from typing import TextIO
 import pytest
 
 from cthelper.core.config import Config, parse
-from cthelper.core.daemon import supervisor
+from cthelper.core.daemon import ruleset_care, supervisor
 from cthelper.core.daemon.channel import Channel, Gone, Order
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.supervisor import Supervisor
@@ -47,6 +47,7 @@ class Running:
         self._file = folder / "cthelper.toml"
         self._read, self._rest = read, ""
         self.output = output
+        self.touched, self._touch = os.pipe()
         self.pid = 0
 
     def configure(self, settings: str) -> None:
@@ -102,8 +103,19 @@ class Running:
             self._rest += os.read(self._read, 1 << 16).decode()
         return lines
 
+    def flush(self) -> None:
+        """Take the ruleset away."""
+        self.fail("ruleset")
+        self.touch()
+
+    def touch(self) -> None:
+        """Have it told that something has been done to a ruleset."""
+        os.write(self._touch, b"event")
+
     def end(self) -> None:
         """End what still runs."""
+        for each in (self.touched, self._touch):
+            os.close(each)
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -208,8 +220,21 @@ class FakeInstallation:
     def __init__(self, running: Running, log: Log) -> None:
         self._running, self._log = running, log
 
+    def fileno(self) -> int:
+        return self._running.touched
+
     def close(self) -> None:
         pass
+
+    def touched(self) -> bool:
+        return bool(os.read(self._running.touched, 100))
+
+    def missing(self, _config: Config) -> bool:
+        return self._running.fails("ruleset")
+
+    def restore(self, _config: Config) -> None:
+        self._step("restore")
+        self._running.mend("ruleset")
 
     def _step(self, name: str) -> None:
         self._running.say(name)
@@ -227,6 +252,9 @@ class FakeInstallation:
 
     def change(self, _config: Config) -> None:
         self._step("change")
+        if self._running.fails("ruleset"):
+            self._running.mend("ruleset")
+            self._running.touch()
 
     def remove(self) -> None:
         self._step("remove")
@@ -260,6 +288,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
             ("_PAUSE_SECONDS", 0.05),
         ):
             monkeypatch.setattr(supervisor, name, fake)
+        monkeypatch.setattr(ruleset_care, "_PAUSE", 0.2)
         yield made
         made.end()
 
@@ -391,6 +420,37 @@ def test_log_that_cannot_be_written_ends_nothing_from_the_start_on(
     lost, stopped = running.until("* stopped")[-2:]
     assert lost == "* log-lost lines=3"
     assert " log-lost=3" in stopped
+
+
+def test_lost_ruleset_is_put_back_while_the_servers_go_on(running: Running) -> None:
+    started(running, "[daemon]\nworkers = 2\n")
+    running.flush()
+    lines = running.until("* ruleset-restored")
+    assert plain(lines) == ["* ruleset-lost", "restore", "* ruleset-restored"]
+    assert " action=restore seconds=0.0 uninspected=sunrpc,tns " in lines[0]
+    # Somebody goes on taking it away.
+    running.flush()
+    before = time.monotonic()
+    (lost,) = running.until("* ruleset-lost")
+    assert " seconds=0.2 " in lost
+    running.until("* ruleset-restored")
+    assert 0.2 <= time.monotonic() - before < SECONDS
+    running.signal(signal.SIGTERM)
+    running.until("* stopped")
+
+
+def test_lost_ruleset_comes_back_with_a_reload_where_it_is_only_told(
+    running: Running,
+) -> None:
+    warn = '[daemon]\nlost_ruleset = "warn"\n'
+    started(running, warn)
+    running.flush()
+    (lost,) = running.until("* ruleset-lost")
+    assert " action=warn uninspected=" in lost
+    assert plain(reload(running, warn, "* ruleset-restored")) == [
+        *("server 0 prepare", "change", "open 2077", "server 0 commit"),
+        *("server 0 reads 2077", "* reloaded", "* ruleset-restored"),
+    ]
 
 
 # Reloading.
