@@ -9,15 +9,16 @@ defines, but those whose names begin with an underscore.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from importlib.resources import files
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from cthelper.core import api
 from cthelper.core.api import Helper
@@ -50,6 +51,13 @@ class Found:
         return self.helper.__module__.startswith(f"{GROUP}.")
 
 
+class Broken(NamedTuple):
+    """An entry point that is left out: its name, and why in one line."""
+
+    name: str
+    reason: str
+
+
 def _raise(error: RegistryError) -> None:
     raise error
 
@@ -58,18 +66,20 @@ def find_helpers(
     folder: Path | None = None,
     plugins: Iterable[Path] = (),
     refuse: Refuse = _raise,
+    broken: list[Broken] | None = None,
 ) -> dict[str, Found]:
     """All helpers by name: built in, installed, those in `folder` and in `plugins`.
 
     Files are read anew each time, so that a file that has changed gives new classes,
     and classes that are in use stay as they are. Each helper or file that cannot be
     taken is given to `refuse`, and left out if that does not raise; by default it
-    raises the RegistryError.
+    raises the RegistryError. An entry point that cannot be loaded or installed, be it
+    since its name is taken, is left out and put into `broken`.
     """
-    return _register(
+    broken = [] if broken is None else broken
+    helpers = _register(
         [
             *_builtin(),
-            *_installed(refuse),
             *([] if folder is None else _in_folder(folder, refuse)),
             *(
                 found
@@ -79,6 +89,12 @@ def find_helpers(
         ],
         refuse,
     )
+    for name, each in _installed(broken):
+        try:
+            helpers = _register([*helpers.values(), each])
+        except RegistryError as error:
+            broken.append(Broken(name, str(error)))
+    return helpers
 
 
 def builtin_helpers() -> dict[str, type[Helper]]:
@@ -127,18 +143,38 @@ def _builtin() -> Iterator[Found]:
                 yield Found(helper, module.__name__)
 
 
-def _installed(refuse: Refuse) -> Iterator[Found]:
-    points = entry_points(group=GROUP)
-    for point in sorted(points, key=lambda each: (each.name, each.value)):
+def _installed(broken: list[Broken]) -> Iterator[tuple[str, Found]]:
+    """What the entry points that can be loaded lead to, by their names."""
+    for point in sorted(_points(broken), key=lambda each: (each.name, each.value)):
         name = "a distribution without a name"
         if point.dist is not None:
             name = f"{point.dist.name} {point.dist.version}"
         try:
             helper = _load(point, name)
         except RegistryError as error:
-            refuse(error)
-            continue
-        yield Found(helper, f"{name} ({point.value})", name)
+            broken.append(Broken(point.name, str(error)))
+        else:
+            yield point.name, Found(helper, f"{name} ({point.value})", name)
+
+
+def _points(broken: list[Broken]) -> list[EntryPoint]:
+    """The entry points of the group.
+
+    One distribution whose metadata is damaged, whatever it has to do with us, spoils
+    them all: then they are read one by one.
+    """
+    with suppress(Exception):
+        return list(entry_points(group=GROUP))
+    found: dict[tuple[str, str], EntryPoint] = {}
+    for each in distributions():
+        try:
+            points = each.entry_points.select(group=GROUP)
+        except Exception as error:
+            why = _line(f"{each.name}: {_text(error)}")
+            broken.append(Broken(each.name, why))
+        else:
+            found |= {(point.name, point.value): point for point in points}
+    return list(found.values())
 
 
 def _load(point: EntryPoint, distribution: str) -> type[Helper]:

@@ -5,10 +5,10 @@ import argparse
 import sys
 
 from cthelper import nft
-from cthelper.core.cli.options import Commands, add_config, warned
+from cthelper.core.cli.options import Commands, add_config, left_out, warn, warned
 from cthelper.core.config import parse, plugin_folder, read_file
 from cthelper.core.errors import ConfigError, RegistryError
-from cthelper.core.registry import classes, find_helpers
+from cthelper.core.registry import Broken, classes, find_helpers
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -33,10 +33,14 @@ def _check(options: argparse.Namespace) -> int:
         folder = plugin_folder(file)
     except ConfigError as error:
         problems += error.lines
-    helpers = classes(find_helpers(folder, refuse=refused.append))
+    broken: list[Broken] = []
+    found = find_helpers(folder, refuse=refused.append, broken=broken)
     problems += map(str, refused)
+    for each in broken:
+        warn(left_out(each))
+    names = {each.name for each in broken}
     try:
-        config = warned(parse(file.text, file.path, helpers))
+        config = warned(parse(file.text, file.path, classes(found), left_out=names))
         nft.render(config)
     except ConfigError as error:
         problems += error.lines

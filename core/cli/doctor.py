@@ -22,7 +22,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from cthelper.core.daemon.doctor import Health, Host, examine
 
     failed = False
-    for finding in examine(configuration(options), Host()):
+    for finding in examine(lambda: configuration(options), Host()):
         print(finding)
         failed = failed or finding.health is Health.FAILURE
     return int(failed)

@@ -11,10 +11,12 @@ from cthelper.core.cli.options import (
     add_config,
     add_plugins,
     found_helpers,
+    left_out,
+    warn,
 )
 from cthelper.core.ports import spelled
 from cthelper.core.reference import table, title
-from cthelper.core.registry import Found
+from cthelper.core.registry import Broken, Found
 from cthelper.core.tables import as_toml, nearest
 
 
@@ -39,7 +41,10 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _helpers(options: argparse.Namespace) -> int:
-    installed = found_helpers(options)
+    broken: list[Broken] = []
+    installed = found_helpers(options, broken)
+    for each in broken:
+        warn(left_out(each))
     if options.name is None:
         rows = [
             table(each.helper) if options.toml else _row(each)

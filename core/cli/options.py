@@ -3,6 +3,8 @@
 
 import argparse
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cthelper.core.config import (
@@ -13,7 +15,7 @@ from cthelper.core.config import (
     plugin_folder,
     read_file,
 )
-from cthelper.core.registry import Found, classes, find_helpers
+from cthelper.core.registry import Broken, Found, classes, find_helpers
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -41,12 +43,25 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def found_helpers(options: argparse.Namespace) -> dict[str, Found]:
+def found_helpers(
+    options: argparse.Namespace, broken: list[Broken]
+) -> dict[str, Found]:
     """All helpers, those of the configured folder and of ``--plugin`` among them.
 
-    Raises ConfigError, RegistryError.
+    See `find_helpers` for `broken`. Raises ConfigError, RegistryError.
     """
-    return _found(read_file(options.config), options)
+    return _found(read_file(options.config), options, broken)
+
+
+def warn(text: str) -> None:
+    """Print a warning; it is of no matter whether anybody reads it."""
+    with suppress(OSError):
+        print(f"cthelper: warning: {text}", file=sys.stderr, flush=True)
+
+
+def left_out(broken: Broken) -> str:
+    """What to say of an entry point that is broken."""
+    return f"{broken.reason}: left out"
 
 
 def configuration(options: argparse.Namespace) -> Config:
@@ -60,14 +75,22 @@ def configuration(options: argparse.Namespace) -> Config:
 def warned(config: Config) -> Config:
     """The same, once its warnings were printed to standard error."""
     for warning in config.warnings:
-        print(f"cthelper: warning: {warning}", file=sys.stderr)
+        warn(warning)
     return config
 
 
 def configured(file: ConfigFile, options: argparse.Namespace) -> Config:
     """What the file's text configures. Raises ConfigError, RegistryError."""
-    return parse(file.text, file.path, classes(_found(file, options)))
+    broken: list[Broken] = []
+    helpers = classes(_found(file, options, broken))
+    names = {each.name for each in broken}
+    config = parse(file.text, file.path, helpers, left_out=names)
+    told = tuple(map(left_out, broken))
+    return replace(config, warnings=told + config.warnings)
 
 
-def _found(file: ConfigFile, options: argparse.Namespace) -> dict[str, Found]:
-    return find_helpers(plugin_folder(file), getattr(options, "plugin", ()))
+def _found(
+    file: ConfigFile, options: argparse.Namespace, broken: list[Broken]
+) -> dict[str, Found]:
+    plugins = getattr(options, "plugin", ())
+    return find_helpers(plugin_folder(file), plugins, broken=broken)

@@ -4,7 +4,15 @@
 import argparse
 
 from cthelper import nft
-from cthelper.core.cli.options import Commands, add_config, configuration
+from cthelper.core.cli.options import (
+    Commands,
+    add_config,
+    configuration,
+    configured,
+    warn,
+)
+from cthelper.core.config import read_file
+from cthelper.core.errors import CthelperError
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -43,7 +51,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
             "remove",
             _remove,
             "Deletes the table inet cthelper, and no other. Unregisters the helpers, "
-            "too, unless a daemon serves their queue.",
+            "too, unless a daemon serves their queue, which would put the table back: "
+            "stop it. Needs no configuration, and warns where it is broken.",
         ),
     ):
         action = actions.add_parser(name, help=text.split(". ")[0], description=text)
@@ -84,6 +93,16 @@ def _install(options: argparse.Namespace) -> int:
 def _remove(options: argparse.Namespace) -> int:
     from cthelper.core.daemon.ruleset import remove
 
-    remove(configuration(options))
-    print(f"table {nft.TABLE} is removed")
+    served = remove()
+    print(f"table {nft.TABLE} is removed", flush=True)
+    if served:
+        warn(
+            f"a daemon serves {', '.join(served)}: stop it, or it puts the table back "
+            "(unless its daemon.lost_ruleset is warn)"
+        )
+    # All is done: what it would take to install it again is of no more weight.
+    try:
+        configured(read_file(options.config), options)
+    except CthelperError as error:
+        warn(f"it cannot be installed again: {error}")
     return 0

@@ -5,7 +5,7 @@ import enum
 import gzip
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,13 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.mark_conflicts import conflicts
-from cthelper.core.errors import NetlinkError, QueueError, RulesetError, advice
+from cthelper.core.errors import (
+    CthelperError,
+    NetlinkError,
+    QueueError,
+    RulesetError,
+    advice,
+)
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, kernel_module
 from cthelper.core.queue.backends import LIBRARY, NATIVE, choose
@@ -78,21 +84,37 @@ class Host:
         return int(text) if text is not None and text.strip().isdigit() else None
 
 
-def examine(config: Config, host: Host) -> Iterator[Finding]:
-    """Every requirement of running with `config`, in the order of their importance."""
+def examine(read_config: Callable[[], Config], host: Host) -> Iterator[Finding]:
+    """Every requirement of running, in the order of their importance.
+
+    Where the configuration cannot be read that is one of the findings, and what hangs
+    on it is not looked at.
+    """
     yield kernel(host)
     yield privileges(host)
     yield from modules(host)
     yield glue(host)
     yield nft_program()
-    yield queue_backend(config)
-    yield from names(config, host)
-    yield from queues(config)
+    try:
+        config = read_config()
+    except CthelperError as error:
+        yield Finding(
+            Health.FAILURE,
+            f"configuration: {error}",
+            "mend it; names, queues, ruleset and mark are not looked at until then",
+        )
+        yield queue_backend(Config(helpers={}))
+    else:
+        yield Finding(Health.OK, f"configuration: {', '.join(config.helpers)}")
+        yield queue_backend(config)
+        yield from names(config, host)
+        yield from queues(config)
+        yield ruleset(config)
+        yield from mark(config)
     yield orphans()
     yield other_daemon(host)
     yield events(host)
     yield from fills(host)
-    yield from mark(config)
 
 
 def kernel(host: Host) -> Finding:
@@ -225,6 +247,32 @@ def queues(config: Config) -> Iterator[Finding]:
             )
         else:
             yield Finding(Health.OK, f"queue {number} is free")
+
+
+def ruleset(config: Config) -> Finding:
+    """Whether the ruleset is loaded while a daemon serves."""
+    served = sorted(config.queues & bound_queues().keys())
+    if not served:
+        return Finding(Health.OK, f"no daemon serves that needs table {nft.TABLE}")
+    try:
+        missing = nft.missing(config)
+    except RulesetError as error:
+        return Finding(
+            Health.WARNING,
+            f"table {nft.TABLE} cannot be listed: {error}",
+            "run as root",
+        )
+    if missing:
+        return Finding(
+            Health.WARNING,
+            f"table {nft.TABLE} is not loaded, though a daemon serves queue "
+            f"{served[0]}: nothing is inspected",
+            "reload cthelper; event=ruleset-lost in its log says when it was lost",
+        )
+    return Finding(
+        Health.OK,
+        f"table {nft.TABLE} is loaded (lost_ruleset: {config.daemon.lost_ruleset})",
+    )
 
 
 def orphans() -> Finding:

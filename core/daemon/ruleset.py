@@ -9,7 +9,7 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.config import Config, HelperConfig
 from cthelper.core.daemon.retag import retag
-from cthelper.core.errors import Busy
+from cthelper.core.errors import Busy, NetlinkError
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import FAMILIES, HelperTable, Registration
 from cthelper.core.queue.binding import bound_queues
@@ -72,37 +72,48 @@ def install(config: Config, *, retag_flows: bool) -> int | None:
         return retag(ctnetlink, config.helpers.values())
 
 
-def remove(config: Config) -> None:
-    """Delete the table, and the helpers whose queue nobody serves.
+def remove() -> list[str]:
+    """Delete the table, and the helpers of ours whose queue nobody serves.
 
-    Raises CthelperError.
+    Ours are those that the kernel has and that are not enabled, whatever has registered
+    them: no configuration is asked. The names of those that a daemon serves. Raises
+    CthelperError.
     """
     nft.remove()
     served = bound_queues()
     with closing(HelperTable()) as helpers:
-        unregister(
-            helpers,
-            [
-                each
-                for each in helpers.list()
-                if each.name in config.helpers and each.queue not in served
-            ],
-        )
+        ours = [each for each in helpers.list() if not each.enabled]
+        unregister(helpers, (each for each in ours if each.queue not in served))
+    return sorted({each.name for each in ours if each.queue in served})
 
 
 def unregister(helpers: HelperTable, unwanted: Iterable[Registration]) -> None:
-    """Unregister helpers, waiting for nft to let go of them. Raises NetlinkError.
+    """Unregister helpers, waiting for nft to let go of them.
+
+    One that somebody else's ruleset keeps does not keep the others. Raises
+    NetlinkError, once all have been tried.
 
     Let no packet wait in a queue meanwhile: when a helper goes, the kernel drops them
     all (nf_ct_iterate_destroy in nf_conntrack_core.c).
     """
+    deadline = time.monotonic() + _RELEASE_SECONDS
+    kept: NetlinkError | None = None
     for registration in unwanted:
-        deadline = time.monotonic() + _RELEASE_SECONDS
-        while True:
-            try:
-                helpers.delete(registration)
-                break
-            except Busy:
-                if time.monotonic() > deadline:
-                    raise
+        try:
+            while not _deleted(helpers, registration, deadline):
                 time.sleep(_RELEASE_PAUSE)
+        except NetlinkError as error:
+            kept = kept or error
+    if kept is not None:
+        raise kept
+
+
+def _deleted(helpers: HelperTable, registration: Registration, deadline: float) -> bool:
+    """Delete a helper; whether that went. Raises NetlinkError; Busy only when late."""
+    try:
+        helpers.delete(registration)
+    except Busy:
+        if time.monotonic() > deadline:
+            raise
+        return False
+    return True

@@ -250,7 +250,7 @@ DAEMON_KEYS = (
 WRONG = [
     (
         '[daemon]\nlost_ruleset = "fight"',
-        "daemon.lost_ruleset = 'fight': must be one of restore, warn",
+        'daemon.lost_ruleset = "fight": must be one of restore, warn',
     ),
     # Marks and queues.
     ("[daemon]\nmark = -1", "daemon.mark = -1: must be a number from 0 to 4294967295"),

@@ -12,7 +12,12 @@ import pytest
 from cthelper.core import api, registry
 from cthelper.core.contract import check
 from cthelper.core.errors import RegistryError
-from cthelper.core.registry import builtin_helpers, find_helpers, register
+from cthelper.core.registry import (
+    Broken,
+    builtin_helpers,
+    find_helpers,
+    register,
+)
 from tests.core.test_contract import Good, variant
 
 
@@ -287,14 +292,16 @@ def test_user_may_run_what_others_may_write(
 # Distributions
 
 
-def install(site: Path, value: str, code: str, name: str = "cthelper-x") -> None:
+def install(
+    site: Path, value: str, code: str, name: str = "cthelper-x", point: str = "x"
+) -> None:
     """What an installer leaves of a distribution with one entry point."""
     info = site / f"{name.replace('-', '_')}-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n"
     )
-    (info / "entry_points.txt").write_text(f"[cthelper.helpers]\nx = {value}\n")
+    (info / "entry_points.txt").write_text(f"[cthelper.helpers]\n{point} = {value}\n")
     (site / f"{value.partition(':')[0]}.py").write_text(code)
 
 
@@ -349,8 +356,47 @@ def test_entry_point_is_a_helper(site: Path) -> None:
         ),
     ],
 )
-def test_broken_distribution_is_named(
-    site: Path, value: str, code: str, why: str
+def test_broken_distribution_is_named_and_takes_down_itself_alone(
+    site: Path, folder: Path, value: str, code: str, why: str
 ) -> None:
     install(site, value, code)
-    assert complaint() == why.format(site=site)
+    install(site, "registry_test_other:Dropped", good(), "cthelper-y", "y")
+    write(folder / "x.py", good(name="in-folder"))
+    broken: list[Broken] = []
+    found = find_helpers(folder, broken=broken)
+    assert broken == [("x", why.format(site=site))]
+    assert found.keys() == {*builtin_helpers(), "dropped", "in-folder"}
+    assert found["dropped"].distribution == "cthelper-y 1.2"
+    assert found["sunrpc"].builtin
+    # Nobody need ask.
+    assert find_helpers(folder).keys() == found.keys()
+
+
+@pytest.mark.parametrize(
+    "points",
+    [b"[cthelper.helpers]\nno entry point\n", b"[console_scripts]\n\xff = x\n"],
+    ids=["line", "encoding"],
+)
+def test_distribution_with_damaged_metadata_takes_down_itself_alone(
+    site: Path, points: bytes
+) -> None:
+    install(site, "registry_test_whole:Dropped", good())
+    install(site, "registry_test_damaged:Dropped", good(), "other")
+    (site / "other-1.2.dist-info" / "entry_points.txt").write_bytes(points)
+    broken: list[Broken] = []
+    found = find_helpers(None, broken=broken)
+    assert found.keys() == {*builtin_helpers(), "dropped"}
+    ((name, reason),) = broken
+    assert name == "other"
+    assert reason.startswith("other: ")
+
+
+def test_entry_point_that_takes_the_name_of_a_file_of_ours_is_left_out(
+    site: Path, folder: Path
+) -> None:
+    install(site, "registry_test_theirs:Dropped", good())
+    write(folder / "x.py", good())
+    broken: list[Broken] = []
+    assert find_helpers(folder, broken=broken)["dropped"].distribution is None
+    ((_, reason),) = broken
+    assert reason.endswith(f"is taken by {folder}/x.py")

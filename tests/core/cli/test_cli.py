@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ import pytest
 import cthelper
 from cthelper import nft
 from cthelper.core.config import parse
-from cthelper.core.errors import NetlinkError
+from cthelper.core.daemon import ruleset
+from cthelper.core.daemon.ruleset import registrations
+from cthelper.core.errors import Busy, NetlinkError
+from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import NetlinkSocket
 from cthelper.core.registry import builtin_helpers
 from tests.cases import cases
@@ -99,8 +104,6 @@ TAKES_CONFIG = [
     ("ruleset", "show"),
     ("ruleset", "check"),
     ("ruleset", "install"),
-    ("ruleset", "remove"),
-    ("doctor",),
 ]
 
 
@@ -274,3 +277,117 @@ def test_doctor_is_1_exactly_when_a_line_says_fail(run: Runner, empty: str) -> N
     assert all(line.startswith(("ok  ", "warning  ", "FAIL  ")) for line in lines)
     failed = any(line.startswith("FAIL") for line in lines)
     assert (result.code, result.errors) == (int(failed), "")
+
+
+# Where the configuration is broken
+
+BROKEN = {
+    "syntax": "[daemon\n",
+    "value": "[daemon]\nqueue = 70000\n",
+    "plugin": "plugins.folder = '{folder}'\n",
+    "folder": "plugins.folder = '/nowhere'\n",
+    "no file": None,
+}
+
+
+@pytest.fixture(params=BROKEN)
+def broken(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The path of a configuration that cannot be used."""
+    file = tmp_path / "broken.toml"
+    text = BROKEN[request.param]
+    if text is not None:
+        folder = tmp_path / "plugins"
+        folder.mkdir(mode=0o755)
+        (folder / "x.py").write_text("import sys; sys.exit('no')\n")
+        (folder / "x.py").chmod(0o644)
+        file.write_text(text.format(folder=folder))
+    return str(file)
+
+
+def test_doctor_shows_it_as_one_failure_among_the_others(
+    run: Runner, empty: str, broken: str
+) -> None:
+    result = run("doctor", "--config", broken)
+    assert (result.code, result.errors) == (1, "")
+    lines = result.output.splitlines()
+    (line,) = [each for each in lines if "configuration: " in each]
+    assert line.startswith("FAIL     configuration: /")
+    assert len(lines) > 10
+    assert any(each.startswith("ok ") for each in lines)
+
+
+class Kernel:
+    """What is registered; nft and a queue's server are fakes, too."""
+
+    def __init__(self) -> None:
+        sunrpc = registrations([parse("", Path(), builtin_helpers()).helpers["sunrpc"]])
+        (first, *_) = sunrpc
+        plugin = replace(first, name="x-plugin")
+        served = replace(first, name="served", queue=9)
+        foreign = replace(first, name="rpc", enabled=True)
+        self.kept = ""
+        self.record: list[str] = []
+        self.registered = [*sunrpc, plugin, served, foreign]
+
+    def list(self) -> Sequence[Registration]:
+        return list(self.registered)
+
+    def delete(self, registration: Registration) -> None:
+        if registration.name == self.kept:
+            raise Busy(errno.EBUSY, f"unregister helper {registration}")
+        self.registered.remove(registration)
+        self.record.append(registration.name)
+
+    def remove(self) -> None:
+        self.record.append("table")
+
+    def close(self) -> None:
+        """It has no socket."""
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel()
+    monkeypatch.setattr(ruleset, "HelperTable", lambda: made)
+    monkeypatch.setattr(ruleset, "nft", made)
+    monkeypatch.setattr(ruleset, "bound_queues", lambda: {9: None})
+    return made
+
+
+def test_remove_takes_away_what_the_kernel_has_and_warns_once(
+    run: Runner, kernel: Kernel, broken: str
+) -> None:
+    kernel.registered = [each for each in kernel.registered if each.name != "served"]
+    result = run("ruleset", "remove", "--config", broken)
+    assert (result.code, result.output) == (0, "table inet cthelper is removed\n")
+    (warning,) = result.errors.splitlines()
+    assert warning.startswith("cthelper: warning: it cannot be installed again: /")
+    # The table first; of others nothing.
+    assert list(dict.fromkeys(kernel.record)) == ["table", "sunrpc", "x-plugin"]
+    assert [each.name for each in kernel.registered] == ["rpc"]
+    # And once more.
+    assert run("ruleset", "remove", "--config", broken).code == 0
+
+
+def test_remove_goes_on_where_another_ruleset_keeps_one_of_them(
+    run: Runner, kernel: Kernel, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ruleset, "_RELEASE_SECONDS", 0.05)
+    kernel.kept = "sunrpc"
+    result = run("ruleset", "remove", "--config", empty)
+    assert (result.code, result.output) == (1, "")
+    assert result.errors.startswith("cthelper: unregister helper sunrpc ip ")
+    names = [each.name for each in kernel.registered]
+    assert names == [*["sunrpc"] * 4, "served", "rpc"]
+
+
+def test_remove_says_whose_daemon_puts_it_back(
+    run: Runner, kernel: Kernel, empty: str
+) -> None:
+    result = run("ruleset", "remove", "--config", empty)
+    assert result.code == 0
+    assert result.errors == (
+        "cthelper: warning: a daemon serves served: stop it, or it puts the table back "
+        "(unless its daemon.lost_ruleset is warn)\n"
+    )
+    assert [each.name for each in kernel.registered] == ["served", "rpc"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Plugins on the command line: a configured folder, and ``--plugin``."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Final
 
 import pytest
 
+from cthelper.core.cli.options import configured
+from cthelper.core.config import read_file
 from tests.core.cli.runner import Runner
 
 ROOT: Final = Path(__file__).parents[3]
@@ -79,7 +82,6 @@ def test_replay_in_other_processes_takes_it_as_well(run: Runner, empty: str) -> 
         ("run",),
         ("ruleset", "show"),
         ("ruleset", "check"),
-        ("doctor",),
         ("helpers",),
         ("replay", str(CAPTURE)),
     ],
@@ -97,6 +99,49 @@ def test_plugin_that_is_refused_is_2_and_one_line(
     assert line.endswith(
         ": Ftp.ports = (0,): must be one or more of 1 to 65535, each once, in a tuple"
     )
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution of somebody else's whose entry point cannot be loaded."""
+    site = tmp_path / "site"
+    info = site / "cthelper_x-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: cthelper-x\nVersion: 1.2\n"
+    )
+    (info / "entry_points.txt").write_text("[cthelper.helpers]\nx = absent_x:X\n")
+    monkeypatch.syspath_prepend(str(site))
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    "command",
+    [("ruleset", "show"), ("helpers",), ("replay", str(CAPTURE))],
+    ids=lambda command: command[0],
+)
+def test_broken_entry_point_is_left_out_with_a_warning(
+    run: Runner, config: str, command: tuple[str, ...]
+) -> None:
+    # Nor does what is configured for it keep the others from running.
+    with open(config, "a", encoding="utf-8") as file:
+        file.write("helpers.x = { ports = [7000], mode = 'its own' }\n")
+    result = run(*command, "--config", config)
+    assert result.code == 0
+    assert "ftp" in result.output
+    assert result.errors == (
+        "cthelper: warning: cthelper-x 1.2: entry point x = 'absent_x:X': "
+        "ModuleNotFoundError: No module named 'absent_x': left out\n"
+    )
+
+
+@pytest.mark.usefixtures("installed")
+def test_broken_entry_point_is_a_warning_of_the_configuration(config: str) -> None:
+    """So the daemon logs it at each start and reload, and counts it."""
+    read = configured(read_file(Path(config)), argparse.Namespace())
+    (warning,) = read.warnings
+    assert warning.startswith("cthelper-x 1.2: entry point x = 'absent_x:X'")
+    assert "ftp" in read.helpers
 
 
 def test_plugin_twice_is_2_and_one_line(run: Runner, folder: Path, config: str) -> None:

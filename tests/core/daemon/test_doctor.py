@@ -13,7 +13,7 @@ from cthelper import nft
 from cthelper.core.config import Config, DaemonConfig, parse
 from cthelper.core.daemon import doctor
 from cthelper.core.daemon.doctor import Finding, Health, Host
-from cthelper.core.errors import RulesetError
+from cthelper.core.errors import CthelperError, RulesetError
 from cthelper.core.queue import binding
 from cthelper.core.registry import builtin_helpers
 
@@ -403,7 +403,82 @@ def test_tables_that_cannot_be_read_are_warnings(
 def test_examination_ends_on_an_empty_host_and_whatever_is_wrong_has_its_mending(
     folder: Folder,
 ) -> None:
-    found = list(doctor.examine(config(), folder.host))
-    assert len(found) >= len(MODULES) + 10
+    found = list(doctor.examine(config, folder.host))
+    assert len(found) >= len(MODULES) + 12
     assert all(each.mend for each in found if each.health is not OK)
     assert FAILURE in [each.health for each in found]
+    assert Finding(OK, "configuration: mdns, sunrpc") in found
+
+
+def test_broken_configuration_is_one_failure_among_the_others(folder: Folder) -> None:
+    def read() -> Config:
+        raise CthelperError("x.toml: daemon.queue = -1: must be a number")
+
+    found = list(doctor.examine(read, folder.host))
+    broken = [each for each in found if each.what.startswith("configuration")]
+    assert [str(each) for each in broken] == [
+        "FAIL     configuration: x.toml: daemon.queue = -1: must be a number: mend it; "
+        "names, queues, ruleset and mark are not looked at until then"
+    ]
+    # All else that was found with one that is right.
+    right = list(doctor.examine(config, folder.host))
+    others = {each.what for each in right if "configuration" not in each.what}
+    theirs = [*doctor.names(config(), folder.host), *doctor.queues(config())]
+    theirs += [doctor.ruleset(config()), *doctor.mark(config())]
+    assert others - {each.what for each in found} == {each.what for each in theirs}
+
+
+SERVED = " 2077  31621     0 2 65531     0     0        0  1\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "missing", "settings", "line"),
+    [
+        ("", True, "", "ok       no daemon serves that needs table inet cthelper"),
+        (
+            SERVED,
+            False,
+            "",
+            "ok       table inet cthelper is loaded (lost_ruleset: restore)",
+        ),
+        (
+            SERVED,
+            False,
+            'daemon.lost_ruleset = "warn"\n',
+            "ok       table inet cthelper is loaded (lost_ruleset: warn)",
+        ),
+        (
+            SERVED,
+            True,
+            "",
+            "warning  table inet cthelper is not loaded, though a daemon serves queue "
+            "2077: nothing is inspected: reload cthelper; event=ruleset-lost in its "
+            "log says when it was lost",
+        ),
+        (
+            SERVED,
+            RulesetError("nft: Operation not permitted"),
+            "",
+            "warning  table inet cthelper cannot be listed: nft: Operation not "
+            "permitted: run as root",
+        ),
+    ],
+    ids=["nobody serves", "loaded", "only told", "lost", "no root"],
+)
+def test_ruleset_of_a_daemon_that_serves_is_loaded(
+    folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: str,
+    missing: bool | Exception,
+    settings: str,
+    line: str,
+) -> None:
+    def asked(_config: Config) -> bool:
+        if isinstance(missing, Exception):
+            raise missing
+        return missing
+
+    folder.write("queues", rows)
+    monkeypatch.setattr(binding, "PROC", folder.root / "queues")
+    monkeypatch.setattr(nft, "missing", asked)
+    assert str(doctor.ruleset(config(settings))) == line
