@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon's life on a real kernel: start, reload, stop, being killed, overload."""
 
+import fcntl
+import os
 import re
 import signal
 import socket
@@ -15,8 +17,9 @@ from cthelper.core.api import Policy
 from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.tuples import UDP
-from tests.live.daemon import Daemon, disabled
+from tests.live.daemon import CTHELPER, Daemon, disabled
 from tests.live.gateway import entry_of, helper_table, registered
+from tests.live.netlink_lab import readable, until
 from tests.live.traffic import (
     PORT,
     Echo,
@@ -142,6 +145,42 @@ def test_second_daemon_on_the_queue_says_so_and_harms_nothing(
     with Echo(world.server):
         getport(world)[0].close()
     daemon.await_event("expectation")
+
+
+# Its log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_log_that_nobody_reads_holds_no_packet_up_and_ends_nothing(
+    world: World, daemon: Daemon, workers: int
+) -> None:
+    daemon.configure(f"[daemon]\nworkers = {workers}\n{CONFIG}")
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    run = (*CTHELPER, "run", "--config", str(daemon.config))
+    process = world.gateway.start(*run, stdout=write, stderr=write)
+    os.close(write)
+    try:
+        until(lambda: tables(world) == TABLES, 120.0)
+        with Echo(world.server), Pinger(world.client) as pinger:
+            # Each gives a line, of which the pipe holds some twenty.
+            wait_for(pinger, 60)
+            told = b""
+            while b'"event": "log-lost"' not in told:
+                assert readable(read, 60.0)
+                told += os.read(read, 1 << 16)
+            os.close(read)
+            wait_for(pinger, 30)
+            process.send_signal(signal.SIGHUP)
+            wait_for(pinger, 30)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60.0) == 0
+            wait_for(pinger, 5)
+        assert pinger.lost == 0
+        assert registered(world) == []
+    finally:
+        process.kill()
+        process.wait()
 
 
 # Reloading
