@@ -21,7 +21,12 @@ from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.memory_settings import settle
 from cthelper.core.daemon.signals import empty, waker_pair
-from cthelper.core.errors import CthelperError, QueueError, RestartNeeded
+from cthelper.core.errors import (
+    CthelperError,
+    NetlinkError,
+    QueueError,
+    RestartNeeded,
+)
 from cthelper.core.netlink.ctnetlink import EntryGone, Events
 from cthelper.core.netlink.links import Links
 from cthelper.core.queue.backends import choose
@@ -83,7 +88,7 @@ class Server:
         self._woken, self._waker = waker_pair()
         self._selector = selectors.EpollSelector()
         self._watch(self._events, self._read_events)
-        self._watch(self._links, self._links.update)
+        self._watch(self._links, self._follow_links)
         self._watch(self._woken, lambda: empty(self._woken))
         self._watch(channel, self._listen)
         for binding in bindings:
@@ -138,6 +143,7 @@ class Server:
             self._due = time.monotonic() + _TICK_SECONDS
             self._inspection.tick(self._queues.values())
             self._report_missed()
+            self._follow_links()
 
     def _wait(self, seconds: float) -> None:
         """Act on the first that comes, or the time that is over."""
@@ -160,6 +166,13 @@ class Server:
             while not future.done():
                 self._turn()
         return future.result()
+
+    def _follow_links(self) -> None:
+        """Take in addresses that have changed; what fails is tried again."""
+        try:
+            self._links.update()
+        except NetlinkError as error:
+            self._log.event("step-failed", "error", detail=str(error))
 
     def _read_events(self) -> None:
         for event in self._events.read():

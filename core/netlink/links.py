@@ -43,15 +43,17 @@ class Links:
         self._events.close()
 
     def update(self) -> None:
-        """Take in what has changed; never waits. Raises NetlinkError."""
+        """Take in what has changed; never waits for that.
+
+        Raises NetlinkError. What was known before holds then, until the next call.
+        """
         frames = self._events.events()
         if self._events.overruns != self._overruns:
-            self._overruns = self._events.overruns
             self._load()
-            return
-        for frame in frames:
-            self._apply(frame)
-        self._index()
+        elif frames:
+            for frame in frames:
+                self._apply(frame)
+            self._index()
 
     def is_local(self, address: Address) -> bool:
         """Whether `address` is one of this host's own."""
@@ -88,11 +90,14 @@ class Links:
         return collapsed(prefixes, address.version)
 
     def _load(self) -> None:
-        self._prefixes.clear()
+        overruns = self._events.overruns
         with NetlinkSocket(NETLINK_ROUTE) as requests:
-            for frame in requests.dump(ifaddrmsg(), _RTM_GETADDR, "list addresses"):
-                self._apply(frame)
+            frames = requests.dump(ifaddrmsg(), _RTM_GETADDR, "list addresses")
+        self._prefixes.clear()
+        for frame in frames:
+            self._apply(frame)
         self._index()
+        self._overruns = overruns
 
     def _apply(self, frame: Frame) -> None:
         if frame.type not in (_RTM_NEWADDR, _RTM_DELADDR):

@@ -5,12 +5,13 @@ It runs in a thread and speaks through a real channel; queues and what reads the
 are fakes that write down what is done.
 """
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from io import StringIO
 from pathlib import Path
-from threading import Thread
+from threading import Semaphore, Thread
 
 import pytest
 
@@ -20,7 +21,7 @@ from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerpr
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.server import Server
 from cthelper.core.daemon.signals import waker_pair
-from cthelper.core.errors import QueueError
+from cthelper.core.errors import NetlinkError, QueueError
 from cthelper.core.queue.backends import Backend
 from cthelper.core.queue.binding import Binding, BoundQueue
 from cthelper.core.queue.protocol import Statistics
@@ -284,6 +285,26 @@ def test_server_whose_supervisor_has_died_leaves_no_packet_behind(
     events = [each.split("event=")[1] for each in world.output.getvalue().splitlines()]
     assert events[-1].startswith("withdrawn reason=supervisor-died ")
     assert len(events) == (1 if drains else 2)
+
+
+def test_addresses_that_cannot_be_read_are_asked_for_again_and_end_nothing(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Semaphore(0)
+
+    def fails(_links: FakeSource) -> None:
+        asked.release()
+        raise NetlinkError.of(errno.ENOBUFS, "list addresses")
+
+    monkeypatch.setattr(FakeSource, "update", fails)
+    monkeypatch.setattr(server, "_TICK_SECONDS", 0.01)
+    world = begin(configured())
+    for _ in range(3):
+        assert asked.acquire(timeout=SECONDS)
+    assert world.told(Order.DRAIN) == {}
+    failed = world.counted()["step-failed"]
+    assert isinstance(failed, int)
+    assert failed >= 3
 
 
 def test_queue_that_cannot_be_read_is_the_servers_end(
