@@ -9,8 +9,10 @@ address to be registered (RFC 9686). Several servers may answer, and each messag
 the port anew, so that retransmissions keep it open.
 
 A relay sends from port 547 to ff05::1:3 (all servers), or from any port if it says so
-by the option Relay Source Port (RFC 8357); a leasequery (RFC 5007) comes from either
-port. Their answers go back to the port that they came from.
+by the option Relay Source Port (RFC 8357); a leasequery (RFC 5007) comes from 546 or
+547. Their answers go back to the port that they came from. Whatever does not come from
+port 546 is a relay's, and opens its port where option relay says that this host has
+one: any process may send it, and have a port of its choice opened to everybody.
 
 Unicast needs no help. A Reconfigure follows no message of the client and needs a static
 rule. Messages that only servers send, and types that are not known, open nothing and
@@ -81,6 +83,13 @@ def _ipv6_network(value: object) -> Network:
         raise ValueError(f"must be an IPv6 network: {error}") from None
 
 
+_RELAY: Final = Option(
+    "relay",
+    False,
+    "true: what a relay on this host sends opens the port that it comes from, 547 or "
+    "one of its choice; false: no other port than 546 is opened, as any process could "
+    "pretend to be a relay",
+)
 _STRICT_SPORT: Final = Option(
     "strict_sport",
     False,
@@ -105,7 +114,7 @@ class Dhcpv6(Helper):
     # Servers answer within a second; who gets no answer sends again, after up to two
     # minutes, which opens the port anew.
     policies = (Policy("answer", max_expected=8, timeout=30),)
-    options = (_STRICT_SPORT, _SERVERS)
+    options = (_RELAY, _STRICT_SPORT, _SERVERS)
     hooks = frozenset({Hook.OUTPUT})
     nat = False
     destinations = _GROUPS
@@ -131,6 +140,11 @@ class Dhcpv6(Helper):
         any_port = kind == _RELAY_FORWARD and _RELAY_SOURCE_PORT in codes
         if port not in _SENT_FROM[kind] and not any_port:
             raise ExpectationRefused("source-port", f"{_NAMES[kind]} from port {port}")
+        relayed = kind == _RELAY_FORWARD or port != _CLIENT_PORT
+        if relayed and not _RELAY.of(message):
+            raise ExpectationRefused(
+                "relay", f"{_NAMES[kind]} from port {port}, and option relay is false"
+            )
         for source in _SERVERS.of(message) or (ANY,):
             yield from expect(
                 message.source,

@@ -37,7 +37,8 @@ _GENERATED: Final = (
 # What each helper is for, and the flows that it expects.
 _PURPOSES: Final = {
     "dhcpv6": (
-        "DHCPv6: what this host, as client or relay, sends to ff02::1:2 and ff05::1:3",
+        "DHCPv6: what this host, as client, by configuration as relay, sends to "
+        "ff02::1:2 and ff05::1:3",
         "the unicast answers of servers and relays",
     ),
     "mdns": (

@@ -17,7 +17,7 @@ import pytest
 
 from cthelper.core.config import parse
 from cthelper.core.offline.corpus import Job, replay_job
-from cthelper.core.offline.events import Event, record
+from cthelper.core.offline.events import Event, ExpectationEvent, record
 from cthelper.core.offline.report import json_line
 from cthelper.core.registry import builtin_helpers, register
 from cthelper.plugins.ftp import Ftp
@@ -73,6 +73,19 @@ def test_expectations_are_those_that_the_manifest_tells_by_hand(name: str) -> No
     made = expectations(replay(name, entry.get("settings", "")))
     assert made == [(each["frame"], each["text"]) for each in told]
     assert all(each["why"].strip() for each in told)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_nothing_but_a_port_that_needs_a_privilege_is_opened_to_everybody(
+    name: str,
+) -> None:
+    """By default: else any process of this host could open any port of it."""
+    opened = [
+        each.expectation
+        for each in replay(name, "")
+        if isinstance(each, ExpectationEvent) and each.expectation.source is None
+    ]
+    assert {each.destination.port for each in opened} <= {546}
 
 
 @pytest.mark.parametrize("name", CAPTURES)

@@ -71,7 +71,8 @@ TARGETS: Final[dict[str, Target]] = {
             (
                 "",
                 "[helpers.dhcpv6]\n"
-                'strict_sport = true\nservers = ["fe80::/10", "2001:db8::/32"]\n',
+                "relay = true\nstrict_sport = true\n"
+                'servers = ["fe80::/10", "2001:db8::/32"]\n',
             ),
             spoken.dhcpv6,
         )

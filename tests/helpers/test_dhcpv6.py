@@ -188,7 +188,9 @@ def test_unknown_type_opens_nothing() -> None:
         assert opened(line().sent(bytes([kind]) + b"\xff" * 9)) == []
 
 
-@pytest.mark.handles("dhcpv6", "Relay-forward (12)", "any > relay:its port, 30 s")
+@pytest.mark.handles(
+    "dhcpv6", "Relay-forward (12)", "where configured: any > relay:its port, 30 s"
+)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize(
     ("port", "options"),
@@ -204,7 +206,7 @@ def test_unknown_type_opens_nothing() -> None:
 def test_relayed_message_opens_the_port_that_it_came_from(
     port: int, options: Options, group: str
 ) -> None:
-    flow = line(port, source="2001:db8::9", destination=group)
+    flow = line(port, source="2001:db8::9", destination=group, relay=True)
     expected = [answers_to(port, source="2001:db8::9")]
     assert opened(flow.sent(relay(options))) == expected
 
@@ -225,16 +227,36 @@ def test_relayed_message_from_a_port_that_it_does_not_explain_is_refused(
     options: Options, port: int
 ) -> None:
     with pytest.raises(ExpectationRefused) as caught:
-        opened(line(port, destination=SERVERS).sent(relay(options)))
+        opened(line(port, destination=SERVERS, relay=True).sent(relay(options)))
     assert caught.value.reason == "source-port"
 
 
-@pytest.mark.handles("dhcpv6", "Leasequery (14)", "any > asker:546 or 547, 30 s")
+@pytest.mark.parametrize("port", [CLIENT_PORT, SERVER_PORT, OTHER_PORT])
+@pytest.mark.parametrize("group", GROUPS)
+def test_relayed_message_opens_nothing_unless_configured(port: int, group: str) -> None:
+    # With the option for a port of its own any process could send it, from any port.
+    said = relay([(RELAY_SOURCE_PORT, bytes(2)), (RELAY_MESSAGE, client(1))])
+    with pytest.raises(ExpectationRefused) as caught:
+        opened(line(port, destination=group).sent(said))
+    assert caught.value.reason == "relay"
+
+
+@pytest.mark.handles(
+    "dhcpv6",
+    "Leasequery (14)",
+    "any > asker:546, 30 s; where configured: any > asker:547, 30 s",
+)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("port", [CLIENT_PORT, SERVER_PORT])
 def test_leasequery_opens_the_port_that_it_came_from(port: int, group: str) -> None:
-    flow = line(port, destination=group)
+    flow = line(port, destination=group, relay=port == SERVER_PORT)
     assert opened(flow.sent(client(LEASEQUERY))) == [answers_to(port)]
+
+
+def test_leasequery_of_a_relay_opens_nothing_unless_configured() -> None:
+    with pytest.raises(ExpectationRefused) as caught:
+        opened(line(SERVER_PORT).sent(client(LEASEQUERY)))
+    assert caught.value.reason == "relay"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +265,7 @@ def test_leasequery_opens_the_port_that_it_came_from(port: int, group: str) -> N
 def test_leasequery_from_another_port_is_refused(options: Options) -> None:
     # The option is for relayed messages alone.
     with pytest.raises(ExpectationRefused) as caught:
-        opened(line(OTHER_PORT).sent(client(LEASEQUERY, options)))
+        opened(line(OTHER_PORT, relay=True).sent(client(LEASEQUERY, options)))
     assert caught.value.reason == "source-port"
 
 
@@ -315,8 +337,8 @@ def test_answers_may_be_wanted_from_some_networks_alone() -> None:
     networks = (IPv6Network("fe80::/10"), IPv6Network("2001:db8:5::/48"))
     message = line(servers=networks).sent(client(1))
     assert opened(message) == [answers_to(server=each) for each in networks]
-    both = line(SERVER_PORT, servers=networks[:1], strict_sport=True).sent(relay())
-    assert opened(both) == [
+    both = line(SERVER_PORT, servers=networks[:1], strict_sport=True, relay=True)
+    assert opened(both.sent(relay())) == [
         answers_to(SERVER_PORT, server=networks[0], server_port=SERVER_PORT)
     ]
 
@@ -326,12 +348,18 @@ def configured(settings: str = "") -> HelperConfig:
 
 
 def test_options_are_read_from_the_configuration() -> None:
-    assert configured().options == {"strict_sport": False, "servers": ()}
+    options = {"relay": False, "strict_sport": False, "servers": ()}
+    assert configured().options == options
     config = configured(
-        '[helpers.dhcpv6]\nservers = ["fe80::/10", "2001:db8::5"]\nstrict_sport = true'
+        '[helpers.dhcpv6]\nservers = ["fe80::/10", "2001:db8::5"]\nstrict_sport = true\n'
+        "relay = true"
     )
     servers = (IPv6Network("fe80::/10"), IPv6Network("2001:db8::5/128"))
-    assert config.options == {"strict_sport": True, "servers": servers}
+    assert config.options == {
+        "relay": True,
+        "strict_sport": True,
+        "servers": servers,
+    }
 
 
 @pytest.mark.parametrize("value", ['"fe80::/129"', '"192.0.2.0/24"', '"x"', "1"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """DHCPv6 through the engine: faults of conntrackd, any bytes, words, other readers."""
 
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network, ip_network
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_configured_networks_may_answer() -> None:
 
 def test_off_link_address_is_no_hindrance() -> None:
     # Relays and servers may be networks away.
-    decision = handle(relay(), port=SERVER_PORT, source="2001:db8::9")
+    decision = handle(relay(), port=SERVER_PORT, source="2001:db8::9", relay=True)
     assert list(map(str, decision.expectations)) == [
         "udp any > [2001:db8::9]:547",
     ]
@@ -158,7 +159,7 @@ def test_datagram_too_short_for_a_header_opens_nothing(length: int) -> None:
 def test_no_message_type_is_dropped() -> None:
     # A decision has no way to drop; nor is a type unheard of damage or a bug.
     for kind in range(256):
-        decision = handle(payload_of(kind), port=SERVER_PORT)
+        decision = handle(payload_of(kind), port=SERVER_PORT, relay=True)
         assert decision.packet is None
         assert all(isinstance(each, Refused) for each in decision.events)
         assert reasons(decision) == (["source-port"] if kind in CLIENT_TYPES else [])
@@ -186,10 +187,10 @@ def test_multicast_message_of_a_server_opens_no_port(kind: int) -> None:
 
 @pytest.mark.fault("dhcpv6 5", "a relayed message opens port 546 instead of 547")
 def test_relayed_message_opens_the_port_of_the_relay() -> None:
-    decision = handle(relay(), port=SERVER_PORT)
+    decision = handle(relay(), port=SERVER_PORT, relay=True)
     assert [each.destination.port for each in decision.expectations] == [SERVER_PORT]
     own = relay([(RELAY_SOURCE_PORT, bytes(2)), (RELAY_MESSAGE, client(1))])
-    decision = handle(own, port=OTHER_PORT)
+    decision = handle(own, port=OTHER_PORT, relay=True)
     assert [each.destination.port for each in decision.expectations] == [OTHER_PORT]
 
 
@@ -207,7 +208,7 @@ def test_answers_can_be_confined_and_the_port_closes_soon() -> None:
 @pytest.mark.parametrize("kind", sorted(ANSWERED))
 def test_port_is_open_equally_long_after_every_message(kind: int) -> None:
     port = SERVER_PORT if kind in (RELAY_FORWARD, LEASEQUERY) else CLIENT_PORT
-    (expectation,) = handle(payload_of(kind), port=port).expectations
+    (expectation,) = handle(payload_of(kind), port=port, relay=True).expectations
     assert expectation.timeout == 30
 
 
@@ -232,7 +233,7 @@ def test_message_with_broken_options_opens_nothing(kind: int) -> None:
 @pytest.mark.parametrize("kind", sorted(ANSWERED))
 def test_helper_asks_for_expectations_and_nothing_else(kind: int) -> None:
     port = SERVER_PORT if kind in (RELAY_FORWARD, LEASEQUERY) else CLIENT_PORT
-    effects = play(Dhcpv6(), [line(port).sent(payload_of(kind))])
+    effects = play(Dhcpv6(), [line(port, relay=True).sent(payload_of(kind))])
     assert [type(each) for each in effects] == [Expect]
 
 
@@ -276,7 +277,7 @@ valid: Final = clients | relays
 def test_any_bytes_open_the_askers_own_port_or_nothing(
     payload: bytes, direction: Direction, port: int, destination: str
 ) -> None:
-    flow = line(port, destination=destination)
+    flow = line(port, destination=destination, relay=True)
     try:
         effects = opened(flow.message(direction, payload))
     except (Malformed, ExpectationRefused):
@@ -285,12 +286,23 @@ def test_any_bytes_open_the_askers_own_port_or_nothing(
     assert not (effects and (direction is REPLY or destination not in GROUPS))
 
 
+@given(st.binary() | valid | damaged(valid), st.integers(0, 0xFFFF))
+def test_no_other_port_than_that_of_clients_is_opened_by_default(
+    payload: bytes, port: int
+) -> None:
+    """Whatever a process sends: it needs a privilege to send from port 546."""
+    with suppress(Malformed, ExpectationRefused):
+        assert {each.endpoint.port for each in opened(line(port).sent(payload))} <= {
+            CLIENT_PORT
+        }
+
+
 @given(valid)
 def test_well_formed_message_is_never_malformed(payload: bytes) -> None:
     answered = payload[0] in ANSWERED
     for port in (CLIENT_PORT, SERVER_PORT, OTHER_PORT):
         try:
-            effects = opened(line(port).sent(payload))
+            effects = opened(line(port, relay=True).sent(payload))
         except ExpectationRefused:
             assert answered
         else:
@@ -302,10 +314,10 @@ def test_options_that_follow_change_nothing(payload: bytes, more: Options) -> No
     more = [each for each in more if each[0] != RELAY_SOURCE_PORT]
     for port in (CLIENT_PORT, SERVER_PORT):
         try:
-            effects = opened(line(port).sent(payload))
+            effects = opened(line(port, relay=True).sent(payload))
         except ExpectationRefused:
             continue
-        assert opened(line(port).sent(payload + encode(more))) == effects
+        assert opened(line(port, relay=True).sent(payload + encode(more))) == effects
 
 
 # In words

@@ -48,6 +48,7 @@ POLICIES = f"""
 [helpers.dhcpv6.policies.answer]
 timeout = {TIMEOUT}
 """
+RELAYING = "[helpers.dhcpv6]\nrelay = true\n" + POLICIES
 STRICT = "[helpers.dhcpv6]\nstrict_sport = true\n" + POLICIES
 LINK_LOCAL_SERVERS = '[helpers.dhcpv6]\nservers = ["fe80::/10"]\n' + POLICIES
 
@@ -150,7 +151,7 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         story = Story(world, daemon)
         with dnsmasq(world):
             story.run("without")
-            daemon.start(POLICIES)
+            daemon.start(RELAYING)
             story.run("working")
         yield story
 
@@ -217,6 +218,14 @@ def test_client_that_asks_from_another_port_is_refused(story: Story) -> None:
 
 
 # With other configurations
+
+
+@pytest.mark.parametrize("port", [SERVER_PORT, 40547])
+def test_relay_opens_nothing_by_default(story: Story, port: int) -> None:
+    reload(story.daemon, POLICIES)
+    said = message(12, {135: b"\0\0"})
+    assert story.exchange(said, ALL_SERVERS, port) == [False]
+    assert story.refused()[-1] == "relay"
 
 
 @pytest.mark.parametrize(
