@@ -224,6 +224,7 @@ class Expect:
     permanent: bool = False
     helper: str | None = None
     pair: bool = False
+    alternative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,7 @@ def expect(
     permanent: bool = False,
     helper: str | None = None,
     pair: bool = False,
+    alternative: bool = False,
 ) -> Generator[Effect, Grant | None, Grant]:
     """Announce that the receiver of this message will open a flow to `endpoint`.
 
@@ -286,11 +288,15 @@ def expect(
     policy's timeout; else it is for one flow, and for one more each time that it is
     asked for again before. `helper` names a helper for the
     expected flow, which many kernels ignore: see `Helper.tags_expected`. With `pair` a
-    flow to the next higher port is expected, too. Raises ExpectationRefused where the
-    configuration or the kernel forbids it.
+    flow to the next higher port is expected, too. An `alternative` is another address
+    that was announced, where receivers may as well take the port alone, and the
+    announcer itself is expected already: it is allowed as any other is, and refused as
+    ``other-address``. Raises ExpectationRefused where the configuration or the kernel
+    forbids it.
     """
     grant = yield Expect(
-        endpoint, policy, transport, source, source_port, permanent, helper, pair
+        *(endpoint, policy, transport, source, source_port, permanent, helper, pair),
+        alternative,
     )
     if grant is None:
         raise RuntimeError("the engine answers every Expect with a Grant")

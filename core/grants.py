@@ -162,6 +162,12 @@ class Grants:
                 "nat", f"{entry.original} is translated, which {name} does not support"
             )
         endpoint = wish.endpoint
+        if wish.alternative and not config.guard.allows(endpoint.address):
+            raise ExpectationRefused(
+                "other-address",
+                f"{announcer} announced {endpoint.address}, which is not in "
+                "guard.allow_hosts",
+            )
         opening = opening_for(entry, message.direction, endpoint, config.nat.outside)
         if opening.translation is not None:
             # The announcer itself, though it may have named the address that the other

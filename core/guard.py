@@ -45,6 +45,10 @@ class Rules:
     per_source: int = 512
     per_helper: int = 2048
 
+    def allows(self, address: Address) -> bool:
+        """Whether others than itself may announce it."""
+        return any(address in network for network in self.allow_hosts)
+
 
 @dataclass(slots=True)
 class _Bucket:
@@ -76,7 +80,7 @@ class Guard:
     def check(self, endpoint: Endpoint, announcer: Address, rules: Rules) -> None:
         """Raise ExpectationRefused unless `announcer` may announce `endpoint`."""
         address, port = endpoint.address, endpoint.port
-        allowed = any(address in network for network in rules.allow_hosts)
+        allowed = rules.allows(address)
         reason = _unusable(address)
         if reason is not None and not (allowed and address.is_loopback):
             text = f"{address} cannot be a host's address"

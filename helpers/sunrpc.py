@@ -13,11 +13,19 @@ only where the option `procedures` has them. DUMP lists all that is registered. 
 BCAST and INDIRECT have the server call a program itself, and their reply names its
 port. Over UDP Linux's rpcbind sends this reply from a port of its own choice: the port
 that was asked from is opened to the server, and to all hosts on the link where CALLIT
-or BCAST of this host went to a group, which every server there answers.
+or BCAST of this host went to a group, which every server there answers. Instruments
+are looked for by a GETPORT that goes to a group (VXI-11 has it so): each answers
+from port 111. With "discovery" among the procedures that opens the port that asked to
+port 111 of all hosts on the link, and so do GETADDR and its kin.
 
 Messages are RPC calls and replies (RFC 5531, section 9) in XDR; on TCP in records of
 one or more fragments (section 11). Over UDP libtirpc calls the service from the very
 port that asked, over TCP from a new one: the source port is left open.
+
+A server with several addresses announces one of them, which need not be the one that
+was asked. Some clients go there (libtirpc), others take the port alone (libnfs): the
+port is opened at the address that was asked, and at the announced one where the guard's
+allow_hosts has it.
 
 Behind destination NAT the server announces its own address, or none, and the client
 must be told the one that it knows: the universal address is rewritten, with its XDR
@@ -102,16 +110,17 @@ _NETID: Final = Option(
     "nothing; trust: it opens the transport that it names, for servers that go by it",
     choices=("match", "trust"),
 )
+_LOOKUPS: Final = ("getport", "getaddr", "getversaddr", "getaddrlist")
+_DISCOVERY: Final = "discovery"
 _SERVED: Final[Option[tuple[str, ...]]] = Option(
     "procedures",
-    ("getport", "getaddr", "getversaddr", "getaddrlist"),
-    "procedures that open something, out of these and dump, callit, bcast, indirect; "
-    "dump opens all that the server lists; the other three open the port that they are "
-    "sent from, over UDP, to the server, or to the link where they go to a group",
-    choices=(
-        *("getport", "getaddr", "getversaddr", "getaddrlist"),
-        *("dump", "callit", "bcast", "indirect"),
-    ),
+    _LOOKUPS,
+    "procedures that open something, out of these and dump, callit, bcast, indirect, "
+    "discovery; dump opens all that the server lists; the next three open the port "
+    "that they are sent from, over UDP, to the server, or to the link where they go to "
+    "a group; discovery is the first four to a group, and opens it to port 111 of the "
+    "link",
+    choices=(*_LOOKUPS, "dump", "callit", "bcast", "indirect", _DISCOVERY),
 )
 _ALLOWED: Final[Option[tuple[int, ...]]] = Option(
     "allow_programs",
@@ -142,6 +151,12 @@ class _Offer:
     def place(self) -> _Place:
         """Where it is, whichever program it is."""
         return self.transport, self.endpoint
+
+    def at(self, server: Address) -> _Place:
+        """Where it is for who takes the port alone, and goes to the server."""
+        if self.endpoint.address == server:
+            return self.place
+        return self.transport, Endpoint(server, self.endpoint.port)
 
 
 @dataclass(slots=True)
@@ -214,8 +229,9 @@ class SunRpc(Helper):
         """Calls of the procedures that open something, and replies to these."""
         served = options[_SERVED.name]
         assert isinstance(served, tuple)  # noqa: S101 - by its declaration
+        names = {*served, *(_LOOKUPS if _DISCOVERY in served else ())}
         return Prefilter(
-            request=call_matches({str(name).upper() for name in served}),
+            request=call_matches({str(name).upper() for name in names}),
             reply=((Match(32, 32, REPLY),),),
             answers=True,
         )
@@ -268,7 +284,10 @@ class SunRpc(Helper):
 
     def _called(self, xid: int, cursor: Cursor, message: Message) -> Effects:
         call = read_call(cursor)
-        served = call.name.lower() in _SERVED.of(message)
+        name = call.name.lower()
+        if message.group and name in _LOOKUPS:
+            name = _DISCOVERY
+        served = name in _SERVED.of(message)
         arguments = read_arguments(call, cursor) if served else None
         known = self._call(xid)
         if known is not None and message.transport is TCP:
@@ -276,7 +295,8 @@ class SunRpc(Helper):
             self._forget(xid)
         if not served:
             return
-        if isinstance(arguments, RemoteCall) and message.transport is UDP:
+        remote = isinstance(arguments, RemoteCall) and message.transport is UDP
+        if arguments is not None and (remote or message.group):
             yield from _await_answers(call, arguments, message)
         # In a flow to a group nobody is the other end.
         pending = None if message.group else _pending(xid, call, arguments, message)
@@ -336,10 +356,10 @@ class SunRpc(Helper):
         denied = {
             each.program for each in others if not _is_allowed(each.program, message)
         }
+        offers = [each for each in others if each.program not in denied]
         # Several programs, and the versions of one, may share a port.
-        listed = dict.fromkeys(
-            each.place for each in others if each.program not in denied
-        )
+        listed = dict.fromkeys(each.at(message.source.address) for each in offers)
+        listed |= dict.fromkeys(each.place for each in offers)
         places = tuple(islice(listed, _LISTED.get(pending.call.name)))
         pending.answer(places)
         told = yield from _open(pending.call, places, message)
@@ -431,6 +451,7 @@ def _open(
                 transport=transport,
                 permanent=_MODE.of(message) == "service",
                 helper=_NAME if dump else None,
+                alternative=endpoint.address != message.source.address,
             )
         except ExpectationRefused:
             # It is counted, and says nothing about the rest of a list.
@@ -449,15 +470,18 @@ def _tell(
     Behind NAT the server's own address says nothing to the client, whether or not the
     service is open to it.
     """
+    server, known = message.source.address, message.original.destination.address
     changes = []
     for service, offer in services:
-        place = told.get(offer.place)
+        announced, own = told.get(offer.place), told.get(offer.at(server))
+        place = announced or own
         port = service.port if place is None else place.port
         host = service.host
-        if host is not None and _is_server(host, message):
-            host = message.original.destination.address
-        elif host is not None and place is not None and not host.is_unspecified:
-            host = place.address
+        if host is not None and not host.is_unspecified:
+            if host == server or (announced is None and own and known != server):
+                host = known
+            elif announced is not None:
+                host = announced.address
         if (host, port) != (service.host, service.port):
             changes.append((service.span, service.emit(host, port)))
     if message.transport is TCP and changes:
@@ -467,11 +491,12 @@ def _tell(
             yield Rewrite(span, data)
 
 
-def _await_answers(call: Call, arguments: RemoteCall, message: Message) -> Effects:
-    """Expect the answers to a call over UDP that servers are to pass on.
+def _await_answers(call: Call, arguments: Arguments, message: Message) -> Effects:
+    """Expect the answers to a call over UDP that do not come in its own flow.
 
-    Linux's rpcbind sends them from a port of its own, whomever the call went to. To a
-    group INDIRECT must not go (RFC 1833, section 2.2.2).
+    Whatever goes to a group is answered from the servers' own addresses. A call that
+    servers are to pass on Linux's rpcbind answers from a port of its own, too, whomever
+    it went to. To a group INDIRECT must not go (RFC 1833, section 2.2.2).
     """
     if message.group and call.name == "INDIRECT":
         return
@@ -486,6 +511,9 @@ def _await_answers(call: Call, arguments: RemoteCall, message: Message) -> Effec
             message.source,
             policy="broadcast",
             source=ON_LINK if message.group else PEER,
+            source_port=None
+            if isinstance(arguments, RemoteCall)
+            else message.destination.port,
             permanent=True,
             helper=_NAME,
         )

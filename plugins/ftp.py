@@ -89,8 +89,9 @@ class Ftp(Helper):
     name = "ftp"
     transports = frozenset({TCP})
     ports = (21,)
-    # As nf_conntrack_ftp has it: a transfer may begin long after its announcement.
-    policies = (Policy("data", max_expected=1, timeout=300),)
+    # As nf_conntrack_ftp has it: a transfer may begin long after its announcement. Two,
+    # for the server's own address and another one that it announces.
+    policies = (Policy("data", max_expected=2, timeout=300),)
 
     def __init__(self) -> None:
         self._ready = False
@@ -136,7 +137,7 @@ class Ftp(Helper):
                 )
             self._awaited[code] -= 1
             if code == b"227":
-                yield from _open(parse_passive(message.payload))
+                yield from _open_passive(parse_passive(message.payload), message)
             else:
                 server = message.source.address
                 yield from _open(parse_extended_passive(message.payload, server))
@@ -169,6 +170,28 @@ def _open(announced: Announced) -> Effects:
     """
     grant = yield from expect(announced.endpoint, policy="data")
     if grant.endpoint != announced.endpoint:
+        yield Rewrite(announced.span, announced.emit(grant.endpoint))
+
+
+def _open_passive(announced: Announced, message: Message) -> Effects:
+    """As `_open`, where clients may take the port alone, as curl and ftplib do.
+
+    A server announces another address than its own where it has several, or where it
+    does not know what its NAT makes of it.
+    """
+    server, known = message.source.address, message.original.destination.address
+    endpoint = announced.endpoint
+    if endpoint.address in (server, known):
+        yield from _open(announced)
+        return
+    grant = yield from expect(Endpoint(server, endpoint.port), policy="data")
+    try:
+        grant = yield from expect(endpoint, policy="data", alternative=True)
+    except ExpectationRefused:
+        # Where the server is not translated the client needs no other word.
+        if server == known:
+            return
+    if grant.endpoint != endpoint:
         yield Rewrite(announced.span, announced.emit(grant.endpoint))
 
 

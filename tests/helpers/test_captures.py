@@ -55,6 +55,11 @@ RELATED: Final[dict[str, Found]] = {
         (11, "tcp 10.77.1.2:542 > 10.77.2.2:43173"),
         (33, "tcp 10.77.1.2:546 > 10.77.2.2:30049"),
     ],
+    # The client goes to the address that it asked; the capture's last flow, to the one
+    # that is announced, is no client's and is not let in.
+    "sunrpc/rpc-other-address": [
+        (6, "tcp [2001:db8:1::2]:820 > [2001:db8:2::2]:33293")
+    ],
     "sunrpc/rpc-rpcinfo-T-tcp-mountd": [(11, "tcp 10.77.1.2:656 > 10.77.2.2:43173")],
     "sunrpc/rpc-rpcinfo-T-tcp6-mountd": [
         (9, "tcp [fd77:1::2]:985 > [fd77:2::2]:43173")
@@ -77,6 +82,10 @@ RELATED: Final[dict[str, Found]] = {
     "sunrpc/rpc-rup-broadcast": [],
     "sunrpc/rpc-rup-rstatd-udp": [(3, "udp 10.77.1.2:637 > 10.77.2.2:63459")],
     "sunrpc/rpc-showmount-e": [(9, "tcp 10.77.1.2:721 > 10.77.2.2:43173")],
+    "sunrpc/rpc-vxi11-discovery": [
+        (2, "udp 192.0.2.130:111 > 192.0.2.10:57808"),
+        (3, "udp 192.0.2.131:111 > 192.0.2.10:57808"),
+    ],
     "sunrpc/rpc-showmount-e-6": [(10, "tcp [fd77:1::2]:792 > [fd77:2::2]:43173")],
     "mdns/mdns-avahi-browse": [],
     "mdns/mdns-dig-legacy-unicast": [(4, "udp 10.77.2.2:5353 > 10.77.2.1:60530")],
@@ -93,7 +102,15 @@ MDNS: Final = [each for each in NAMES if each.startswith("mdns/")]
 
 # How many flows are neither tagged nor announced to us: this one goes to the
 # responder's own address, and the ruleset tags the groups alone.
-OTHERS: Final = {"mdns/mdns-dig-unicast-direct": 1}
+OTHERS: Final = {
+    "mdns/mdns-dig-unicast-direct": 1,
+    # To the address that nobody allows, and to an instrument that has answered.
+    "sunrpc/rpc-other-address": 1,
+    "sunrpc/rpc-vxi11-discovery": 1,
+}
+
+# The machine of the daemon, where it is not the router.
+HOSTS: Final = {"sunrpc/rpc-vxi11-discovery": {ip_address("192.0.2.10")}}
 
 
 MANIFEST: Final = manifest()
@@ -110,14 +127,15 @@ WIDENED: Final = [each for each in NAMES if settings_of(each)]
 TO_GROUP: Final = [
     each
     for each in NAMES
-    if told(each) and (each in MDNS or "callit" in settings_of(each))
+    if told(each)
+    and (each in MDNS or {"callit", "discovery"} & set(settings_of(each).split('"')))
 ]
 
 
 def replay(
     name: str,
     *,
-    hosts: Collection[Address] = ROUTER,
+    hosts: Collection[Address] | None = None,
     settings: str | None = None,
 ) -> list[Event]:
     """The events of a capture, of which the router is the machine of the daemon.
@@ -128,7 +146,7 @@ def replay(
     return replayed(
         PCAPS / f"{name}.pcap",
         settings_of(name) if settings is None else settings,
-        hosts=hosts,
+        hosts=HOSTS.get(name, ROUTER) if hosts is None else hosts,
         on_link=MANIFEST[f"{name}.pcap"].get("on_link", []),
     )
 
@@ -174,6 +192,7 @@ def test_real_traffic_is_never_malformed(name: str, settings: str) -> None:
 REFUSED: Final[dict[str, Found]] = {
     # rpcinfo -p asks for it before it lists everything.
     "sunrpc/rpc-rpcinfo-p-v2dump-tcp": [(6, "portmapper")],
+    "sunrpc/rpc-other-address": [(5, "other-address")],
 }
 
 
@@ -216,6 +235,21 @@ def test_denied_programs_are_left_out_of_a_list() -> None:
         refused.detail
         == "program 100001 (rstatd) and 5 more, by allow_programs and deny_programs"
     )
+
+
+def test_allowed_address_of_a_server_with_several_is_opened_too() -> None:
+    name = "sunrpc/rpc-other-address"
+    settings = '[helpers.sunrpc.guard]\nallow_hosts = ["2001:db8:2::/64"]\n'
+    found = replay(name, settings=settings)
+    assert expectations(found) == [
+        *told(name),
+        (5, "tcp 2001:db8:1::2 > [2001:db8:2::3]:33293"),
+    ]
+    assert related(found) == [
+        *RELATED[name],
+        (9, "tcp [2001:db8:1::2]:821 > [2001:db8:2::3]:33293"),
+    ]
+    assert refusals(found) == []
 
 
 def test_every_capture_has_its_case() -> None:

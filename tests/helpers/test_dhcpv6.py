@@ -351,8 +351,8 @@ def test_options_are_read_from_the_configuration() -> None:
     options = {"relay": False, "strict_sport": False, "servers": ()}
     assert configured().options == options
     config = configured(
-        '[helpers.dhcpv6]\nservers = ["fe80::/10", "2001:db8::5"]\nstrict_sport = true\n'
-        "relay = true"
+        '[helpers.dhcpv6]\nservers = ["fe80::/10", "2001:db8::5"]\n'
+        "strict_sport = true\nrelay = true"
     )
     servers = (IPv6Network("fe80::/10"), IPv6Network("2001:db8::5/128"))
     assert config.options == {

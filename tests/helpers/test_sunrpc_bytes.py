@@ -2,6 +2,7 @@
 """Portmapper messages as bytes: what is malformed, records, segments, words."""
 
 from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import Final
 
 import pytest
@@ -244,19 +245,35 @@ def test_port_that_no_service_of_rpc_has_is_refused(number: int, expected: str) 
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"),
+    ("host", "allowed"),
     [
-        ("203.0.113.9", "third-party-address"),
-        (CLIENT, "third-party-address"),
-        (SERVER6, "third-party-address"),
-        ("127.0.0.1", "loopback-address"),
+        ("203.0.113.9", None),
+        (CLIENT, None),
+        (SERVER6, "address-family"),
         ("224.0.0.251", "multicast-address"),
         ("255.255.255.255", "broadcast-address"),
         (f"::ffff:{SERVER}", "v4-mapped-address"),
     ],
 )
-def test_third_party_host_in_a_uaddr_is_refused(host: str, expected: str) -> None:
-    assert reason(decided(getaddr(7), address(7, uaddr(host)))) == expected
+def test_port_is_opened_at_the_address_that_was_asked_whichever_is_announced(
+    host: str, allowed: str | None
+) -> None:
+    """And at another one where it is allowed, and no reason is against it."""
+    own = f"udp {CLIENT} > {SERVER}:{PORT}"
+    answer = address(7, uaddr(host))
+    decision = decided(getaddr(7), answer)
+    assert list(map(str, decision.expectations)) == [own]
+    (refused,) = decision.events
+    assert isinstance(refused, Refused)
+    assert (refused.reason, refused.detail) == (
+        "other-address",
+        f"{SERVER} announced {ip_address(host)}, which is not in guard.allow_hosts",
+    )
+    decision = decided(getaddr(7), answer, 'guard.allow_hosts = ["0.0.0.0/0", "::/0"]')
+    opened = [own] if allowed else [own, f"udp {CLIENT} > {host}:{PORT}"]
+    assert list(map(str, decision.expectations)) == opened
+    refusals = [each.reason for each in decision.events if isinstance(each, Refused)]
+    assert refusals == ([allowed] if allowed else [])
 
 
 def test_port_0_in_a_uaddr_is_refused() -> None:

@@ -202,10 +202,67 @@ def test_every_address_of_a_list_is_rewritten(transport: Transport) -> None:
     assert services(received, (4, 11)) == [
         (PUBLIC[4], PORT + 1),
         (WILDCARD[4], 4000),
-        # Another host, of which nobody says what the client knows it by.
-        ("10.0.0.99", 4001),
+        # Another address of the server, of which nobody says what the client knows it
+        # by: the port is open at the one that it knows.
+        (PUBLIC[4], 4001),
         (PUBLIC[4], 4002),
     ]
+    assert flow.refused == ["other-address"]
+
+
+OTHER: Final = "10.0.0.99"
+
+
+@BOTH
+@NAT
+def test_port_at_another_address_is_opened_at_the_one_that_the_client_knows(
+    transport: Transport, nat: str
+) -> None:
+    # Another flow leads elsewhere from the announced port, where the server has a
+    # public address: all get there.
+    flow = flow_of(transport, 4, nat, taken=[] if nat == "snat" else [PORT])
+    answer = address(7, uaddr(OTHER))
+    received = exchange(flow, transport, getaddr(7, ""), answer)
+    (expectation,) = flow.kernel.present
+    told = PORT if nat == "snat" else PORT + 1
+    assert expectation.destination == endpoint(known(nat), told)
+    assert expectation.translation == Translation(ORIGINAL, PORT)
+    # A server that is not translated is known by its other addresses, too.
+    host = OTHER if nat == "snat" else PUBLIC[4]
+    assert services(received, (4, 3)) == [(host, told)]
+    assert flow.refused == ["other-address"]
+
+
+@BOTH
+def test_other_address_that_is_configured_is_told_as_the_client_knows_it(
+    transport: Transport,
+) -> None:
+    outside = "203.0.113.99"
+    flow = Inspected(
+        SunRpc,
+        translated(SunRpc, transport=transport),
+        f'nat.outside = ["{OTHER} {outside}"]',
+        f'guard.allow_hosts = ["{OTHER}/32"]',
+    )
+    answer = address(7, uaddr(OTHER))
+    received = exchange(flow, transport, getaddr(7, ""), answer)
+    assert services(received, (4, 3)) == [(outside, PORT)]
+    assert [each.destination for each in flow.expectations] == [
+        endpoint(outside, PORT),
+        endpoint(PUBLIC[4], PORT),
+    ]
+    assert flow.refused == []
+
+
+@BOTH
+def test_other_address_of_which_nobody_knows_the_outside_says_so(
+    transport: Transport,
+) -> None:
+    entry = translated(SunRpc, transport=transport)
+    flow = Inspected(SunRpc, entry, f'guard.allow_hosts = ["{OTHER}/32"]')
+    answer = address(7, uaddr(OTHER))
+    received = exchange(flow, transport, getaddr(7, ""), answer)
+    assert services(received, (4, 3)) == [(PUBLIC[4], PORT)]
     assert flow.refused == ["nat"]
 
 

@@ -18,6 +18,8 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.errors import ConfigError
+from cthelper.core.queue.sieve import compiled
+from cthelper.core.queue.sieve import matches as matches_bytes
 from cthelper.helpers.rpcbind import PORTMAPPER
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.testing import Line, any_segmentation, defaults, play
@@ -219,10 +221,39 @@ def test_no_more_than_eight_addresses_are_opened() -> None:
     assert effects == [service(2000 + n) for n in range(8)]
 
 
-def test_third_party_in_a_list_is_announced_as_it_is() -> None:
-    # For the guard to refuse, and to count: see below.
-    answered = addresses(7, [("udp", uaddr("203.0.113.9"))])
-    assert exchange(getaddrlist(7), answered) == [service(host="203.0.113.9")]
+def test_every_port_of_a_list_is_opened_at_the_address_that_was_asked_first() -> None:
+    # A server with two addresses lists each service at both of them.
+    listing = [
+        (netid, uaddr(host, number))
+        for number in range(2000, 2003)
+        for netid in ("udp", "tcp")
+        for host in ("203.0.113.9", SERVER)
+    ]
+    own = [service(number, on) for number in range(2000, 2003) for on in (UDP, TCP)]
+    others = [
+        service(2000, on, host="203.0.113.9", alternative=True) for on in (UDP, TCP)
+    ]
+    # Eight in all.
+    assert exchange(getaddrlist(7), addresses(7, listing)) == [*own, *others]
+
+
+@pytest.mark.parametrize("procedure", [(3, 5), (4, 5), (4, 10)])
+def test_port_of_a_remote_call_is_opened_at_the_address_that_was_asked(
+    procedure: tuple[int, int],
+) -> None:
+    answered = reply(7, opaque(uaddr("203.0.113.9").encode()) + opaque(b"a result"))
+    assert exchange(callit(7, procedure), answered, wide(TCP)) == [
+        service(transport=TCP),
+        service(transport=TCP, host="203.0.113.9", alternative=True),
+    ]
+
+
+def test_ports_of_a_dump_are_opened_at_the_address_that_was_asked() -> None:
+    answered = dumped(7, [(MOUNTD, "udp", uaddr("203.0.113.9", 2000))])
+    own, other = exchange(dump(7), answered, wide())
+    assert isinstance(other, Expect)
+    assert own == listed(2000, UDP)
+    assert (other.endpoint, other.alternative) == (endpoint("203.0.113.9", 2000), True)
 
 
 @pytest.mark.parametrize(
@@ -421,15 +452,22 @@ def to_group(
     )
 
 
-def answers(host: str = CLIENT) -> Expect:
+def answers(host: str = CLIENT, *, source_port: int | None = None) -> Expect:
     """What a call to a group asks for."""
     return Expect(
         endpoint(host, 45070),
         "broadcast",
         source=ON_LINK,
+        source_port=source_port,
         permanent=True,
         helper="sunrpc",
     )
+
+
+GROUPS: Final = pytest.mark.parametrize(
+    ("destination", "version"),
+    [(BROADCAST, 4), ("255.255.255.255", 4), ("224.0.0.1", 4), (GROUP6, 6)],
+)
 
 
 @fault(2)
@@ -437,10 +475,7 @@ def answers(host: str = CLIENT) -> Expect:
     "procedure",
     remote("where configured, to a group: link > asker's port, 10 s", REMOTE[:3]),
 )
-@pytest.mark.parametrize(
-    ("destination", "version"),
-    [(BROADCAST, 4), ("255.255.255.255", 4), ("224.0.0.1", 4), (GROUP6, 6)],
-)
+@GROUPS
 def test_call_to_a_group_opens_the_port_that_it_is_sent_from(
     procedure: tuple[int, int], destination: str, version: int
 ) -> None:
@@ -489,9 +524,70 @@ def test_call_to_a_group_is_not_answered_in_its_own_flow() -> None:
     assert play(helper, [flow.answered(called(7))]) == []
 
 
-def test_call_of_another_host_to_a_group_is_refused() -> None:
-    reason, _ = refused(to_group(forwarded=True).sent(callit(7)))
+# By their names: the calls that discovery is about.
+LOOKUPS: Final = {
+    "GETPORT (v2, 3)": getport(7),
+    "GETADDR (v3, 3)": getaddr(7, version=3),
+    "GETADDR (v4, 3)": getaddr(7),
+    "GETVERSADDR (v4, 9)": call(7, (4, 9), rpcb(MOUNTD, "udp", "")),
+    "GETADDRLIST (v4, 11)": getaddrlist(7),
+}
+DISCOVERING: Final = ("getport", "discovery")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(
+            asked,
+            id=name,
+            marks=handles(
+                name, "where configured, to a group: link port 111 > asker's port, 10 s"
+            ),
+        )
+        for name, asked in LOOKUPS.items()
+    ],
+)
+@GROUPS
+def test_lookup_in_a_group_is_answered_from_the_port_that_was_asked(
+    asked: bytes, destination: str, version: int
+) -> None:
+    flow = to_group(destination, version=version, procedures=DISCOVERING)
+    host = CLIENT if version == 4 else CLIENT6
+    found = answers(host, source_port=111)
+    # Each call opens the port anew, also one that is sent again.
+    helper = SunRpc()
+    assert play(helper, [flow.sent(asked), flow.sent(asked)]) == [found, found]
+    # Nothing in its own flow answers it, whose other end is no host.
+    assert play(helper, [flow.answered(port(7)), flow.answered(address(7))]) == []
+
+
+def test_lookup_of_one_server_needs_its_own_name() -> None:
+    quiet = line(procedures=("discovery",))
+    assert exchange(getport(7), port(7), quiet) == []
+    assert exchange(getport(7), port(7), line(procedures=DISCOVERING)) == [service()]
+
+
+def test_prefilter_of_discovery_reads_all_that_it_is_about() -> None:
+    config = configured(SunRpc, 'procedures = ["discovery"]')
+    matches = compiled(config.prefilter.request)
+    assert all(matches_bytes(matches, each) for each in LOOKUPS.values())
+    assert not matches_bytes(matches, dump(7))
+
+
+@pytest.mark.parametrize("asked", [callit(7), getport(7)], ids=["remote", "lookup"])
+def test_call_of_another_host_to_a_group_is_refused(asked: bytes) -> None:
+    flow = to_group(forwarded=True, procedures=(*EVERYTHING, "discovery"))
+    reason, _ = refused(flow.sent(asked))
     assert reason == "forwarded"
+
+
+@pytest.mark.parametrize("asked", [callit(7), getport(7)], ids=["remote", "lookup"])
+def test_call_to_a_group_behind_nat_is_refused(asked: bytes) -> None:
+    flow = to_group(procedures=(*EVERYTHING, "discovery"))
+    message = flow.sent(asked)
+    message.reply = flow_tuple(UDP, (BROADCAST, 111), ("192.0.2.99", 45070))
+    assert refused(message)[0] == "nat"
 
 
 def test_other_calls_of_another_host_are_not_refused() -> None:
@@ -545,6 +641,8 @@ def test_program_that_may_not_be_opened_is_refused(
         assert refused(*messages) == denied
     for procedure in REMOTE[:3]:
         assert refused(group.sent(callit(7, procedure, NFS))) == denied
+    found = to_group(**{"procedures": DISCOVERING, **options})
+    assert refused(found.sent(getport(7, NFS))) == denied
     # The other one may.
     assert exchange(getport(7), port(7), flow) == [service()]
     assert play(SunRpc(), [group.sent(callit(7))]) == [answers()]

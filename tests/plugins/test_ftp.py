@@ -55,7 +55,8 @@ from cthelper.testing import (
     related,
     replay,
 )
-from tests.core.builders import conntrack, tcp
+from tests.core.builders import SERVER, conntrack, tcp
+from tests.helpers.inspected import Inspected, entry_of
 
 PCAPS: Final = Path(__file__).parents[2] / "pcaps" / "ftp"
 LINE: Final = Line.between(TCP, "192.0.2.1:40000", "198.51.100.2:21")
@@ -63,6 +64,8 @@ LINE6: Final = Line.between(TCP, "[2001:db8::1]:40000", "[2001:db8::2]:21")
 
 # A conversation in short: "> " is the client's line, "< " the server's.
 GREETING: Final = "< 220 ready"
+# Another address, of which nothing says that it is the server's.
+THERE: Final = "203.0.113.9"
 
 
 def lines(*texts: str, line: Line = LINE) -> list[Message]:
@@ -119,6 +122,37 @@ def test_announcement_leads_to_one_expectation(
 ) -> None:
     messages = lines(GREETING, *texts)
     assert any_segmentation(Ftp, messages) == [data(announced)]
+
+
+def test_passive_reply_opens_the_port_at_the_servers_own_address_too() -> None:
+    messages = lines(GREETING, "> PASV", "< 227 (203,0,113,9,156,64)")
+    own, other = play(Ftp(), messages)
+    assert own == data("198.51.100.2:40000")
+    assert other == Expect(endpoint("203.0.113.9:40000"), "data", alternative=True)
+
+
+@pytest.mark.parametrize(
+    ("inside", "allowed", "opened", "told", "refused"),
+    [
+        (SERVER, "", [f"{SERVER}:40000"], THERE, ["other-address"]),
+        (SERVER, THERE, [f"{SERVER}:40000", f"{THERE}:40000"], THERE, []),
+        # Behind NAT the client is told where it gets to.
+        ("10.0.0.2", "", [f"{SERVER}:40000"], SERVER, ["other-address"]),
+        ("10.0.0.2", THERE, [f"{SERVER}:40000"], SERVER, ["nat"]),
+    ],
+    ids=["plain", "allowed", "translated", "outside unknown"],
+)
+def test_passive_reply_with_another_address_lets_the_client_in(
+    inside: str, allowed: str, opened: list[str], told: str, refused: list[str]
+) -> None:
+    setting = [f'guard.allow_hosts = ["{allowed}/32"]'] if allowed else []
+    flow = Inspected(Ftp, entry_of(Ftp, inside=inside), *setting)
+    flow.answered(b"220 ready\r\n")
+    flow.sent(b"PASV\r\n")
+    received = flow.answered(b"227 (203,0,113,9,156,64)\r\n")
+    assert [str(each.destination) for each in flow.expectations] == opened
+    assert received == b"227 (%s,156,64)\r\n" % told.replace(".", ",").encode()
+    assert flow.refused == refused
 
 
 def test_extended_passive_reply_names_the_server_that_sends_it() -> None:
@@ -416,6 +450,7 @@ def test_endpoint_of_another_host_or_service_is_refused(text: str, reason: str) 
 @pytest.mark.parametrize(
     ("capture", "frame", "announced", "met"),
     [
+        ("ftp-curl-pasv-other-pyftpdlib", 18, "tcp 10.92.1.2 > 10.92.1.3:51421", 19),
         ("ftp-curl-eprt4-pyftpdlib", 13, "tcp 10.77.2.2 > 10.77.1.2:56817", 14),
         ("ftp-curl-epsv4-pyftpdlib", 14, "tcp 10.77.1.2 > 10.77.2.2:35705", 15),
         ("ftp-curl-epsv6-pyftpdlib", 14, "tcp fd77:1::2 > [fd77:2::2]:47595", 15),
@@ -430,8 +465,9 @@ def test_data_flow_of_a_real_client_is_expected(
     events = replay(PCAPS / f"{capture}.pcap", Ftp)
     assert expectations(events) == [(frame, announced)]
     assert related(events) == [(met, frame)]
-    assert failures(events) == []
+    other = "other" in capture
+    assert failures(events) == [(frame, "refused: other-address")] * other
 
 
 def test_every_capture_is_in_the_table() -> None:
-    assert len(list(PCAPS.iterdir())) == 6
+    assert len(list(PCAPS.iterdir())) == 7
