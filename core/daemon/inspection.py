@@ -26,9 +26,11 @@ from cthelper.core.netlink.ctnetlink import (
 from cthelper.core.netlink.links import Links
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
 from cthelper.core.queue.protocol import Action, Packet, Queue, Verdict
-from cthelper.core.tuples import Conntrack, Expectation, FlowKey
+from cthelper.core.tuples import ORIGINAL, Conntrack, Expectation, FlowKey
 
 _BATCH: Final = 64
+_LOOPBACK: Final = 1
+"""The interface lo in every namespace (LOOPBACK_IFINDEX in net/flow.h); 0 is none."""
 
 
 class Inspection:
@@ -128,13 +130,18 @@ class Inspection:
         entry = packet.conntrack
         if entry is None:
             return Verdict(packet.id)
+        local = self._links.is_local(entry.original.source.address)
+        if local and packet.indev > _LOOPBACK and packet.direction is ORIGINAL:
+            # What this host sends comes in through no link: it is forged, or a group's
+            # copy of what was read on its way out. (The kernel drops such over IPv4.)
+            return self._gate.accept(packet, entry)
         decision = self._gate.returned(packet, entry)
         if decision is None:
             decision = self._engine.handle(
                 packet.payload,
                 entry,
                 packet.direction,
-                forwarded=not self._links.is_local(entry.original.source.address),
+                forwarded=not local,
                 segment=packet.segment,
             )
             if decision.events and decision.flow is not None:
@@ -204,8 +211,10 @@ class Inspection:
                         at=where,
                         quarantined=quarantined,
                     )
-                case Finished(reason):
-                    self._log.event("finished", "debug", reason=reason, **common)
+                case Finished(reason, detail):
+                    self._log.event(
+                        "finished", "debug", reason=reason, **common, detail=detail
+                    )
 
     def tick(self, queues: Iterable[Queue]) -> None:
         """Do what is due every second."""

@@ -25,10 +25,12 @@ from cthelper.core.netlink.ctnetlink import ExpectationMade
 from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Touched, Verdict
 from cthelper.core.tuples import (
     ORIGINAL,
+    REPLY,
     TCP,
     UDP,
     Address,
     Conntrack,
+    Direction,
     Expectation,
     FlowKey,
     Status,
@@ -48,10 +50,13 @@ KEPT: Final = encoding.entry_timeout(61)
 
 
 class FakeLinks:
-    """Every host is another one."""
+    """Every host is another one, but for those of `own`."""
 
-    def is_local(self, _address: Address) -> bool:
-        return False
+    def __init__(self, *own: Address) -> None:
+        self._own = own
+
+    def is_local(self, address: Address) -> bool:
+        return address in self._own
 
     def on_link(self, _address: Address) -> tuple[()]:
         return ()
@@ -128,12 +133,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-def inspection_of(config: Config, world: World) -> Inspection:
+def inspection_of(config: Config, world: World, *own: Address) -> Inspection:
     """What a server with this configuration does with packets."""
     follow: list[bool] = []
     return Inspection(
         config,
-        FakeLinks(),  # type: ignore[arg-type]
+        FakeLinks(*own),  # type: ignore[arg-type]
         world.log,
         world.clock,
         follow.append,
@@ -262,6 +267,29 @@ def test_only_what_others_have_put_in_is_told_to_the_expecter(
     made = wanted()
     inspects.told(ExpectationMade(made, world.port + others))
     assert told == [made] * others
+
+
+@pytest.mark.parametrize(
+    ("own", "indev", "direction", "read"),
+    [
+        # What this host sends comes from no interface, or by its own way to itself.
+        (True, 0, ORIGINAL, True),
+        (True, 1, ORIGINAL, True),
+        (True, 2, ORIGINAL, False),
+        # Answers to it come from outside, and so do others' messages.
+        (True, 2, REPLY, True),
+        (False, 2, ORIGINAL, True),
+    ],
+)
+def test_message_of_ours_that_came_from_outside_is_not_read(
+    world: World, own: bool, indev: int, direction: Direction, read: bool
+) -> None:
+    """Over IPv6 the kernel drops no packet that has our own address as its source."""
+    source = ENTRY.original.source.address
+    inspects = inspection_of(CONFIG, world, *([source] if own else []))
+    packet = replace(waits(b"OPEN 5000", 1, ENTRY), indev=indev, direction=direction)
+    world.serves(inspects, [packet])
+    assert ("expect 5000" in world.record) is read
 
 
 @pytest.mark.parametrize(
