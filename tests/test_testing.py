@@ -381,5 +381,5 @@ def test_lack_of_scapy_is_told(tmp_path: Path) -> None:
     )
     assert done.stderr.splitlines()[-1] == (
         "cthelper.core.errors.CthelperError: "
-        f"scapy is not installed: {sys.executable} -m pip install scapy rich"
+        f"scapy is not installed: {sys.executable} -m pip install scapy"
     )
