@@ -23,6 +23,7 @@ from tests.live.traffic import knock
 from tests.live.world import (
     CLIENT,
     CLIENT6,
+    ETH,
     GATEWAY_WAN,
     MOUNTD,
     NFS,
@@ -53,6 +54,9 @@ timeout = {LONG_TIMEOUT}
 """
 DENYING = '[helpers.sunrpc]\ndeny_programs = ["mountd"]\n' + POLICIES
 DUMPING = '[helpers.sunrpc]\nprocedures = ["getaddr", "dump"]\n' + POLICIES
+# An address of the server's that nobody asks; its rpcbind names it all the same.
+SECOND6, LAN6 = "fd77:2::99", "fd77:2::/64"
+ALLOWING = f'[helpers.sunrpc.guard]\nallow_hosts = ["{LAN6}"]\n' + POLICIES
 CALLING = '[helpers.sunrpc]\nprocedures = ["callit", "bcast"]\n' + POLICIES
 
 Service = tuple[int, Netid]
@@ -288,7 +292,7 @@ def test_denied_program_is_not_opened(denying: Story) -> None:
     client = CLIENTS["showmount -e"]
     assert not client.served(denying.world, FAILING_SECONDS)
     assert denying.lost_at((MOUNTD, "tcp")) > before
-    assert f"program {MOUNTD} (mountd)" in denying.refused()
+    assert f"program {MOUNTD} (mountd), by deny_programs" in denying.refused()
 
 
 def test_program_that_is_not_denied_is_opened(denying: Story) -> None:
@@ -361,6 +365,71 @@ def test_call_to_a_group_is_answered_where_it_is_configured(calling: Story) -> N
     with late:
         late.sendto(b"late", (GATEWAY_WAN, port))
     assert world.dropped("udp", port) > 0
+
+
+# A server with two addresses
+
+
+@pytest.fixture(scope="module")
+def second(story: Story) -> Iterator[Story]:
+    """The server has another address, as one of SLAAC that is about to go."""
+    address = (f"{SECOND6}/64", "dev", ETH)
+    temporary = ("preferred_lft", "0", "nodad")
+    story.world.server.run("ip", "address", "add", *address, *temporary, check=True)
+    try:
+        yield story
+    finally:
+        story.world.server.run("ip", "address", "del", *address, check=True)
+
+
+@pytest.fixture(scope="module")
+def narrow(second: Story) -> Story:
+    """The asked server's own address is opened alone."""
+    forget(second.world)
+    reload(second.daemon, POLICIES)
+    return second
+
+
+def knocks_at_second(story: Story) -> int:
+    """Call mountd at the address that nobody asked; how many were dropped."""
+    before = story.lost_at((MOUNTD, "tcp6"))
+    knock(story.world, *story.place((MOUNTD, "tcp6")), SECOND6)
+    return story.lost_at((MOUNTD, "tcp6")) - before
+
+
+@pytest.mark.parametrize("name", ["nfs-ls, IPv6", "nfs-cat, IPv6"])
+def test_client_that_takes_the_port_alone_is_served(narrow: Story, name: str) -> None:
+    forget(narrow.world)
+    before = len(narrow.daemon.events("refused"))
+    assert CLIENTS[name].served(narrow.world, WORKING_SECONDS)
+    refused = narrow.daemon.events("refused")[before:]
+    assert {each["reason"] for each in refused} == {"other-address"}
+    assert all(SECOND6 in each["detail"] for each in refused)
+    assert knocks_at_second(narrow) > 0
+
+
+@pytest.fixture(scope="module")
+def wide(second: Story) -> Story:
+    """Its other addresses may be announced."""
+    forget(second.world)
+    reload(second.daemon, ALLOWING)
+    return second
+
+
+@pytest.mark.parametrize(
+    "name", ["showmount -e, IPv6", "rpcinfo -T tcp6", "rpcinfo -T udp6", "nfs-ls, IPv6"]
+)
+def test_client_that_takes_the_whole_address_is_served_where_it_is_allowed(
+    wide: Story, name: str
+) -> None:
+    forget(wide.world)
+    assert CLIENTS[name].served(wide.world, WORKING_SECONDS)
+
+
+def test_address_that_was_not_asked_is_opened_where_it_is_allowed(wide: Story) -> None:
+    forget(wide.world)
+    assert CLIENTS["nfs-ls, IPv6"].served(wide.world, WORKING_SECONDS)
+    assert knocks_at_second(wide) == 0
 
 
 def test_daemon_ends_well(calling: Story) -> None:
