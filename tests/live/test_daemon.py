@@ -239,7 +239,8 @@ def test_wrong_new_configuration_is_refused_and_the_old_one_stays(
     daemon.send_signal(signal.SIGHUP)
     error = daemon.await_event("reload-refused")["error"]
     assert error == (
-        f"{daemon.config}: helpers.sunrpc.ports = 0: must be a port from 1 to 65535"
+        f"{daemon.config}: helpers.sunrpc.ports = 0: must be a port from 1 to 65535, "
+        'or the name of a service, or a range such as "6660-6669"'
     )
     with Echo(world.server):
         getport(world)[0].close()
