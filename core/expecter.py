@@ -88,11 +88,16 @@ class _Shared:
     """A one-shot expectation that was asked for more than once.
 
     `expectation` is as the kernel has it, `ends` are the times at which the
-    announcements of flows that have not come yet end, the first one first.
+    announcements of flows that have not come yet end, the first one first, and `lasts`
+    when the kernel's ends, as it was set here. Until
+    `open_until` it stays as it is, whoever comes: it was there, permanent, and nobody
+    knows how many flows are still to come.
     """
 
     expectation: Expectation
     ends: list[float]
+    lasts: float
+    open_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ class Expecter:
         refused: list[tuple[Expectation, NetlinkError]] = []
         for expectation in expectations:
             try:
-                placed.append(self._put(entry, expectation))
+                placed.append(self._put(entry, expectation, widens=True))
             except NetlinkError as error:
                 refused.append((expectation, error))
         return Answer(tuple(placed), tuple(refused))
@@ -150,12 +155,14 @@ class Expecter:
     ) -> list[Placed] | None:
         """Put in all of these, or none; None: another that leads elsewhere is there.
 
-        Raises ExpectationRefused where the kernel refuses for another reason.
+        So it is where one would take the place of others: who is placed can be told
+        another port. Raises ExpectationRefused where the kernel refuses for another
+        reason.
         """
         placed: list[Placed] = []
         try:
             for expectation in expectations:
-                placed.append(self._put(entry, expectation))
+                placed.append(self._put(entry, expectation, widens=False))
         except NetlinkError as error:
             self.withdraw(placed)
             if isinstance(error, Busy):
@@ -164,14 +171,15 @@ class Expecter:
         return placed
 
     def withdraw(self, placed: Sequence[Placed]) -> None:
-        """Take back what was put in, and of which nobody was told."""
+        """Take back what was placed just now, and of which nobody was told."""
         for each in placed:
             if each.how is How.CREATED:
                 self._delete(each.expectation)
                 continue
             shared = self._find(each.expectation)
             if shared is not None and each.flows is not None:
-                shared.ends.pop()
+                end = self._clock() + each.expectation.timeout
+                shared.ends.remove(min(shared.ends, key=lambda at: abs(at - end)))
                 self._adjust(shared)
 
     def met(self, flow: Tuple, master: Tuple, zone: int) -> None:
@@ -180,7 +188,8 @@ class Expecter:
         for shared in self._shared.get(where, ()):
             expectation = shared.expectation
             if expectation.master == master and _lets_in(expectation, flow.source):
-                shared.ends.pop(0)
+                if shared.ends:
+                    shared.ends.pop(0)
                 self._adjust(shared)
                 return
 
@@ -198,28 +207,30 @@ class Expecter:
         now = self._clock()
         for shared in [each for found in self._shared.values() for each in found]:
             late = [each for each in shared.ends if each <= now]
-            if late:
-                del shared.ends[: len(late)]
+            del shared.ends[: len(late)]
+            if late or 0.0 < shared.open_until <= now:
                 self._adjust(shared)
 
-    def _put(self, entry: Conntrack, wanted: Expectation) -> Placed:
+    def _put(self, entry: Conntrack, wanted: Expectation, *, widens: bool) -> Placed:
         """Put in an expectation of `entry`, or have one that is there do.
 
-        Raises NetlinkError; Busy where one that is there leads elsewhere.
+        With `widens` it takes the place of those that it covers. Raises NetlinkError;
+        Busy where one that is there leads elsewhere.
         """
         for _ in range(_ATTEMPTS):
             try:
                 self._kernel.expect(wanted)
-            except AlreadyExists:
+            except (AlreadyExists, Busy) as error:
                 if self._shared:
-                    # It may be used up, and nobody has read so yet.
+                    # They may be used up, and nobody has read so yet.
                     self._follow(True)
                 try:
-                    present = self._kernel.covering(wanted)
-                    return self._join(entry, wanted, present)
+                    if isinstance(error, AlreadyExists):
+                        return self._join(entry, wanted, self._kernel.covering(wanted))
                 except NotFound:
                     continue
-            except Busy:
+                if not widens:
+                    raise
                 return self._widen(entry, wanted)
             shared = self._find(wanted)
             if shared is not None:
@@ -236,33 +247,41 @@ class Expecter:
         """
         if not self._leads_alike(entry, wanted, present):
             raise _busy(wanted)
+        now = self._clock()
+        seconds = max(present.timeout, wanted.timeout)
+        lasting = _anew(entry, wanted, present, permanent=True)
         shared = self._find(present)
         if shared is not None and not _same(shared.expectation, present):
             self._forget(shared)  # another has taken its place
             shared = None
-        if wanted.permanent and shared is not None:
-            self._forget(shared)
         flows = None
-        seconds = max(present.timeout, wanted.timeout)
-        lasting = _anew(entry, wanted, present, permanent=True)
-        if present.permanent and (wanted.permanent or shared is not None):
+        if wanted.permanent:
+            if present.permanent:
+                self._kernel.renew(wanted, seconds)
+            else:
+                self._replace(entry, [present], lasting, seconds)
+            if shared is not None:
+                self._forget(shared)
+        elif present.permanent and shared is None and present.helper != entry.helper:
+            # Another helper's, which is for any number of flows.
             self._kernel.renew(wanted, seconds)
         else:
-            # A permanent one may be another server's, which counts the flows and is
-            # told in this way (`renewed`).
-            counted = not (wanted.permanent or present.permanent)
-            if counted and shared is None:
-                shared = self._count(lasting, [self._clock() + present.timeout])
-            try:
-                self._kernel.replace_expectations([present], lasting, seconds)
-            except NetlinkError:
-                if shared is not None:
-                    self._forget(shared)
-                raise
-        if shared is not None and not wanted.permanent:
+            if shared is None:
+                self._follow(True)
+            if shared is not None and present.permanent:
+                self._kernel.renew(wanted, seconds)
+            else:
+                # Where it is permanent already another server counts, or did: that is
+                # told of a new one (`renewed`).
+                self._replace(entry, [present], lasting, seconds)
+            if shared is None:
+                until = now + present.timeout
+                shared = self._count(lasting, [] if present.permanent else [until])
+                shared.open_until = until if present.permanent else 0.0
             shared.expectation = lasting
-            insort(shared.ends, self._clock() + wanted.timeout)
-            flows = len(shared.ends)
+            shared.lasts = now + seconds
+            insort(shared.ends, now + wanted.timeout)
+            flows = len(shared.ends) if shared.open_until <= now else None
         if present.master == wanted.master:
             return Placed(wanted, How.RENEWED, flows)
         self._masters.lengthen(present.master, wanted)
@@ -270,32 +289,58 @@ class Expecter:
 
     def _widen(self, entry: Conntrack, wanted: Expectation) -> Placed:
         """Have the wanted one do for all that it covers, too. Raises NetlinkError."""
+        now = self._clock()
         others = [
             each for each in self._kernel.towards(wanted) if _overlap(each, wanted)
         ]
-        now = self._clock()
-        ends = [now + wanted.timeout]
-        permanent = wanted.permanent
         for each in others:
             if not (_covers(wanted, each) and self._leads_alike(entry, wanted, each)):
                 raise _busy(wanted)
+        ends = [now + wanted.timeout]
+        permanent = wanted.permanent
+        before = []
+        for each in others:
             shared = self._find(each)
-            if shared is not None:
+            if shared is not None and _same(shared.expectation, each):
                 ends += shared.ends
-                self._forget(shared)
+                before.append(shared)
             elif each.permanent:
                 permanent = True
             else:
                 ends.append(now + each.timeout)
         several = not permanent and len(ends) > 1
-        lasting = replace(wanted, permanent=permanent or several)
         if several:
-            self._count(lasting, sorted(ends))
-        seconds = max(wanted.timeout, *(each.timeout for each in others), 0)
-        self._kernel.replace_expectations(others, lasting, seconds)
+            self._follow(True)
+        lasting = replace(wanted, permanent=permanent or several)
+        seconds = max(each.timeout for each in (wanted, *others))
+        self._replace(entry, others, lasting, seconds)
+        if several:
+            self._count(lasting, sorted(ends)).lasts = now + seconds
+        for shared in before:
+            self._forget(shared)
         alone = all(each.master == wanted.master for each in others)
         how = How.RENEWED if alone else How.SHARED
         return Placed(wanted, how, None if permanent else len(ends))
+
+    def _replace(
+        self,
+        entry: Conntrack,
+        old: Sequence[Expectation],
+        new: Expectation,
+        seconds: int,
+    ) -> None:
+        """Put in one in place of others. Raises NetlinkError; then they are there."""
+        try:
+            self._kernel.replace_expectations(old, new, seconds)
+        except NetlinkError:
+            for each in old:
+                again = _anew(entry, new, each, permanent=each.permanent)
+                try:
+                    self._kernel.expect(again)
+                    self._kernel.renew(again, each.timeout)
+                except NetlinkError as error:
+                    self._tell(error)
+            raise
 
     def _leads_alike(
         self, entry: Conntrack, wanted: Expectation, present: Expectation
@@ -324,9 +369,8 @@ class Expecter:
         return None
 
     def _count(self, expectation: Expectation, ends: list[float]) -> _Shared:
-        """Count the flows of an expectation from now on."""
-        self._follow(True)
-        shared = _Shared(expectation, ends)
+        """Count the flows of an expectation, since the events are followed."""
+        shared = _Shared(expectation, ends, lasts=0.0)
         self._shared.setdefault(_where(expectation), []).append(shared)
         return shared
 
@@ -337,28 +381,36 @@ class Expecter:
         if not found:
             del self._shared[where]
         if not self._shared:
-            self._follow(False)
+            try:
+                self._follow(False)
+            except NetlinkError as error:
+                self._tell(error)
 
     def _adjust(self, shared: _Shared) -> None:
         """Let in as many flows as are still to come."""
         expectation = shared.expectation
-        if not shared.ends:
-            self._forget(shared)
-            self._delete(expectation)
-        elif len(shared.ends) == 1 and expectation.permanent:
-            self._let_one_in(shared)
-
-    def _let_one_in(self, shared: _Shared) -> None:
-        """Have the kernel let in one more and no other."""
-        expectation = shared.expectation
+        count, now = len(shared.ends), self._clock()
+        if count > 1 or (count and not expectation.permanent):
+            return
+        if shared.open_until > now:
+            return
         once = replace(expectation, permanent=False)
-        seconds = max(1, math.ceil(shared.ends[0] - self._clock()))
         try:
+            present = self._kernel.covering(expectation)
             # It may have ended with its master, or another have taken its place.
-            if not _same(self._kernel.covering(expectation), expectation):
+            if not _same(present, expectation):
                 raise NotFound.of(errno.ENOENT, f"get expectation {expectation}")
-            self._kernel.replace_expectations([expectation], once, seconds)
-            shared.expectation = once
+            if present.permanent and present.timeout > shared.lasts - now + 1:
+                # Another server has lengthened it, and counts as well.
+                shared.open_until = shared.lasts = now + present.timeout
+            elif count:
+                seconds = max(1, math.ceil(shared.ends[0] - now))
+                self._kernel.replace_expectations([expectation], once, seconds)
+                shared.expectation = once
+                shared.lasts = now + seconds
+            else:
+                self._kernel.delete_expectation(expectation)
+                self._forget(shared)
         except NetlinkError as error:
             self._forget(shared)
             self._tell(error)

@@ -289,17 +289,17 @@ class Events:
         self._socket.close()
 
     def follow(self, *, expectations: bool) -> None:
-        """Have the events of expectations come, or come no more.
+        """Have the events of expectations come, or come no more. Raises NetlinkError.
 
         Meanwhile the kernel makes a message of every new flow; those of flows that
         nobody expected do not come here.
         """
         if expectations is self._following:
             return
-        self._following = expectations
         change = self._socket.join if expectations else self._socket.leave
         for group in (_GROUP_CONNTRACK_NEW, _GROUP_EXPECTATION_NEW):
             change(group)
+        self._following = expectations
 
     def read(self) -> Iterator[EntryGone | ExpectationMade | ExpectationMet]:
         """The events since the last call; never waits. Raises NetlinkError."""

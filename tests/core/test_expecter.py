@@ -2,7 +2,7 @@
 """As many flows get in as were announced: in the model of the kernel's table."""
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Any
 
@@ -329,6 +329,88 @@ def test_those_that_only_overlap_are_refused(world: World) -> None:
     assert [error.reason for _, error in answer.refused] == ["kernel-ebusy"]
 
 
+def test_wider_one_counts_what_has_come_before_it(world: World) -> None:
+    master = world.master()
+    for _ in range(3):
+        world.announce(master)
+    assert [world.comes(told=False) for _ in range(2)] == [True] * 2
+    world.announce(master, source=None)
+    assert admitted(world, 5) == 2
+
+
+def test_wider_one_that_is_refused_changes_nothing(world: World) -> None:
+    one, two = world.master(), world.master(40001)
+    world.announce(two, source=ip_network(OTHER))
+    world.announce(one, source_port=5353)
+    world.announce(one, source_port=5353)
+    # It covers the latter, and overlaps the first one.
+    crossing = wanted(master=one.original, source=None, source_port=5353)
+    answer = world.expecter.carry_out(one.conntrack(world.clock()), [crossing])
+    assert [error.reason for _, error in answer.refused] == ["kernel-ebusy"]
+    for permanent in (True, False):
+        shared = [each for each in world.present if each.master == one.original]
+        assert [each.permanent for each in shared] == [permanent]
+        world.expecter.met(udp((SERVER, 5353), (CLIENT, DATA)), one.original, 0)
+    assert [each.master for each in world.present] == [two.original]
+
+
+def test_nothing_that_is_placed_takes_the_place_of_another(world: World) -> None:
+    """Its port can be another one; and it may be withdrawn again."""
+    one, two = world.master(), world.master(40001)
+    world.announce(one)
+    entry = two.conntrack(world.clock())
+    assert world.expecter.place(entry, [wanted(master=two.original, source=None)]) is (
+        None
+    )
+    (present,) = world.present
+    assert (present.master, present.source) == (one.original, ip_network(SERVER))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"permanent": True}, {"source": None}], ids=str
+)
+def test_what_was_there_is_there_where_the_kernel_takes_no_other_in_its_place(
+    world: World, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    one, two = world.master(), world.master(40001)
+    world.announce(one)
+    world.announce(one)
+    # It is one-shot again, and counted.
+    assert world.comes()
+
+    def refuses(old: list[Expectation], new: Expectation, _seconds: int) -> None:
+        for each in old:
+            world.kernel.delete_expectation(each)
+        raise NetlinkError.of(errno.EMFILE, f"expect {new}")
+
+    monkeypatch.setattr(world.kernel, "replace_expectations", refuses)
+    wish = wanted(master=two.original, **changes)
+    answer = world.expecter.carry_out(two.conntrack(world.clock()), [wish])
+    assert [error.reason for _, error in answer.refused] == ["kernel-emfile"]
+    monkeypatch.undo()
+    assert admitted(world, 4) == 1
+
+
+def test_what_cannot_be_followed_is_refused_and_what_ends_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master = world.master()
+    world.announce(master)
+
+    def fails(_on: bool) -> None:
+        raise NetlinkError.of(errno.ENOBUFS, "join netlink group")
+
+    monkeypatch.setattr(world.expecter, "_follow", fails)
+    entry = master.conntrack(world.clock())
+    answer = world.expecter.carry_out(entry, [wanted(master=master.original)])
+    assert [error.reason for _, error in answer.refused] == ["kernel-enobufs"]
+    monkeypatch.undo()
+    world.announce(master)
+    monkeypatch.setattr(world.expecter, "_follow", fails)
+    world.waits(11)
+    assert ("step-failed", "kernel-enobufs") in world.record
+
+
 # When masters and others get in the way
 
 
@@ -376,6 +458,46 @@ def test_flow_that_another_master_expected_is_not_counted(world: World) -> None:
     assert admitted(world, 4) == 2
 
 
+def successor(world: World) -> World:
+    """Another server beside the same kernel, which knows nothing of what was."""
+    other = World()
+    other.table, other.kernel, other.masters = world.table, world.kernel, world.masters
+    other.expecter = Expecter(
+        *(world.kernel, world.masters, other, other.clock), other.follow
+    )
+    other._next = 50000
+    return other
+
+
+def test_what_a_killed_server_counted_is_open_until_its_time_is_over(
+    world: World,
+) -> None:
+    """However often it is asked for meanwhile."""
+    master = world.master()
+    world.announce(master)
+    world.announce(master)
+    after = successor(world)
+    for _ in range(3):
+        after.waits(3)
+        assert after.announce(master).flows is None
+        # It may be one of those that were announced before.
+        assert after.comes()
+    after.waits(2)  # the old ones' 10 s are over
+    assert after.announce(master).flows == 1
+    assert admitted(after, 4) == 1
+    assert after.present == []
+
+
+def test_another_helpers_permanent_one_stays_so(world: World) -> None:
+    master = world.master()
+    world.announce(master, permanent=True)
+    other = replace(master.conntrack(world.clock()), helper="other")
+    expectation = wanted(master=master.original)
+    (placed,) = world.expecter.carry_out(other, [expectation]).placed
+    assert placed.flows is None
+    assert admitted(world, 3) == 3
+
+
 def test_another_servers_announcement_is_counted_by_the_one_that_counts(
     world: World,
 ) -> None:
@@ -383,11 +505,7 @@ def test_another_servers_announcement_is_counted_by_the_one_that_counts(
     one, two = world.master(), world.master(40001)
     world.announce(one)
     world.announce(one)
-    other = World()
-    other.table, other.kernel = world.table, world.kernel
-    other.expecter = Expecter(
-        *(world.kernel, world.masters, other, world.clock), other.follow
-    )
+    other = successor(world)
     placed = other.announce(two)
     assert (placed.how, placed.flows) == (How.SHARED, None)
     # It has put in the expectation anew, which the kernel tells everybody.
