@@ -34,7 +34,7 @@ given the announced one to another flow. A call to a group is refused behind NAT
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
@@ -89,9 +89,9 @@ from cthelper.helpers.xdr import join_record, record_length, rewrite_record
 
 _NAME: Final = "sunrpc"
 
-# Over UDP anybody can forge calls, which must not push a real one out before its answer
-# has come: with these it takes more of them than pass in the meantime.
-_PENDING_LIMIT: Final = 1024
+# Over UDP anybody can forge calls, which push a real one out where so many of them come
+# before its answer; and each takes some 300 bytes for a minute, in every flow.
+_PENDING_LIMIT: Final = 128
 _PENDING_SECONDS: Final = 60.0
 # As many as the policies hold, so that a list does not evict what it has just opened.
 _LISTED: Final = {"DUMP": 32, "GETADDRLIST": 8}
@@ -393,6 +393,9 @@ def _pending(
             transport = message.transport
     if transport is None:
         return None
+    if isinstance(arguments, Rpcb):
+        # The texts may be long, and nobody asks for them any more.
+        arguments = replace(arguments, address="", owner="")
     return _Pending(xid, call, arguments, transport, message.now + _PENDING_SECONDS)
 
 
