@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Segments of a flow that its ends have not sent, on a real kernel."""
 
+import fcntl
 import socket
 import struct
+import termios
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from scapy.layers.inet import IP, TCP
 from tests.live.daemon import Daemon, disabled
 from tests.live.gateway import entry_of
 from tests.live.traffic import PORT, getport_call, getport_reply
-from tests.live.world import CLIENT, SERVER, Namespace, World
+from tests.live.world import CLIENT, SERVER, Namespace, World, until
 
 pytestmark = pytest.mark.live
 
@@ -119,8 +121,17 @@ def test_connection_that_both_ends_begin_anew_on_one_entry_is_read(
             assert str(SERVICE) in str(event["expects"])
 
 
+def unacknowledged(end: socket.socket) -> int:
+    """How many bytes that it has sent the other end has not acknowledged."""
+    (count,) = struct.unpack("=i", fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
+
+
 def _forget(flow: Flow) -> None:
     """End both sockets without a segment."""
-    for end in (flow.client, flow.server):
+    ends = (flow.client, flow.server)
+    # An acknowledgment that comes later would be answered with a RST.
+    assert until(lambda: not any(map(unacknowledged, ends)), 10)
+    for end in ends:
         end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
         end.close()
