@@ -2,7 +2,9 @@
 """SunRPC: which replies of a portmapper open a port, and which.
 
 The faults that tests are marked with are those of conntrackd's rpc helper. Lists,
-remote calls and programs that are denied: test_sunrpc_procedures.py.
+remote calls and programs that are denied: test_sunrpc_procedures.py. Behind NAT:
+test_sunrpc_nat.py. Messages as bytes: test_sunrpc_bytes.py. Calls of several
+procedures under way at a time: test_sunrpc_transactions.py.
 """
 
 from typing import Any, Final
