@@ -395,7 +395,7 @@ def _pending(
         return None
     if isinstance(arguments, Rpcb):
         # The texts may be long, and nobody asks for them any more.
-        arguments = replace(arguments, address="", owner="")
+        arguments = replace(arguments, netid="", address="", owner="")
     return _Pending(xid, call, arguments, transport, message.now + _PENDING_SECONDS)
 
 

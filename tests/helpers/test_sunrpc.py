@@ -650,10 +650,12 @@ def test_texts_of_calls_that_wait_are_not_kept() -> None:
     arguments = u32(100005, 3) + b"".join(
         opaque(each) for each in (b"udp", text.encode(), text.encode())
     )
-    calls = [call(xid, (3, 3), arguments) for xid in range(2)]
+    listing = arguments.replace(opaque(b"udp"), opaque(text.encode()))
+    calls = [call(1, (3, 3), arguments), call(2, (4, 11), listing)]
     assert play(helper, [flow.sent(each) for each in calls]) == []
+    assert isinstance(helper._pending, dict)
+    assert list(helper._pending) == [1, 2]
     assert text not in repr(helper._pending)
-    assert "100005" in repr(helper._pending)
 
 
 def test_retransmitted_call_is_not_the_oldest_any_more() -> None:
