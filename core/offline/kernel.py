@@ -66,7 +66,7 @@ class ModelKernel:
         """Put in an expectation. Raises what the kernel says, AlreadyExists for one."""
         if self._table.covering(self.now, expectation) is not None:
             raise AlreadyExists.of(errno.EEXIST, f"expect {expectation}")
-        self._put(expectation, self.frame)
+        self._put(expectation)
 
     def covering(self, expectation: Expectation) -> Expectation:
         """The one in the table that covers this one. Raises NotFound."""
@@ -81,7 +81,7 @@ class ModelKernel:
 
     def renew(self, expectation: Expectation, seconds: int) -> None:
         """Set what is left of the life of the one that covers this one."""
-        self._put(replace(expectation, timeout=seconds), self.frame)
+        self._put(replace(expectation, timeout=seconds))
 
     def replace_expectations(
         self, old: Sequence[Expectation], new: Expectation, seconds: int
@@ -98,16 +98,16 @@ class ModelKernel:
                 self._table.replace(self.now, present, self._master(new), new), new
             )
         else:
-            self._put(new, self.frame)
-        self._put(replace(new, timeout=seconds), self.frame)
+            self._put(new)
+        self._put(replace(new, timeout=seconds))
 
     def delete_expectation(self, expectation: Expectation) -> None:
         """Take one out, if it is there."""
         self._table.withdraw(expectation)
 
-    def _put(self, expectation: Expectation, frame: int) -> None:
+    def _put(self, expectation: Expectation) -> None:
         master = self._master(expectation)
-        outcome, _ = self._table.expect(self.now, master, expectation, frame)
+        outcome, _ = self._table.expect(self.now, master, expectation, self.frame)
         self._check(outcome, expectation)
 
     def _master(self, expectation: Expectation) -> Entry:
