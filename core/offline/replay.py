@@ -182,7 +182,6 @@ class Replay:
         self._hosts = frozenset(hosts)
         self._frame = 0
         self._time = 0.0
-        self._now = 0.0
         self._due = 0.0
         self._history = history
         links = Links(networks, warn)
@@ -219,14 +218,15 @@ class Replay:
         """The events of the capture in the order of its frames, a Summary last."""
         watch = self.onlooker is not None
         see = self.table.track if watch else self.table.see
+        kernel = self._kernel
         for number, time, data, start in frames:
             # The clocks of helpers and kernel move forward, those of captures not
             # always.
-            if time > self._now:
+            if time > kernel.now:
                 if time >= self._due:
                     self._tick(time)
-                self._now = time
-            seen = see(number, self._now, data, start)
+                kernel.now = time
+            seen = see(number, kernel.now, data, start)
             if seen is not None:
                 self._pass(number, time, seen)
                 if self._events:
@@ -236,7 +236,7 @@ class Replay:
     @property
     def now(self) -> float:
         """The clock of helpers and kernel, which moves forward only."""
-        return self._now
+        return self._kernel.now
 
     def step(
         self, number: int, time: float, data: bytes, start: int
@@ -248,8 +248,8 @@ class Replay:
         """
         if time >= self._due:
             self._tick(time)
-        self._now = max(self._now, time)
-        seen = self.table.track(number, self._now, data, start)
+        self._kernel.now = max(self.now, time)
+        seen = self.table.track(number, self.now, data, start)
         decision = None if seen is None else self._pass(number, time, seen)
         return seen, decision, self._take()
 
@@ -259,14 +259,14 @@ class Replay:
             if not (self._masters.busy or self.expecter.counts):
                 self._due = time + _TICK_SECONDS
                 return
-            self._now = self._kernel.now = max(self._now, self._due)
+            self._kernel.now = max(self.now, self._due)
             self._masters.sweep()
             self.expecter.sweep()
             self._due += _TICK_SECONDS
 
     def _pass(self, number: int, time: float, seen: Seen) -> Decision | None:
-        self._frame, self._time = number, time
-        self._kernel.frame, self._kernel.now = number, self._now
+        self._frame = self._kernel.frame = number
+        self._time = time
         entry = seen.entry
         if seen.state is State.INVALID or entry is None:
             return None
@@ -301,7 +301,7 @@ class Replay:
 
     def _inspect(self, seen: Seen, entry: Entry) -> Decision:
         """As the daemon does it for a packet from the queue."""
-        conntrack = entry.conntrack(self._now)
+        conntrack = entry.conntrack(self.now)
         decision = self.engine.handle(
             seen.packet[:COPIED],
             conntrack,
@@ -331,7 +331,7 @@ class Replay:
 
         Whether the verdict has lengthened the flow's life.
         """
-        conntrack = entry.conntrack(self._now)
+        conntrack = entry.conntrack(self.now)
         answer = self.expecter.carry_out(conntrack, decision.expectations)
         for expectation, error in answer.refused:
             self._refuse(seen, entry, expectation, helper, error.reason)
@@ -344,13 +344,13 @@ class Replay:
         timeout = self._masters.expect(conntrack, made)
         if timeout is None:
             return False
-        self.table.keep(self._now, entry, timeout)
+        self.table.keep(self.now, entry, timeout)
         return True
 
     def _tell(self, seen: Seen, helper: str, placed: Placed) -> None:
         """The kernel has the expectation."""
         if self._history is not None:
-            present = self.table.covering(self._now, placed.expectation)
+            present = self.table.covering(self.now, placed.expectation)
             if present is not None:
                 self._history.asked(present)
         self._add(
@@ -449,7 +449,7 @@ class Replay:
         )
 
     def _clock(self) -> float:
-        return self._now
+        return self.now
 
     def _add(self, event: Event) -> None:
         self._events.append(event)
