@@ -13,14 +13,14 @@ from typing import Final
 from cthelper.core.api import (
     Direction,
     Effect,
-    Endpoint,
     Expect,
     Source,
     Transport,
     Tuple,
 )
 from cthelper.core.grants import How
-from cthelper.core.tuples import Address, Expectation, Network
+from cthelper.core.nearest import Pattern
+from cthelper.core.tuples import Address, Expectation, Network, host_network
 
 Record = dict[str, object]
 
@@ -198,19 +198,27 @@ class Notice:
     failed: bool = False
 
 
-Event = (
-    Begin
-    | ExpectationEvent
-    | RelatedEvent
-    | RefusedEvent
-    | MalformedEvent
-    | FaultEvent
-    | FinishedEvent
-    | MessageEvent
-    | FlowEvent
-    | Summary
-    | Notice
-)
+Told = ExpectationEvent | RelatedEvent | RefusedEvent | MalformedEvent | FinishedEvent
+"""What a helper led to in a frame, and has a record."""
+
+Event = Begin | Told | FaultEvent | MessageEvent | FlowEvent | Summary | Notice
+
+
+def wished(event: RefusedEvent) -> Pattern | None:
+    """The flows that the helper asked for; None: it refused by itself."""
+    wish = event.wish
+    if wish is None:
+        return None
+    source: Network | None
+    match wish.source:
+        case Source.PEER:
+            source = host_network(event.peer)
+        case Source():
+            source = None
+        case network:
+            source = network
+    transport = wish.transport or event.transport
+    return Pattern(transport, source, wish.source_port, wish.endpoint)
 
 
 def record(event: Event, capture: str, begin: Begin | None = None) -> Record | None:
@@ -227,12 +235,7 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
                 "policy": wanted.policy,
                 "flow": _flow(wanted.master),
                 "direction": event.direction.value,
-                "expects": _expects(
-                    wanted.transport,
-                    wanted.source,
-                    wanted.source_port,
-                    wanted.destination,
-                ),
+                "expects": _expects(Pattern.of(wanted)),
                 "permanent": wanted.permanent,
                 "timeout": wanted.timeout,
                 "how": event.how.value,
@@ -246,11 +249,12 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
                 "flow": _flow(event.flow),
             }
         case RefusedEvent():
+            asked = wished(event)
             return {
                 **_head("refused", capture, event, begin),
                 "helper": event.helper,
                 "reason": event.reason,
-                "expects": _wish(event),
+                "expects": None if asked is None else _expects(asked),
             }
         case MalformedEvent():
             return {
@@ -281,16 +285,7 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
             return None
 
 
-def _head(
-    name: str,
-    capture: str,
-    event: ExpectationEvent
-    | RelatedEvent
-    | RefusedEvent
-    | MalformedEvent
-    | FinishedEvent,
-    begin: Begin | None,
-) -> Record:
+def _head(name: str, capture: str, event: Told, begin: Begin | None) -> Record:
     return {
         "event": name,
         "capture": capture,
@@ -308,37 +303,16 @@ def _flow(flow: Tuple) -> Record:
     }
 
 
-def _wish(event: RefusedEvent) -> Record | None:
-    wish = event.wish
-    if wish is None:
-        return None
-    source: Address | Network | None
-    match wish.source:
-        case Source.PEER:
-            source = event.peer
-        case Source():
-            source = None
-        case network:
-            source = network
-    transport = wish.transport or event.transport
-    return _expects(transport, source, wish.source_port, wish.endpoint)
-
-
-def _expects(
-    transport: Transport,
-    source: Address | Network | None,
-    source_port: int | None,
-    destination: Endpoint,
-) -> Record:
+def _expects(flows: Pattern) -> Record:
     return {
-        "transport": str(transport),
-        "source": None if source is None else source_text(source),
-        "source_port": source_port,
-        "destination": str(destination),
+        "transport": str(flows.transport),
+        "source": None if flows.source is None else source_text(flows.source),
+        "source_port": flows.source_port,
+        "destination": str(flows.destination),
     }
 
 
-def source_text(source: Source | Address | Network) -> str:
+def source_text(source: Source | Network) -> str:
     """Who may open a flow: in a word, an address, or a network of more than one."""
     if isinstance(source, Source):
         return source.value

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from cthelper.core.api import Expect, Source
+from cthelper.core.api import Expect
 from cthelper.core.engine import Decision
 from cthelper.core.nearest import Control, End, Moment, Pattern, Wish
 from cthelper.core.offline.entries import Entry, Expected
@@ -20,9 +20,10 @@ from cthelper.core.offline.events import (
     MessageEvent,
     RefusedEvent,
     source_text,
+    wished,
 )
 from cthelper.core.outcome import Finished
-from cthelper.core.tuples import Network, Tuple, host_network
+from cthelper.core.tuples import Tuple
 
 # Wishes and control flows that are remembered: the latest.
 _LIMIT: Final = 100_000
@@ -101,12 +102,13 @@ class History:
                     control.read = self._now
                     if any(isinstance(each, Expect) for each in event.effects):
                         control.asked = self._now
-                case RefusedEvent(wish=None):
-                    control.trouble(
-                        f"refused, {event.reason}: {event.detail}", self._now
-                    )
                 case RefusedEvent():
-                    self._refuse(event)
+                    refusal = f"{event.reason}: {event.detail}"
+                    pattern = wished(event)
+                    if pattern is None:
+                        control.trouble(f"refused, {refusal}", self._now)
+                    else:
+                        self._refuse(event.helper, pattern, refusal)
                 case MalformedEvent():
                     control.trouble(f"malformed, {event.reason}", self._now)
                 case FaultEvent():
@@ -127,25 +129,10 @@ class History:
                 del self._controls[next(iter(self._controls))]
         return control
 
-    def _refuse(self, event: RefusedEvent) -> None:
-        wish = event.wish
-        assert wish is not None  # noqa: S101 - the caller has looked
-        source: Network | None
-        match wish.source:
-            case Source.PEER:
-                source = host_network(event.peer)
-            case Source():
-                source = None
-            case network:
-                source = network
-        transport = wish.transport or event.transport
-        pattern = Pattern(transport, source, wish.source_port, wish.endpoint)
-        who = "any" if source is None else source_text(source)
-        text = f"{transport} {who} > {wish.endpoint}"
-        refusal = f"{event.reason}: {event.detail}"
-        self._wishes.append(
-            Wish(event.helper, pattern, text, [self._now], refusal=refusal)
-        )
+    def _refuse(self, helper: str, pattern: Pattern, refusal: str) -> None:
+        source = "any" if pattern.source is None else source_text(pattern.source)
+        text = f"{pattern.transport} {source} > {pattern.destination}"
+        self._wishes.append(Wish(helper, pattern, text, [self._now], refusal=refusal))
 
 
 def began(entry: Entry) -> Moment:

@@ -19,6 +19,7 @@ from cthelper.core.offline.events import (
     RefusedEvent,
     RelatedEvent,
     Summary,
+    Told,
 )
 
 _UTC: Final = len("2026-01-01T00:00:00.000000+00:00")
@@ -75,16 +76,7 @@ def summary(event: Summary) -> str:
     )
 
 
-def _row(
-    name: str,
-    event: ExpectationEvent
-    | RelatedEvent
-    | RefusedEvent
-    | MalformedEvent
-    | FinishedEvent,
-    begin: Begin | None,
-    what: str,
-) -> str:
+def _row(name: str, event: Told, begin: Begin | None, what: str) -> str:
     time = f"{event.time:>12.6f}"
     if begin is not None:
         time = f"{begin.utc(event.time) or time:<{_UTC}}"
