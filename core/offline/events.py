@@ -81,7 +81,7 @@ class RefusedEvent:
     """An expectation was not made. `reason` is a code, `detail` says it in words.
 
     `wish` is what the helper asked for (None: it refused by itself), `peer` the address
-    of the message's receiver.
+    of the message's receiver, `transport` the message's.
     """
 
     frame: int

@@ -334,7 +334,9 @@ class Replay:
         conntrack = entry.conntrack(self.now)
         answer = self.expecter.carry_out(conntrack, decision.expectations)
         for expectation, error in answer.refused:
-            self._refuse(seen, entry, expectation, helper, error.reason)
+            detail = _unwanted(expectation, error.reason)
+            refused = Refused(error.reason, detail, _wish_of(expectation))
+            self._refuse(seen, conntrack, helper, refused)
         placed = decision.placed + answer.placed
         for each in placed:
             self._tell(seen, helper, each)
@@ -366,24 +368,18 @@ class Replay:
         )
 
     def _refuse(
-        self,
-        seen: Seen,
-        entry: Entry,
-        expectation: Expectation,
-        helper: str,
-        reason: str,
+        self, seen: Seen, conntrack: Conntrack, helper: str, refused: Refused
     ) -> None:
-        """The kernel has not taken the expectation."""
         self._add(
             RefusedEvent(
                 frame=self._frame,
                 time=self._time,
                 helper=helper,
-                reason=reason,
-                detail=_unwanted(expectation, reason),
-                wish=_wish_of(expectation),
-                peer=_receiver(seen, entry.original, entry.reply),
-                transport=expectation.transport,
+                reason=refused.reason,
+                detail=refused.detail,
+                wish=refused.wish,
+                peer=_receiver(seen, conntrack),
+                transport=conntrack.original.transport,
             )
         )
 
@@ -396,19 +392,8 @@ class Replay:
     ) -> None:
         for event in decision.events:
             match event:
-                case Refused(reason, detail, wish):
-                    self._add(
-                        RefusedEvent(
-                            frame=self._frame,
-                            time=self._time,
-                            helper=helper,
-                            reason=reason,
-                            detail=detail,
-                            wish=wish,
-                            peer=_receiver(seen, conntrack.original, conntrack.reply),
-                            transport=conntrack.original.transport,
-                        )
-                    )
+                case Refused():
+                    self._refuse(seen, conntrack, helper, event)
                 case Damaged(reason):
                     self._add(
                         MalformedEvent(
@@ -542,9 +527,10 @@ def _wish_of(expectation: Expectation) -> Expect:
     )
 
 
-def _receiver(seen: Seen, original: Tuple, reply: Tuple) -> Address:
+def _receiver(seen: Seen, conntrack: Conntrack) -> Address:
     """The own address of the message's receiver."""
-    sending = reply if seen.direction is ORIGINAL else original
+    original = seen.direction is ORIGINAL
+    sending = conntrack.reply if original else conntrack.original
     return sending.source.address
 
 
