@@ -145,13 +145,8 @@ def replay_all(
     futures = _submit(jobs, executor)
     try:
         for count, (job, future) in enumerate(zip(jobs, futures, strict=True), 1):
-            if stop is not None:
-                while not (future.cancelled() or wait([future], _GLANCE).done):
-                    if stop.poll():
-                        for each in futures:
-                            each.cancel()
-                        if not (future.cancelled() or wait([future], _GRACE).done):
-                            return
+            if stop is not None and not _await(future, futures, stop):
+                return
             if not future.cancelled() and (events := future.result()):
                 yield job, events
             if progress is not None:
@@ -161,6 +156,25 @@ def replay_all(
     finally:
         for future in futures:
             future.cancel()
+
+
+def _await(
+    future: Future[list[Event]],
+    futures: Sequence[Future[list[Event]]],
+    stop: Connection,
+) -> bool:
+    """Wait for one of them, until `stop` ends all; whether it is done."""
+    while not _is_done(future, _GLANCE):
+        if stop.poll():
+            for each in futures:
+                each.cancel()
+            return _is_done(future, _GRACE)
+    return True
+
+
+def _is_done(future: Future[list[Event]], seconds: float) -> bool:
+    # Who waits for one that is cancelled already waits in vain.
+    return future.cancelled() or bool(wait([future], seconds).done)
 
 
 def _submit(jobs: Sequence[Job], executor: Executor) -> list[Future[list[Event]]]:
