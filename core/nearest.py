@@ -134,22 +134,17 @@ def nearest(flow: Tuple, began: Moment, wishes: Iterable[Wish]) -> Near | None:
     port is another. Of several the one with the fewest misfits, and of those the
     latest.
     """
-    best: tuple[tuple[int, int], Moment] | None = None
-    found: tuple[Wish, list[_Misfit]] | None = None
+    near: list[tuple[Wish, list[_Misfit]]] = []
     everything = list(wishes)
     for wish in everything:
         misfits = list(_misfits(wish, flow, began))
         if not misfits:
             return None
-        if not _is_near(misfits):
-            continue
-        cost = len(misfits), sum(each.weight for each in misfits)
-        last = wish.asked[-1]
-        if best is None or cost < best[0] or (cost == best[0] and last > best[1]):
-            best, found = (cost, last), (wish, misfits)
-    if found is None:
+        if _is_near(misfits):
+            near.append((wish, misfits))
+    if not near:
         return None
-    wish, misfits = found
+    wish, misfits = max(near, key=_nearness)
     texts = tuple(
         _outside(wish, flow, everything) if each.weight == _Weight.SOURCE else each.text
         for each in misfits
@@ -204,6 +199,12 @@ class _Misfit(NamedTuple):
     text: str
 
 
+def _nearness(near: tuple[Wish, list[_Misfit]]) -> tuple[int, int, Moment]:
+    wish, misfits = near
+    weight = sum(each.weight for each in misfits)
+    return -len(misfits), -weight, wish.asked[-1]
+
+
 def _is_near(misfits: list[_Misfit]) -> bool:
     places = [each.weight for each in misfits if each.weight != _Weight.TIME]
     if _Weight.ADDRESS in places or _Weight.PORT in places:
@@ -237,7 +238,8 @@ def _misplaced(pattern: Pattern, flow: Tuple) -> Iterator[_Misfit]:
     if wanted.port != destination.port:
         yield _Misfit(_Weight.PORT, f"the flow goes to port {destination.port}")
     if pattern.source is not None and source.address not in pattern.source:
-        yield _Misfit(_Weight.SOURCE, f"{source.address} is not in {pattern.source}")
+        # Which networks were opened with it only `_outside` can say.
+        yield _Misfit(_Weight.SOURCE, "")
     if pattern.source_port not in (None, source.port):
         yield _Misfit(
             _Weight.SOURCE_PORT,
