@@ -131,6 +131,11 @@ class FinishedEvent:
     reason: str
     detail: str
 
+    @property
+    def why(self) -> str:
+        """The reason, and the detail where there is one."""
+        return f"{self.reason}, {self.detail}" if self.detail else self.reason
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageEvent:

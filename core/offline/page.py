@@ -478,8 +478,7 @@ class _Page:
                 if event.detail:
                     facts.append(("detail", event.detail))
                 facts.append(("flow", str(event.flow)))
-                what = f"{event.reason}, {event.detail}".removesuffix(", ")
-                return "finished", what, event.flow, facts
+                return "finished", event.why, event.flow, facts
             case FlowEvent():
                 role = "expected flow" if event.helper is None else "control flow"
                 count = f"{event.packets} packet{'' if event.packets == 1 else 's'}"
@@ -568,10 +567,7 @@ class _Page:
                             "met": met,
                         }
                     )
-                case MessageEvent():
-                    label = str(event.flow)
-                    marks[lane(self._flow_of.get(number, label), label)].append(number)
-                case FinishedEvent():
+                case MessageEvent() | FinishedEvent():
                     label = str(event.flow)
                     marks[lane(self._flow_of.get(number, label), label)].append(number)
                 case RefusedEvent() | MalformedEvent() | FaultEvent():

@@ -57,8 +57,7 @@ def line(event: Event, begin: Begin | None = None) -> str | None:
         case MalformedEvent():
             return _row("malformed", event, begin, event.reason)
         case FinishedEvent():
-            why = f"{event.reason}, {event.detail}" if event.detail else event.reason
-            what = f"{event.flow}, read no longer: {why}"
+            what = f"{event.flow}, read no longer: {event.why}"
             return _row("finished", event, begin, what)
         case Summary():
             return summary(event)
