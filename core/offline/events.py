@@ -64,6 +64,17 @@ class ExpectationEvent:
     how: How
     flows: int | None
 
+    @property
+    def admits(self) -> str:
+        """`flows` in words."""
+        match self.flows:
+            case None:
+                return "permanent"
+            case 1:
+                return "one flow"
+            case flows:
+                return f"{flows} flows"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelatedEvent:

@@ -149,14 +149,16 @@ def _data(pages: Pages) -> dict[str, object]:
 class _Life:
     """An expectation from its creation to its end.
 
-    `end` is None where the capture ends first. `renewals` are the events that set its
-    timeout anew, and `met` those of flows that met it, by their numbers.
+    `end` is None where the capture ends first. `left` is how many flows may still come
+    (None: any number). `renewals` are the events that set its timeout anew, and `met`
+    those of flows that met it, by their numbers.
     """
 
     number: int
     event: ExpectationEvent
     end: float | None
     how: str
+    left: int | None
     renewals: list[int] = field(default_factory=list)
     met: list[int] = field(default_factory=list)
 
@@ -236,9 +238,10 @@ class _Page:
                     if life is not None and _outlives(life, event.time):
                         # The kernel has one such expectation, and keeps its master.
                         life.renewals.append(number)
-                        life.end, life.how = end, how
+                        life.end, life.how, life.left = end, how, event.flows
                     else:
-                        life = latest[mask] = _Life(number, event, end, how)
+                        life = _Life(number, event, end, how, event.flows)
+                        latest[mask] = life
                     self._lives[number] = life
                     made.setdefault((event.frame, event.helper), []).append(life)
                 case RelatedEvent():
@@ -253,12 +256,13 @@ class _Page:
 
     def _meet(self, number: int, event: RelatedEvent, lives: Iterable[_Life]) -> None:
         for life in lives:
-            wanted = life.event.expectation
-            if not _admits(wanted, event.flow) or (life.met and not wanted.permanent):
+            if life.left == 0 or not _admits(life.event.expectation, event.flow):
                 continue
             life.met.append(number)
             self._expectation_of[number] = life.number
-            if not wanted.permanent:
+            if life.left is not None:
+                life.left -= 1
+            if life.left == 0:
                 life.end = event.time
                 life.how = f"met in frame {event.frame}"
             return
@@ -425,11 +429,10 @@ class _Page:
             case ExpectationEvent():
                 wanted = event.expectation
                 life = self._lives[number]
-                kind = "permanent" if wanted.permanent else "one flow"
                 facts = [
                     ("expects", str(wanted)),
                     ("policy", str(wanted.policy)),
-                    ("permanent", _permanent(wanted)),
+                    ("permanent", _permanent(event)),
                     ("timeout", f"{wanted.timeout} s"),
                     ("end", life.how),
                     ("master flow", str(wanted.master)),
@@ -442,7 +445,7 @@ class _Page:
                     facts.insert(0, ("renews", renewed))
                 return (
                     "expectation",
-                    f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s)",
+                    f"{wanted} ({wanted.policy}, {event.admits}, {wanted.timeout} s)",
                     wanted.master,
                     facts,
                 )
@@ -581,10 +584,10 @@ def _place(event: Event) -> tuple[int, int]:
     return frame, _ORDER.index(type(event))
 
 
-def _permanent(wanted: Expectation) -> str:
-    if wanted.permanent:
+def _permanent(event: ExpectationEvent) -> str:
+    if event.flows is None:
         return "yes, admits any number of flows"
-    return "no, admits one flow"
+    return f"no, admits {event.admits}"
 
 
 def _mask(wanted: Expectation) -> tuple[object, ...]:

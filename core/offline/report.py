@@ -39,15 +39,10 @@ def line(event: Event, begin: Begin | None = None) -> str | None:
     match event:
         case ExpectationEvent():
             wanted = event.expectation
-            match event.flows:
-                case None:
-                    kind = "permanent"
-                case 1:
-                    kind = "one flow"
-                case flows:
-                    kind = f"{flows} flows"
             how = "" if event.how is How.CREATED else f", {event.how.value}"
-            what = f"{wanted} ({wanted.policy}, {kind}, {wanted.timeout} s{how})"
+            what = (
+                f"{wanted} ({wanted.policy}, {event.admits}, {wanted.timeout} s{how})"
+            )
             return _row("expectation", event, begin, what)
         case RelatedEvent():
             what = f"{event.flow}, announced in frame {event.expectation_frame}"

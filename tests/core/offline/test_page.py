@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.errors import CthelperError
+from cthelper.core.grants import How
 from cthelper.core.offline.events import Event, Notice
 from cthelper.core.offline.page import page_file, render
 from cthelper.core.tuples import REPLY
@@ -313,6 +314,7 @@ def test_permanent_expectation_is_met_by_many() -> None:
         expectation=replace(
             EXPECTATION.expectation, permanent=True, source=ip_network("192.0.2.0/24")
         ),
+        flows=None,
     )
     other = replace(
         RELATED,
@@ -322,6 +324,21 @@ def test_permanent_expectation_is_met_by_many() -> None:
     everything = rows(wide, RELATED, other)
     assert targets(everything[0], everything) == {"met by": ["related", "related"]}
     assert facts(everything[0])["end"] == "after the capture's end"
+
+
+def test_shared_expectation_is_met_by_as_many_as_asked_for_it() -> None:
+    again = replace(EXPECTATION, frame=7, time=0.6, how=How.SHARED, flows=2)
+    flows = [replace(RELATED, frame=frame, time=frame / 10) for frame in (9, 11, 13)]
+    everything = rows(EXPECTATION, again, *flows)
+    first, second, *met = everything
+    assert targets(first, everything) == {
+        "renewed by": ["expectation"],
+        "met by": ["related", "related"],
+    }
+    assert [bool(each["links"]) for each in met] == [True, True, False]
+    assert facts(first)["end"] == "met in frame 11"
+    assert second["what"].endswith("(data, 2 flows, 60 s)")
+    assert facts(second)["permanent"] == "no, admits 2 flows"
 
 
 def test_of_several_expectations_in_a_frame_the_one_that_admits_is_met() -> None:
