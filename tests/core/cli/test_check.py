@@ -2,7 +2,6 @@
 """``cthelper check``, and what other commands make of a configuration in a pipe."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,21 +13,10 @@ import pytest
 from cthelper.core.config import Config
 from cthelper.core.daemon import supervisor
 from cthelper.core.errors import ConfigError
+from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
 
-ROOT: Final = Path(__file__).parents[3]
-FTP: Final = ROOT / "plugins" / "ftp.py"
 CAPTURE: Final = ROOT / "pcaps" / "ftp" / "ftp-curl-pasv-pyftpdlib.pcap"
-
-
-@pytest.fixture
-def plugins(tmp_path: Path) -> Path:
-    """A folder with the worked example."""
-    folder = tmp_path / "plugins"
-    folder.mkdir(mode=0o755)
-    shutil.copyfile(FTP, folder / "ftp.py")
-    (folder / "ftp.py").chmod(0o644)
-    return folder
 
 
 def piped(text: str) -> str:
@@ -39,9 +27,9 @@ def piped(text: str) -> str:
     return f"/dev/fd/{ours}"
 
 
-def test_right_configuration_is_0(run: Runner, tmp_path: Path, plugins: Path) -> None:
+def test_right_configuration_is_0(run: Runner, tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "cthelper.toml"
-    file.write_text(f"plugins.folder = '{plugins}'\nhelpers.ftp.ports = [2121]\n")
+    file.write_text(f"plugins.folder = '{folder}'\nhelpers.ftp.ports = [2121]\n")
     result = run("check", "--config", str(file))
     assert (result.code, result.output) == (0, f"{file}: nothing is wrong\n")
     assert result.errors == ""
@@ -58,21 +46,21 @@ def test_warnings_are_told(run: Runner, tmp_path: Path) -> None:
 
 
 def test_all_that_is_wrong_is_listed_a_line_each(
-    run: Runner, tmp_path: Path, plugins: Path
+    run: Runner, tmp_path: Path, folder: Path
 ) -> None:
-    (plugins / "broken.py").write_text("1/0")
-    (plugins / "twice.py").write_bytes((plugins / "ftp.py").read_bytes())
+    (folder / "broken.py").write_text("1/0")
+    (folder / "twice.py").write_bytes((folder / "ftp.py").read_bytes())
     file = tmp_path / "cthelper.toml"
     file.write_text(
-        f"plugins.folder = '{plugins}'\nhelpers.ftp.ports = [0]\ndaemon.queu = 1\n"
+        f"plugins.folder = '{folder}'\nhelpers.ftp.ports = [0]\ndaemon.queu = 1\n"
     )
     result = run("check", "--config", str(file))
     assert (result.code, result.output) == (2, "")
     lines = result.errors.splitlines()
     assert all(line.startswith("cthelper: ") for line in lines)
     starts = (
-        f"{plugins}/broken.py:1: ZeroDivisionError",
-        f"{plugins}/twice.py:",
+        f"{folder}/broken.py:1: ZeroDivisionError",
+        f"{folder}/twice.py:",
         f"{file}: daemon.queu = 1: unknown key (did you mean queue?)",
         f"{file}: helpers.ftp.ports = 0: must be a port",
     )
@@ -102,9 +90,9 @@ def test_what_two_readers_find_is_told_once(
 
 @pytest.mark.parametrize("command", [("check",), ("ruleset", "show"), ("helpers",)])
 def test_configuration_comes_through_a_pipe(
-    run: Runner, plugins: Path, command: tuple[str, ...]
+    run: Runner, folder: Path, command: tuple[str, ...]
 ) -> None:
-    text = f"plugins.folder = '{plugins}'\nhelpers.ftp.ports = [2121]\n"
+    text = f"plugins.folder = '{folder}'\nhelpers.ftp.ports = [2121]\n"
     result = run(*command, "--config", piped(text))
     assert (result.code, result.errors) == (0, "")
     result = run(*command, "--config", piped("plugins.folder = 1"))
@@ -129,9 +117,9 @@ def test_configuration_comes_by_standard_input() -> None:
 
 @pytest.mark.parametrize("jobs", [(), ("--jobs", "2")], ids=["here", "elsewhere"])
 def test_replay_takes_a_piped_configuration_wherever_it_runs(
-    run: Runner, plugins: Path, jobs: tuple[str, ...]
+    run: Runner, folder: Path, jobs: tuple[str, ...]
 ) -> None:
-    text = f"plugins.folder = '{plugins}'\n"
+    text = f"plugins.folder = '{folder}'\n"
     result = run("replay", "--config", piped(text), *jobs, str(CAPTURE))
     assert (result.code, result.errors) == (0, "")
     assert "1 expectations" in result.output

@@ -17,13 +17,6 @@ from tests.core.cli.process import COMMAND, ROOT, group, interrupt, left, starte
 SHOWMOUNT: Final = ROOT / "pcaps/sunrpc/rpc-showmount-e.pcap"
 
 
-def feed(pipe: Path, content: bytes) -> int:
-    """Open a FIFO that somebody else reads, and write; what to close."""
-    writer = os.open(pipe, os.O_WRONLY)
-    os.write(writer, content)
-    return writer
-
-
 @pytest.fixture
 def pipe(tmp_path: Path) -> Path:
     """A capture that does not end: what is read from it is in the test's hand."""
@@ -33,8 +26,10 @@ def pipe(tmp_path: Path) -> Path:
 
 
 def begun(pipe: Path) -> int:
-    """Most of a capture goes in."""
-    return feed(pipe, SHOWMOUNT.read_bytes()[:-100])
+    """Most of a capture goes in, once somebody reads it; what to close."""
+    writer = os.open(pipe, os.O_WRONLY)
+    os.write(writer, SHOWMOUNT.read_bytes()[:-100])
+    return writer
 
 
 def test_captures_behind_it_are_not_begun(pipe: Path, empty: str) -> None:

@@ -11,21 +11,11 @@ import pytest
 
 from cthelper.core.cli.options import configured
 from cthelper.core.config import read_file
+from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
 
-ROOT: Final = Path(__file__).parents[3]
 FTP: Final = ROOT / "plugins" / "ftp.py"
 CAPTURE: Final = ROOT / "pcaps" / "ftp" / "ftp-curl-pasv-pyftpdlib.pcap"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder that holds the worked example."""
-    folder = tmp_path / "plugins"
-    folder.mkdir(mode=0o755)
-    shutil.copyfile(FTP, folder / "ftp.py")
-    (folder / "ftp.py").chmod(0o644)
-    return folder
 
 
 @pytest.fixture
