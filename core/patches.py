@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from cthelper.core.errors import HelperFault, RewriteRefused
+from cthelper.core.sequence import distance
 
-_MODULUS: Final = 1 << 32
-_HALF: Final = 1 << 31
 # Nothing that far behind is sent again, and a sequence number comes again after 4 GiB.
 _KEPT_BYTES: Final = 1 << 20
 # What the receiver has not acknowledged may be sent again, and more are not kept. A
@@ -35,7 +34,7 @@ class Patch:
 
     def offset(self, sequence: int) -> int:
         """Where it begins, counted from `sequence`; negative: before that."""
-        return (self.sequence - sequence + _HALF) % _MODULUS - _HALF
+        return distance(sequence, self.sequence)
 
     def is_inside(self, sequence: int, size: int) -> bool:
         """Whether the bytes that it replaces, or stands before, are all among these."""

@@ -34,6 +34,7 @@ from cthelper.core.grants import Grants
 from cthelper.core.outcome import Damaged, Fault, Located, Outcome, Refused
 from cthelper.core.packet import has_ack_alone, read_control
 from cthelper.core.patches import Patch
+from cthelper.core.sequence import MODULUS, distance
 from cthelper.core.stream import Stream
 from cthelper.core.tuples import ORIGINAL, Conntrack
 from cthelper.core.window import Standing, judge
@@ -134,7 +135,7 @@ class Reader:
                 forwarded=packet.forwarded,
                 group=flow.group and direction is ORIGINAL,
                 depth=flow.depth,
-                preceding=max(0, _distance(packet.sequence, position)),
+                preceding=max(0, distance(packet.sequence, position)),
             )
             if self._watch is not None:
                 self._watch.message(helper, message)
@@ -253,7 +254,7 @@ class Reader:
                         # Without NAT what was granted is what stands there.
                         if start < 0 or message.payload[start:stop] != data:
                             outcome.patches.append(
-                                Patch((position + start) % 2**32, stop - start, data)
+                                Patch((position + start) % MODULUS, stop - start, data)
                             )
                     case Done():
                         done = effect
@@ -316,11 +317,6 @@ class Reader:
         where = _place(error, config.helper)
         text = f"{type(error).__name__}: {error}"
         return Fault(text, where, quarantined=name in self.quarantined)
-
-
-def _distance(start: int, stop: int) -> int:
-    """From one sequence number to another, signed."""
-    return (stop - start + 2**31) % 2**32 - 2**31
 
 
 def _place(error: Exception, helper: type[Helper]) -> str:

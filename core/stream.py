@@ -4,9 +4,8 @@
 from typing import Final
 
 from cthelper.core.errors import StreamLost
+from cthelper.core.sequence import MODULUS, distance
 
-_MODULUS: Final = 1 << 32
-_HALF: Final = 1 << 31
 # Segments that wait beyond a missing one. Honest peers send few; thousands of one byte
 # each would cost time and memory far beyond what they carry.
 _HELD: Final = 256
@@ -87,14 +86,14 @@ class Stream:
         next_ = self.next
         held = self._ahead or {}
         ahead = max(
-            (_distance(next_, start) + len(data) for start, data in held.items()),
+            (distance(next_, start) + len(data) for start, data in held.items()),
             default=0,
         )
-        return -_ACKNOWLEDGED <= _distance(next_, number) <= ahead + 1
+        return -_ACKNOWLEDGED <= distance(next_, number) <= ahead + 1
 
     def has_sent(self, number: int) -> bool:
         """Whether it has come to sequence `number` since it began, and no further."""
-        return (number - self._first) % _MODULUS <= (self.next - self._first) % _MODULUS
+        return (number - self._first) % MODULUS <= (self.next - self._first) % MODULUS
 
     def feed(self, start: int, data: bytes) -> bytes:
         """The bytes that `data` makes available in order; empty: none yet.
@@ -102,7 +101,7 @@ class Stream:
         `start` is the sequence number of its first byte. Raises StreamLost where the
         stream cannot be followed; do not feed it again.
         """
-        offset = (start - self.next + _HALF) % _MODULUS - _HALF
+        offset = distance(self.next, start)
         # A keepalive probe may carry one byte of garbage below the window
         # (RFC 9293, section 3.8.4): not a repetition with other content.
         if not data or (offset == -1 and len(data) == 1):
@@ -144,7 +143,7 @@ class Stream:
     def _held_at_hand(self, ahead: dict[int, bytes]) -> tuple[int, bytes] | None:
         """A held segment that lies at the next byte or behind it, and how far."""
         for start in ahead:
-            behind = _distance(start, self.next)
+            behind = distance(start, self.next)
             if behind >= 0:
                 return behind, ahead.pop(start)
         return None
@@ -164,10 +163,5 @@ class Stream:
         self._seen += fresh
         if len(self._seen) > self._limit:
             del self._seen[: -self._limit]
-        self._next = (self.next + len(fresh)) % _MODULUS
+        self._next = (self.next + len(fresh)) % MODULUS
         return fresh
-
-
-def _distance(start: int, stop: int) -> int:
-    """From one sequence number to another, signed."""
-    return (stop - start + _HALF) % _MODULUS - _HALF

@@ -15,13 +15,11 @@ once a segment has the numbers of its SYN and of the SYN/ACK.
 """
 
 import enum
-from typing import Final
 
 from cthelper.core.errors import StreamLost
 from cthelper.core.packet import Control
+from cthelper.core.sequence import MODULUS
 from cthelper.core.stream import Stream
-
-_MODULUS: Final = 1 << 32
 
 
 class Standing(enum.Enum):
@@ -41,7 +39,7 @@ def judge(control: Control, own: Stream, peer: Stream, *, answered: bool) -> Sta
     """
     acknowledged = control.acknowledged
     if control.syn:
-        return _synchronize((control.sequence + 1) % _MODULUS, acknowledged, own, peer)
+        return _synchronize((control.sequence + 1) % MODULUS, acknowledged, own, peer)
     # The text of a RST is not the stream's (RFC 9293, section 3.10.7.4), and neither is
     # what acknowledges nothing.
     if control.rst or acknowledged is None:

@@ -38,6 +38,7 @@ PURE: Final = frozenset(
         "reference",
         "registry",
         "rewriting",
+        "sequence",
         "stream",
         "tables",
         "trusted",
