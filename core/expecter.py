@@ -83,15 +83,15 @@ class _Where(NamedTuple):
     destination: Endpoint
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Shared:
     """A one-shot expectation that was asked for more than once.
 
     `expectation` is as the kernel has it, `ends` are the times at which the
     announcements of flows that have not come yet end, the first one first, and `lasts`
-    when the kernel's ends, as it was set here. Until
-    `open_until` it stays as it is, whoever comes: it was there, permanent, and nobody
-    knows how many flows are still to come.
+    when the kernel's ends, as it was set here. Until `open_until` it stays as it is,
+    whoever comes: it was there, permanent, and nobody knows how many flows are still
+    to come.
     """
 
     expectation: Expectation
@@ -102,10 +102,15 @@ class _Shared:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the kernel has taken, and what not and why."""
+    """What the kernel has taken of a packet's expectations, and what not and why.
 
-    placed: tuple[Placed, ...] = ()
-    refused: tuple[tuple[Expectation, NetlinkError], ...] = ()
+    `timeout`, in seconds, is what the packet's entry must be given to outlive them;
+    None: it does already.
+    """
+
+    placed: tuple[Placed, ...]
+    refused: tuple[tuple[Expectation, NetlinkError], ...]
+    timeout: int | None
 
 
 class Expecter:
@@ -138,17 +143,25 @@ class Expecter:
         return bool(self._shared)
 
     def carry_out(
-        self, entry: Conntrack, expectations: Sequence[Expectation]
+        self,
+        entry: Conntrack,
+        expectations: Sequence[Expectation],
+        before: Sequence[Placed] = (),
     ) -> Answer:
-        """Put in what a packet of a confirmed flow announces, each by itself."""
-        placed: list[Placed] = []
+        """Put in what a packet of a confirmed flow announces, each by itself.
+
+        Its flow is kept as long as these live, and those that were placed `before`.
+        """
+        placed = list(before)
         refused: list[tuple[Expectation, NetlinkError]] = []
         for expectation in expectations:
             try:
                 placed.append(self._put(entry, expectation, widens=True))
             except NetlinkError as error:
                 refused.append((expectation, error))
-        return Answer(tuple(placed), tuple(refused))
+        made = [each.expectation for each in placed]
+        timeout = self._masters.expect(entry, made) if made else None
+        return Answer(tuple(placed), tuple(refused), timeout)
 
     def place(
         self, entry: Conntrack, expectations: Sequence[Expectation]
@@ -177,7 +190,7 @@ class Expecter:
                 self._delete(each.expectation)
                 continue
             shared = self._find(each.expectation)
-            if shared is not None and each.flows is not None:
+            if shared is not None and shared.ends and not each.expectation.permanent:
                 end = self._clock() + each.expectation.timeout
                 shared.ends.remove(min(shared.ends, key=lambda at: abs(at - end)))
                 self._adjust(shared)
@@ -220,17 +233,16 @@ class Expecter:
         for _ in range(_ATTEMPTS):
             try:
                 self._kernel.expect(wanted)
-            except (AlreadyExists, Busy) as error:
-                if self._shared:
-                    # They may be used up, and nobody has read so yet.
-                    self._follow(True)
+            except AlreadyExists:
+                self._catch_up()
                 try:
-                    if isinstance(error, AlreadyExists):
-                        return self._join(entry, wanted, self._kernel.covering(wanted))
+                    return self._join(entry, wanted, self._kernel.covering(wanted))
                 except NotFound:
                     continue
+            except Busy:
                 if not widens:
                     raise
+                self._catch_up()
                 return self._widen(entry, wanted)
             shared = self._find(wanted)
             if shared is not None:
@@ -367,6 +379,11 @@ class Expecter:
             if _covers(shared.expectation, expectation):
                 return shared
         return None
+
+    def _catch_up(self) -> None:
+        """Have flows counted that have come, and of which nobody has read yet."""
+        if self._shared:
+            self._follow(True)
 
     def _count(self, expectation: Expectation, ends: list[float]) -> _Shared:
         """Count the flows of an expectation, since the events are followed."""

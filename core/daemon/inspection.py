@@ -26,7 +26,7 @@ from cthelper.core.netlink.ctnetlink import (
 from cthelper.core.netlink.links import Links
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
 from cthelper.core.queue.protocol import Action, Packet, Queue, Verdict
-from cthelper.core.tuples import ORIGINAL, Conntrack, Expectation, FlowKey
+from cthelper.core.tuples import ORIGINAL, Conntrack, FlowKey
 
 _BATCH: Final = 64
 _LOOPBACK: Final = 1
@@ -154,10 +154,9 @@ class Inspection:
             return self._gate.accept(packet, entry)
         if flow.finished is not None:
             self._masters.finish(entry, flow.name, flow.finished)
-        made = timeout = None
+        made, timeout = False, None
         if decision.expectations or decision.placed:
-            made = self._expect(entry, flow, decision)
-            timeout = self._masters.expect(entry, made) if made else None
+            made, timeout = self._expect(entry, flow, decision)
         if timeout is None:
             released.append(entry)
         verdict = self._gate.verdict(packet, entry, decision, timeout)
@@ -168,11 +167,13 @@ class Inspection:
 
     def _expect(
         self, entry: Conntrack, flow: Flow, decision: Decision
-    ) -> list[Expectation]:
-        """Have the kernel expect what a packet announces; what it has."""
-        answer = self._expecter.carry_out(entry, decision.expectations)
-        placed = decision.placed + answer.placed
-        for expectation, how, flows in placed:
+    ) -> tuple[bool, int | None]:
+        """Have the kernel expect what a packet announces.
+
+        Whether it does of anything, and what the flow's timeout must be set to.
+        """
+        answer = self._expecter.carry_out(entry, decision.expectations, decision.placed)
+        for expectation, how, flows in answer.placed:
             self._log.event(
                 "expectation",
                 helper=flow.name,
@@ -186,7 +187,7 @@ class Inspection:
             )
         for refused, error in answer.refused:
             tell_refused(self._log, refused, flow.name, error.reason, str(error))
-        return [each.expectation for each in placed]
+        return bool(answer.placed), answer.timeout
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:
         common: dict[str, object] = {"helper": flow.name, "flow": entry.original}

@@ -331,22 +331,21 @@ class Replay:
 
         Whether the verdict has lengthened the flow's life.
         """
+        if not (decision.expectations or decision.placed):
+            return False
         conntrack = entry.conntrack(self.now)
-        answer = self.expecter.carry_out(conntrack, decision.expectations)
+        answer = self.expecter.carry_out(
+            conntrack, decision.expectations, decision.placed
+        )
         for expectation, error in answer.refused:
             detail = _unwanted(expectation, error.reason)
             refused = Refused(error.reason, detail, _wish_of(expectation))
             self._refuse(seen, conntrack, helper, refused)
-        placed = decision.placed + answer.placed
-        for each in placed:
+        for each in answer.placed:
             self._tell(seen, helper, each)
-        if not placed:
+        if answer.timeout is None:
             return False
-        made = [each.expectation for each in placed]
-        timeout = self._masters.expect(conntrack, made)
-        if timeout is None:
-            return False
-        self.table.keep(self.now, entry, timeout)
+        self.table.keep(self.now, entry, answer.timeout)
         return True
 
     def _tell(self, seen: Seen, helper: str, placed: Placed) -> None:

@@ -488,6 +488,20 @@ def test_what_a_killed_server_counted_is_open_until_its_time_is_over(
     assert after.present == []
 
 
+def test_what_is_withdrawn_meanwhile_is_not_counted_either(world: World) -> None:
+    master = world.master()
+    world.announce(master)
+    world.announce(master)
+    after = successor(world)
+    after.waits(3)
+    entry = master.conntrack(after.clock())
+    placed = after.expecter.place(entry, [wanted(master=master.original)])
+    assert placed is not None
+    after.expecter.withdraw(placed)
+    after.waits(8)
+    assert after.present == []
+
+
 def test_another_helpers_permanent_one_stays_so(world: World) -> None:
     master = world.master()
     world.announce(master, permanent=True)
