@@ -393,16 +393,21 @@ class Table:
         return self._expected.put(now, master, expectation, frame)
 
     def replace(
-        self, now: float, old: Sequence[Expected], master: Entry, new: Expectation
+        self,
+        now: float,
+        old: Sequence[Expected],
+        master: Entry,
+        new: Expectation,
+        frame: int,
     ) -> Outcome:
         """Put in an expectation in place of others, the first of which it goes on as.
 
-        It counts as made when that was made.
+        It counts as made when that was made; in `frame` where there is none.
         """
         for each in old:
             self._expected.replace(each)
-        frame = min(each.frame for each in old)
-        outcome, expected = self._expected.put(now, master, new, frame)
+        first = min((each.frame for each in old), default=frame)
+        outcome, expected = self._expected.put(now, master, new, first)
         if self._history is not None and expected is not None:
             self._history.replaced(old, expected)
         return outcome

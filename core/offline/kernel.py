@@ -15,7 +15,7 @@ from cthelper.core.offline.entries import Entry, Expected
 from cthelper.core.offline.expectations import Outcome
 from cthelper.core.tuples import Conntrack, Expectation, Tuple
 
-_ERRNO: Final = {
+ERRNO: Final = {
     Outcome.CLASH: errno.EBUSY,
     Outcome.FULL: errno.EMFILE,
     Outcome.ALREADY: errno.EALREADY,
@@ -23,6 +23,7 @@ _ERRNO: Final = {
     Outcome.NO_MASTER: errno.ENOENT,
     Outcome.NO_HELPER: errno.EOPNOTSUPP,
 }
+"""What the kernel answers where it refuses."""
 
 
 class ModelKernel:
@@ -93,13 +94,11 @@ class ModelKernel:
         """
         found = [self._table.covering(self.now, each) for each in old]
         present = [each for each in found if each is not None]
-        if present:
-            self._check(
-                self._table.replace(self.now, present, self._master(new), new), new
-            )
-        else:
-            self._put(new)
-        self._put(replace(new, timeout=seconds))
+        master = self._master(new)
+        self._check(
+            self._table.replace(self.now, present, master, new, self.frame), new
+        )
+        self.renew(new, seconds)
 
     def delete_expectation(self, expectation: Expectation) -> None:
         """Take one out, if it is there."""
@@ -117,8 +116,8 @@ class ModelKernel:
         return master
 
     def _check(self, outcome: Outcome, expectation: Expectation) -> None:
-        if outcome in _ERRNO:
-            raise NetlinkError.of(_ERRNO[outcome], f"expect {expectation}")
+        if outcome in ERRNO:
+            raise NetlinkError.of(ERRNO[outcome], f"expect {expectation}")
 
     def _told(self, present: Expected) -> Expectation:
         """An expectation as the kernel tells it: the helper is its master's."""

@@ -30,6 +30,7 @@ from cthelper.core.config import HelperConfig
 from cthelper.core.offline.conntrack import State, Table
 from cthelper.core.offline.entries import STREAM_SECONDS, Entry, Expected, Timeouts
 from cthelper.core.offline.expectations import Outcome
+from cthelper.core.offline.kernel import ERRNO
 from cthelper.core.offline.tcp import TCP_TIMEOUTS, TcpState
 from cthelper.core.packet import checksum
 from cthelper.core.tuples import (
@@ -354,18 +355,6 @@ def _configs() -> dict[str, HelperConfig]:
     }
 
 
-_ERRORS: Final = {
-    Outcome.CREATED: 0,
-    Outcome.REFRESHED: 0,
-    Outcome.CLASH: errno.EBUSY,
-    Outcome.FULL: errno.EMFILE,
-    Outcome.ALREADY: errno.EALREADY,
-    Outcome.INVALID: errno.EINVAL,
-    Outcome.NO_MASTER: errno.ENOENT,
-    Outcome.NO_HELPER: errno.EOPNOTSUPP,
-}
-
-
 def configure(lab: TunLab) -> None:
     """Give the kernel TIMEOUTS, and have it look at no checksum and no window."""
     lab.set("udp_timeout", int(TIMEOUTS.udp))
@@ -551,7 +540,7 @@ class Batch:
             sequence.expected.append(expected)
         count = self.report.outcomes
         count[outcome] = count.get(outcome, 0) + 1
-        return _error(error), _error(_ERRORS[outcome])
+        return _error(error), _error(ERRNO.get(outcome, 0))
 
     def _keep(self, sequence: _Sequence, kept: Keep, now: float) -> tuple[str, str]:
         if kept.seconds:
