@@ -38,6 +38,7 @@ def rewrite(
         raise RewriteRefused(
             "rewrite-cut", "a segment has a part of what was rewritten"
         )
+    replacement = None
     if result != data:
         length = packet.segment.start + len(result)
         if patches and len(result) > len(data) and length > _GROWN_LIMIT:
@@ -46,11 +47,10 @@ def rewrite(
         length = max(length, len(packet.data))
         if length >= COPIED:
             raise _too_long(length)
+        replacement = replace_payload(bytes(packet.data), packet.segment, result)
     if patches and packet.segment.transport is TCP:
         side.patches = made
-    if result == data:
-        return None
-    return replace_payload(bytes(packet.data), packet.segment, result)
+    return replacement
 
 
 def _too_long(length: int) -> RewriteRefused:
