@@ -172,11 +172,17 @@ class Story:
         """How many packets to a service were dropped so far."""
         return self.world.dropped(*self.place(service))
 
-    def knock(self, service: Service) -> int:
+    def knock(self, service: Service, address: str = "") -> int:
         """Call a service without having asked where it is; how many were dropped."""
         before = self.lost_at(service)
-        knock(self.world, *self.place(service), addresses(service)[1])
+        knock(self.world, *self.place(service), address or addresses(service)[1])
         return self.lost_at(service) - before
+
+    def configured(self, text: str) -> "Story":
+        """The same, once the daemon has this configuration, and knows no flow."""
+        forget(self.world)
+        reload(self.daemon, text)
+        return self
 
     def refused(self) -> list[str]:
         """The details of what was refused on account of its program."""
@@ -282,9 +288,7 @@ def test_list_of_services_needs_port_111_alone_and_opens_nothing(
 @pytest.fixture(scope="module")
 def denying(story: Story) -> Story:
     """Program mountd is denied."""
-    forget(story.world)
-    reload(story.daemon, DENYING)
-    return story
+    return story.configured(DENYING)
 
 
 def test_denied_program_is_not_opened(denying: Story) -> None:
@@ -302,9 +306,7 @@ def test_program_that_is_not_denied_is_opened(denying: Story) -> None:
 @pytest.fixture(scope="module")
 def dumping(story: Story) -> Story:
     """DUMP opens what it lists."""
-    forget(story.world)
-    reload(story.daemon, DUMPING)
-    return story
+    return story.configured(DUMPING)
 
 
 def test_all_that_is_listed_is_opened(dumping: Story) -> None:
@@ -325,9 +327,7 @@ def test_all_that_is_listed_is_opened(dumping: Story) -> None:
 @pytest.fixture(scope="module")
 def calling(story: Story) -> Story:
     """CALLIT and BCAST to a group open the port that asked."""
-    forget(story.world)
-    reload(story.daemon, CALLING)
-    return story
+    return story.configured(CALLING)
 
 
 def broadcast(world: World, seconds: float) -> str:
@@ -385,16 +385,7 @@ def second(story: Story) -> Iterator[Story]:
 @pytest.fixture(scope="module")
 def narrow(second: Story) -> Story:
     """The asked server's own address is opened alone."""
-    forget(second.world)
-    reload(second.daemon, POLICIES)
-    return second
-
-
-def knocks_at_second(story: Story) -> int:
-    """Call mountd at the address that nobody asked; how many were dropped."""
-    before = story.lost_at((MOUNTD, "tcp6"))
-    knock(story.world, *story.place((MOUNTD, "tcp6")), SECOND6)
-    return story.lost_at((MOUNTD, "tcp6")) - before
+    return second.configured(POLICIES)
 
 
 @pytest.mark.parametrize("name", ["nfs-ls, IPv6", "nfs-cat, IPv6"])
@@ -405,15 +396,13 @@ def test_client_that_takes_the_port_alone_is_served(narrow: Story, name: str) ->
     refused = narrow.daemon.events("refused")[before:]
     assert {each["reason"] for each in refused} == {"other-address"}
     assert all(SECOND6 in each["detail"] for each in refused)
-    assert knocks_at_second(narrow) > 0
+    assert narrow.knock((MOUNTD, "tcp6"), SECOND6) > 0
 
 
 @pytest.fixture(scope="module")
 def wide(second: Story) -> Story:
     """Its other addresses may be announced."""
-    forget(second.world)
-    reload(second.daemon, ALLOWING)
-    return second
+    return second.configured(ALLOWING)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +418,7 @@ def test_client_that_takes_the_whole_address_is_served_where_it_is_allowed(
 def test_address_that_was_not_asked_is_opened_where_it_is_allowed(wide: Story) -> None:
     forget(wide.world)
     assert CLIENTS["nfs-ls, IPv6"].served(wide.world, WORKING_SECONDS)
-    assert knocks_at_second(wide) == 0
+    assert wide.knock((MOUNTD, "tcp6"), SECOND6) == 0
 
 
 def test_daemon_ends_well(calling: Story) -> None:
