@@ -209,8 +209,13 @@ class Expecter:
     def renewed(self, expectation: Expectation) -> None:
         """Another server has asked for it, too."""
         shared = self._find(expectation)
-        if shared is not None and expectation.permanent:
+        if shared is None or not expectation.permanent:
+            return
+        if shared.expectation.permanent:
             insort(shared.ends, self._clock() + expectation.timeout)
+        else:
+            # It counts the last one of ours with its own.
+            self._forget(shared)
 
     def sweep(self) -> None:
         """Forget the announcements that nobody has followed in time.
@@ -280,11 +285,11 @@ class Expecter:
         else:
             if shared is None:
                 self._follow(True)
-            if shared is not None and present.permanent:
+            if shared is not None and present.permanent and shared.open_until <= now:
                 self._kernel.renew(wanted, seconds)
             else:
                 # Where it is permanent already another server counts, or did: that is
-                # told of a new one (`renewed`).
+                # told of each new one (`renewed`).
                 self._replace(entry, [present], lasting, seconds)
             if shared is None:
                 until = now + present.timeout

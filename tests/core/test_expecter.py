@@ -2,12 +2,13 @@
 """As many flows get in as were announced: in the model of the kernel's table."""
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cthelper.core.api import Policy
@@ -37,15 +38,26 @@ NETWORK = ip_network("198.51.100.0/24")
 
 
 class FaultyKernel(ModelKernel):
-    """The model; `errors` are those of requests to come, by the port they ask for."""
+    """The model; `errors` are those of requests to come, by the port they ask for.
+
+    `made` is what was put in, which the kernel tells those who follow its events.
+    """
 
     errors: dict[int, int]
+    made: list[Expectation]
 
     def expect(self, expectation: Expectation) -> None:
         error = self.errors.get(expectation.destination.port)
         if error is not None:
             raise NetlinkError.of(error, f"expect {expectation}")
         super().expect(expectation)
+        self.made.append(expectation)
+
+    def replace_expectations(
+        self, old: Sequence[Expectation], new: Expectation, seconds: int
+    ) -> None:
+        super().replace_expectations(old, new, seconds)
+        self.made.append(new)
 
 
 @dataclass
@@ -63,6 +75,7 @@ class World:
         self.table = table(config(policies=(Policy("data", 8, 10),)))
         self.kernel = FaultyKernel(self.table)
         self.kernel.errors = {}
+        self.kernel.made = []
         self.record: list[object] = []
         self.untold: list[Late] = []
         kernel: Kernel = self.kernel
@@ -527,6 +540,39 @@ def test_another_servers_announcement_is_counted_by_the_one_that_counts(
     assert present.permanent
     world.expecter.renewed(present)
     assert admitted(world, 5) == 3
+
+
+@example([f"announce {server}" for server in (0, 0, 1, 1)] + ["come"] * 4)
+@example(
+    ["announce 0", "announce 1", "come", "announce 0", "announce 0"] + ["come"] * 3
+)
+@given(st.lists(st.sampled_from(["announce 0", "announce 1", "come"]), max_size=24))
+def test_two_servers_keep_no_flow_out_that_either_announced(steps: list[str]) -> None:
+    world = World()
+    servers = world, successor(world)
+    masters = [world.master(40000 + number) for number in range(3)]
+    to_come = 0
+    for number, step in enumerate(steps):
+        if step == "come":
+            got_in = world.comes(told=False)
+            assert got_in or not to_come
+            to_come = max(0, to_come - 1)
+            for late in world.untold:
+                for each in servers:
+                    each.expecter.met(late.flow, late.master, 0)
+            world.untold.clear()
+        else:
+            asked = int(step[-1])
+            world.kernel.made.clear()
+            servers[asked].announce(masters[number % 3])
+            for made in tuple(world.kernel.made):
+                servers[1 - asked].expecter.renewed(made)
+            to_come += 1
+    for _ in range(25):
+        for each in servers:
+            each.waits(0.5)
+    assert world.present == []
+    assert not any(each.expecter.counts for each in servers)
 
 
 # Placed while the helper waits
