@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Segments of a flow that its ends have not sent, on a real kernel."""
+"""Packets of a flow that its ends have not sent, on a real kernel."""
 
 import fcntl
 import socket
@@ -10,12 +10,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
 
 from tests.live.daemon import Daemon, disabled
-from tests.live.gateway import entry_of
+from tests.live.gateway import entries, entry_of
 from tests.live.traffic import PORT, getport_call, getport_reply
-from tests.live.world import CLIENT, SERVER, Namespace, World, until
+from tests.live.world import (
+    CLIENT,
+    ETH,
+    GATEWAY_LAN6,
+    LAN,
+    SERVER,
+    Namespace,
+    World,
+    until,
+)
 
 pytestmark = pytest.mark.live
 
@@ -135,3 +146,67 @@ def _forget(flow: Flow) -> None:
     for end in ends:
         end.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
         end.close()
+
+
+# Datagrams
+
+GROUP, MDNS = "ff02::fb", 5353
+ASKING = disabled("dhcpv6", "slp", "sunrpc", "tns")
+
+
+def question(*, unicast: bool) -> bytes:
+    """A query for a name, which wants its answer by unicast or by multicast."""
+    header = struct.pack("!6H", 0, 0, 1, 0, 0, 0)
+    name = b"\4test\5local\0"
+    return header + name + struct.pack("!HH", 12, 0x8001 if unicast else 1)
+
+
+def test_query_with_our_own_address_that_came_from_the_link_opens_nothing(
+    world: World, daemon: Daemon
+) -> None:
+    """Over IPv6 the kernel lets such a packet in (over IPv4 it does not)."""
+    daemon.start(ASKING)
+    with world.gateway.entered():
+        asker = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        link = socket.if_nametoindex(LAN)
+    with world.client.entered():
+        forger = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with asker, forger:
+        forger.bind((ETH, 0))
+        asker.settimeout(10)
+        membership = socket.inet_pton(socket.AF_INET6, GROUP) + struct.pack("=I", link)
+        for option, value in (
+            (socket.IPV6_JOIN_GROUP, membership),
+            (socket.IPV6_MULTICAST_LOOP, 0),
+        ):
+            asker.setsockopt(socket.IPPROTO_IPV6, option, value)
+        asker.bind((GATEWAY_LAN6, MDNS))
+        with world.gateway.entered():
+            listener = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with listener:
+            listener.settimeout(10)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
+            listener.bind((GROUP, MDNS, 0, link))
+            # The flow begins, and has the helper.
+            asker.sendto(question(unicast=False), (GROUP, MDNS, 0, link))
+            forged = question(unicast=True)
+            datagram = UDP(sport=MDNS, dport=MDNS) / forged
+            ip = IPv6(src=GATEWAY_LAN6, dst=GROUP, hlim=255)
+            frame = Ether(dst="33:33:00:00:00:fb", src="02:00:00:00:00:99")
+            forger.send(bytes(frame / ip / datagram))
+            # It has passed the queue.
+            assert listener.recv(100) == forged
+            (entry,) = [
+                each
+                for each in entries(world)
+                if each.original.destination.port == MDNS
+                and str(each.original.destination.address) == GROUP
+            ]
+            assert (str(entry.original.source.address), entry.helper) == (
+                GATEWAY_LAN6,
+                "mdns",
+            )
+            assert daemon.events("expectation") == []
+            asker.sendto(question(unicast=True), (GROUP, MDNS, 0, link))
+            assert daemon.await_event("expectation")["helper"] == "mdns"
