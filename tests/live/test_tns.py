@@ -124,6 +124,8 @@ STRANGERS: Final = {
 NAMELESS: Final = Redirect(41554, host="nowhere.example")
 SESSION: Final = Redirect(41555)
 POOL: Final = Redirect(41556)
+CLUSTER: Final = Redirect(41557, host=NODE1)
+NODES: Final = [f"10.77.2.{number}" for number in range(20, 36)]
 CHAIN: Final = (Redirect(41561), Redirect(41562), Redirect(41563))
 NODE_CHAIN: Final = (Redirect(41564), Redirect(41565))
 
@@ -149,6 +151,7 @@ def answers() -> dict[int, dict[str, Answer]]:
     add("nameless", NAMELESS, end=Accept())
     add("session", SESSION, end=Accept())
     add("pool", POOL, end=Accept())
+    add("cluster", CLUSTER, end=Accept())
     add("chain", *CHAIN, end=Accept())
     add("node-chain", *NODE_CHAIN, end=Refuse())
     return table
@@ -510,3 +513,33 @@ def test_session_that_may_redirect_leaves_the_queue_when_it_does_not(
 def test_daemon_ends_well(chained: Setting) -> None:
     assert chained.daemon.stop() == 0
     test_nothing_failed(chained)
+
+
+def test_pool_has_all_its_sessions_whichever_workers_read_them(
+    setting: Setting,
+) -> None:
+    """Nodes of a cluster redirect to one; their flows have different workers."""
+    client = setting.world.client
+    long = CONFIG.replace(f"timeout = {TIMEOUT}", "timeout = 60")
+    setting.daemon.stop()
+    setting.daemon.start(f"[daemon]\nworkers = 2\n{long}")
+    with ExitStack() as stack:
+        for node in NODES:
+            address = f"{node}/24 dev {ETH}"
+            setting.world.server.tell(f"ip address add {address}")
+            stack.callback(setting.world.server.tell, f"ip address del {address}")
+        for node in NODES:
+            asked = stack.enter_context(Session(client, node, CONTROL_PORT, "cluster"))
+            assert asked.target == (NODE1, CLUSTER.port)
+        told = [
+            each
+            for each in setting.daemon.events("expectation")
+            if str(each["expects"]).endswith(f":{CLUSTER.port}")
+        ]
+        assert len(told) == len(NODES)
+        assert {each["worker"] for each in told} == {0, 1}
+        for _ in NODES:
+            session = Session(client, NODE1, CLUSTER.port, "cluster")
+            assert stack.enter_context(session).kind is Kind.ACCEPT
+    test_nothing_failed(setting)
+    assert setting.daemon.stop() == 0
