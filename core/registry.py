@@ -91,10 +91,10 @@ def find_helpers(
     )
     for name, each in _installed(broken):
         try:
-            helpers = _register([*helpers.values(), each])
+            _add(helpers, each)
         except RegistryError as error:
             broken.append(Broken(name, str(error)))
-    return helpers
+    return dict(sorted(helpers.items()))
 
 
 def builtin_helpers() -> dict[str, type[Helper]]:
@@ -116,16 +116,24 @@ def _register(found: Iterable[Found], refuse: Refuse = _raise) -> dict[str, Foun
     helpers: dict[str, Found] = {}
     for each in found:
         try:
-            check(each.helper)
-            other = helpers.get(each.helper.name)
-            if other is not None:
-                raise refusal(each.helper, "name", f"is taken by {other.source}")
+            _add(helpers, each)
         except RegistryError as error:
-            where = "" if each.distribution is None else f"{each.distribution}: "
-            refuse(RegistryError(f"{where}{error}"))
-            continue
-        helpers[each.helper.name] = each
+            refuse(error)
     return dict(sorted(helpers.items()))
+
+
+def _add(helpers: dict[str, Found], found: Found) -> None:
+    """Take one that can be installed beside the others. Raises RegistryError."""
+    try:
+        check(found.helper)
+        other = helpers.get(found.helper.name)
+        if other is not None:
+            raise refusal(found.helper, "name", f"is taken by {other.source}")
+    except RegistryError as error:
+        if found.distribution is None:
+            raise
+        raise RegistryError(f"{found.distribution}: {error}") from None
+    helpers[found.helper.name] = found
 
 
 # Where helpers are
