@@ -206,11 +206,9 @@ def read_file(path: Path | None) -> ConfigFile:
         with open_trusted(where) as file:
             data = file.read(_SIZE_LIMIT + 1)
             again = file.seekable()
-    except FileNotFoundError as error:
-        if path is None:
-            return ConfigFile(where, "")
-        raise ConfigError(where, f"cannot be read: {error.strerror}") from None
     except OSError as error:
+        if path is None and isinstance(error, FileNotFoundError):
+            return ConfigFile(where, "")
         raise ConfigError(where, f"cannot be read: {error.strerror}") from None
     except Untrusted as error:
         why = error.why if error.place == where else str(error)

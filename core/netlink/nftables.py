@@ -44,10 +44,10 @@ class TableEvents:
 
         It may have been where the kernel had to throw events away. Raises NetlinkError.
         """
-        touched = [each for each in self._socket.events() if self._is_ours(each)]
+        touched = any(map(self._is_ours, self._socket.events()))
         lost = self._socket.overruns != self._overruns
         self._overruns = self._socket.overruns
-        return lost or bool(touched)
+        return touched or lost
 
     def _is_ours(self, frame: Frame) -> bool:
         data = frame.data
