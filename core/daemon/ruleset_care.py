@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cthelper.core.config import Config
+from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
 from cthelper.core.errors import CthelperError
@@ -18,8 +19,6 @@ from cthelper.core.errors import CthelperError
 # Seconds until it is put back: the first time none, then this, doubled each time that
 # it is lost soon after it was put back. Whoever wants it gone is not fought for ever.
 _PAUSE: Final = 1.0
-_DOUBLINGS: Final = 6
-_LONGEST_PAUSE: Final = 60.0
 _QUIET: Final = 60.0
 
 _ADVICE: Final = {
@@ -105,9 +104,7 @@ class RulesetCare:
 
     def _pause(self) -> float:
         """Seconds to wait, which grow with each time in a row."""
-        if not self._again:
-            return 0.0
-        return min(_PAUSE * 2.0 ** min(self._again - 1, _DOUBLINGS), _LONGEST_PAUSE)
+        return pause(_PAUSE, self._again) if self._again else 0.0
 
     def _failed(self, error: CthelperError) -> None:
         self._log.event("step-failed", "error", detail=str(error))

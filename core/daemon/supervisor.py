@@ -23,6 +23,7 @@ from functools import partial
 from typing import Final
 
 from cthelper.core.config import Config
+from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
@@ -38,8 +39,6 @@ from cthelper.core.queue.binding import Binding, bound_queues
 _ANSWER_SECONDS: Final = 30.0
 # Until a server that died is started again; doubled each time that it dies young.
 _PAUSE_SECONDS: Final = 1.0
-_DOUBLINGS: Final = 6
-_LONGEST_PAUSE: Final = 60.0
 _YOUNG_SECONDS: Final = 60.0
 
 # Servers whose supervisor was killed let go of their queues within a moment.
@@ -362,8 +361,8 @@ class Supervisor:
             "worker-died", "error", worker=number, pid=process.pid, status=how
         )
         self._young[number] = 1 if lived > _YOUNG_SECONDS else self._young[number] + 1
-        pause = _PAUSE_SECONDS * 2 ** min(self._young[number] - 1, _DOUBLINGS)
-        self._due[number] = time.monotonic() + min(pause, _LONGEST_PAUSE)
+        wait = pause(_PAUSE_SECONDS, self._young[number])
+        self._due[number] = time.monotonic() + wait
 
     def _bury(self, process: _Process) -> int:
         """Wait for its end and forget it; its exit code, or minus the signal."""
