@@ -5,10 +5,12 @@ A pipe whose reader stands still, a terminal that was stopped, a journal that is
 write to them waits, and with it every packet. What stands behind the descriptor is
 shared with other processes, which do not expect it to be non-blocking: so a pipe or a
 terminal is opened once more, and a socket is told with each message. A file is written
-to as it is, with its offset.
+to as it is, with its offset. What must not be opened once more, since it is another
+user's, is asked before each write whether it is ready.
 """
 
 import os
+import select
 import socket
 import stat
 import sys
@@ -28,7 +30,7 @@ class StandardError:
         # Where a program is started without one, another file may have its number.
         if descriptor is None and sys.stderr is not None:
             descriptor = 2
-        self._file = self._socket = None
+        self._file = self._socket = self._ready = None
         self._rest = b""
         if descriptor is not None:
             mode = os.fstat(descriptor).st_mode
@@ -36,6 +38,9 @@ class StandardError:
                 self._socket = socket.socket(fileno=os.dup(descriptor))
             else:
                 self._file = _opened(descriptor, mode)
+                if not stat.S_ISREG(mode) and os.get_blocking(self._file):
+                    self._ready = select.poll()
+                    self._ready.register(self._file, select.POLLOUT)
 
     def close(self) -> None:
         """Close what was opened here."""
@@ -59,7 +64,16 @@ class StandardError:
             return self._socket.send(data, socket.MSG_DONTWAIT)
         if self._file is None:
             raise BrokenPipeError
-        return os.write(self._file, data)
+        if self._ready is None:
+            return os.write(self._file, data)
+        # A pipe that is ready takes so much at once, unless another process is quicker.
+        # A terminal may be ready for less; one that was stopped is not.
+        done = 0
+        while done < len(data) and self._ready.poll(0):
+            done += os.write(self._file, data[done : done + select.PIPE_BUF])
+        if not done:
+            raise BlockingIOError
+        return done
 
 
 def _opened(descriptor: int, mode: int) -> int:

@@ -28,6 +28,16 @@ def pipe() -> Iterator[Ends]:
 
 
 @contextmanager
+def pipe_of_another_user() -> Iterator[Ends]:
+    def denied(*_: object) -> int:
+        raise PermissionError
+
+    with pipe() as ends, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", denied)
+        yield ends
+
+
+@contextmanager
 def terminal() -> Iterator[Ends]:
     yield from both(*pty.openpty())
 
@@ -65,7 +75,7 @@ def drained(read: int) -> bytes:
     return found
 
 
-@pytest.mark.parametrize("kind", [pipe, terminal, sockets])
+@pytest.mark.parametrize("kind", [pipe, pipe_of_another_user, terminal, sockets])
 def test_line_that_would_have_to_wait_is_refused_and_later_ones_are_whole(
     kind: Callable[[], AbstractContextManager[Ends]],
 ) -> None:
@@ -81,6 +91,17 @@ def test_line_that_would_have_to_wait_is_refused_and_later_ones_are_whole(
     assert set(lines[:-1]) == {LINE.strip()}
     # The one that was refused, or all of one that was begun.
     assert len(lines) - 1 in (count, count + 1)
+
+
+def test_long_line_to_a_pipe_of_another_user_is_whole_where_there_is_room() -> None:
+    with (
+        pipe_of_another_user() as (read, write),
+        closing(StandardError(write)) as output,
+    ):
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 16)
+        line = "y" * 30_000 + "\n"
+        output.write(line)
+        assert drained(read).decode() == line
 
 
 def test_reader_that_has_gone_is_an_error() -> None:
