@@ -257,11 +257,8 @@ def ruleset(config: Config) -> Finding:
     try:
         missing = nft.missing(config)
     except RulesetError as error:
-        return Finding(
-            Health.WARNING,
-            f"table {nft.TABLE} cannot be listed: {error}",
-            "run as root",
-        )
+        what = f"table {nft.TABLE} cannot be listed: {error}"
+        return Finding(Health.WARNING, what)
     if missing:
         return Finding(
             Health.WARNING,

@@ -457,13 +457,20 @@ SERVED = " 2077  31621     0 2 65531     0     0        0  1\n"
         ),
         (
             SERVED,
-            RulesetError("nft: Operation not permitted"),
+            RulesetError("nft: Operation not permitted: run as root"),
             "",
             "warning  table inet cthelper cannot be listed: nft: Operation not "
             "permitted: run as root",
         ),
+        (
+            SERVED,
+            RulesetError("nft is not installed: apt-get install nftables"),
+            "",
+            "warning  table inet cthelper cannot be listed: nft is not installed: "
+            "apt-get install nftables",
+        ),
     ],
-    ids=["nobody serves", "loaded", "only told", "lost", "no root"],
+    ids=["nobody serves", "loaded", "only told", "lost", "no root", "no nft"],
 )
 def test_ruleset_of_a_daemon_that_serves_is_loaded(
     folder: Folder,
