@@ -53,7 +53,7 @@ class Binding:
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
         except OSError as error:
-            raise self._failure(error) from None
+            raise _failure(f"set queue {self.number}", error) from None
 
     def set_fail_open(self, fail_open: bool) -> None:
         """Whether packets pass that find the queue full or paused."""
@@ -91,10 +91,7 @@ class Binding:
         try:
             self.socket.send(message)
         except OSError as error:
-            raise self._failure(error) from None
-
-    def _failure(self, error: OSError) -> QueueError:
-        return QueueError(f"cannot set queue {self.number}: {error}")
+            raise _failure(f"set queue {self.number}", error) from None
 
 
 def refusal(number: int, error: OSError | QueueError) -> QueueError:
@@ -105,8 +102,12 @@ def refusal(number: int, error: OSError | QueueError) -> QueueError:
             "stop it, or set another queue number"
         )
     if isinstance(error, QueueError):
-        return QueueError(f"cannot bind queue {number}: {error}")
-    why = f"cannot bind queue {number}: {error.strerror or error}"
+        return error
+    return _failure(f"bind queue {number}", error)
+
+
+def _failure(what: str, error: OSError) -> QueueError:
+    why = f"cannot {what}: {error.strerror or error}"
     return QueueError(advised(why, error.errno or 0))
 
 

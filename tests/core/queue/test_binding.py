@@ -91,7 +91,7 @@ def test_closing_unbinds_and_what_is_asked_then_is_an_error(
     bound.close()
     assert done == ["unbound"]
     for ask in (bound.pause, lambda: bound.set_receive_buffer(1 << 16)):
-        with pytest.raises(QueueError, match="cannot set queue 7"):
+        with pytest.raises(QueueError, match="cannot set queue 7: Bad file descriptor"):
             ask()
 
 
@@ -100,6 +100,8 @@ def test_queue_that_cannot_be_bound_says_why(rows: Path) -> None:
     assert str(refusal(2077, error)) == (
         "cannot bind queue 2077: Operation not permitted: run as root"
     )
+    failed = QueueError("cannot set queue 2077: Operation not permitted: run as root")
+    assert refusal(2077, failed) is failed
     rows.write_text(ROWS)
     assert str(refusal(2077, error)) == (
         "queue 2077 is bound by another process: stop it, or set another queue number"
