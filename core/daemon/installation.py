@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.ruleset import registrations, unregister
+from cthelper.core.daemon.ruleset import absent, registrations, unregister
 from cthelper.core.errors import CthelperError, RestartNeeded
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
 from cthelper.core.netlink.nftables import TableEvents
@@ -96,9 +96,7 @@ class Installation:
     def restore(self, config: Config) -> None:
         """Load a ruleset that was lost, and register what was unregistered with it."""
         # Linux 6.12.95 spoils the limits of what is registered once more.
-        present = {each.key for each in self._table.list()}
-        wanted = registrations(config.helpers.values())
-        self._put(each for each in wanted if each.key not in present)
+        self._put(absent(self._table, config))
         nft.install(config)
 
     def remove(self) -> None:

@@ -35,6 +35,13 @@ def registrations(helpers: Iterable[HelperConfig]) -> list[Registration]:
     ]
 
 
+def absent(helpers: HelperTable, config: Config) -> list[Registration]:
+    """The registrations that are needed and not there. Raises NetlinkError."""
+    present = {each.key for each in helpers.list()}
+    needed = registrations(config.helpers.values())
+    return [each for each in needed if each.key not in present]
+
+
 def check(config: Config) -> None:
     """Have the kernel check the ruleset.
 
@@ -42,12 +49,7 @@ def check(config: Config) -> None:
     not change; the others are registered while it checks. Raises CthelperError.
     """
     with closing(HelperTable()) as helpers:
-        present = {each.key for each in helpers.list()}
-        added = [
-            each
-            for each in registrations(config.helpers.values())
-            if each.key not in present
-        ]
+        added = absent(helpers, config)
         try:
             for registration in added:
                 helpers.put(registration)
