@@ -30,6 +30,11 @@ def ctnetlink(world: World) -> Iterator[Ctnetlink]:
         yield kernel
 
 
+def tables(world: World) -> str:
+    """The tables of nft, as it lists them."""
+    return world.gateway.run("nft", "list", "tables", check=True).stdout
+
+
 def registered(world: World) -> list[Registration]:
     """The helpers that are registered."""
     with helper_table(world) as table:

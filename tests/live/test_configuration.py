@@ -16,6 +16,7 @@ from typing import Final
 import pytest
 
 from tests.live.daemon import Daemon, disabled
+from tests.live.gateway import tables
 from tests.live.traffic import PORT, Echo, expected
 from tests.live.world import World
 
@@ -137,4 +138,4 @@ def test_reload_of_the_unit_fails_where_the_configuration_is_refused(
         assert "reload-refused" not in events()
         assert systemctl("stop", "cthelper").returncode == 0
     assert events()[-1] == "stopped"
-    assert world.gateway.run("nft", "list", "tables").stdout == ""
+    assert tables(world) == ""

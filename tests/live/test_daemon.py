@@ -18,7 +18,7 @@ from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.tuples import UDP
 from tests.live.daemon import CTHELPER, Daemon, disabled
-from tests.live.gateway import entry_of, helper_table, registered
+from tests.live.gateway import entry_of, helper_table, registered, tables
 from tests.live.netlink_lab import readable, until
 from tests.live.traffic import (
     PORT,
@@ -50,10 +50,6 @@ STATEFUL = """table inet user {
 	}
 }
 """
-
-
-def tables(world: World) -> str:
-    return world.gateway.run("nft", "list", "tables", check=True).stdout
 
 
 # Stopping

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests.live.daemon import Daemon, disabled
-from tests.live.gateway import ctnetlink, entry_of, registered
+from tests.live.gateway import ctnetlink, entry_of, registered, tables
 from tests.live.netlink_lab import until
 from tests.live.traffic import (
     PORT,
@@ -59,10 +59,6 @@ def conf(tmp_path: Path) -> str:
     file = tmp_path / "nftables.conf"
     file.write_text(NFTABLES_CONF)
     return str(file)
-
-
-def tables(world: World) -> str:
-    return world.gateway.run("nft", "list", "tables", check=True).stdout
 
 
 def test_reload_of_nftables_costs_a_moment_and_no_flow(

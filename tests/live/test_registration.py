@@ -32,7 +32,7 @@ from cthelper.core.netlink.nfnetlink_cthelper import (
     kernel_module,
 )
 from cthelper.core.queue.library import bind_queue
-from tests.live.gateway import helper_table
+from tests.live.gateway import helper_table, tables
 from tests.live.netlink_lab import Flow, tcp_flow
 from tests.live.world import CLIENT, SERVER, World
 
@@ -301,17 +301,14 @@ def test_check_of_a_wrong_ruleset_leaves_no_helpers(table: HelperTable) -> None:
 
 @pytest.mark.usefixtures("ruleset_removed")
 def test_install_and_remove_can_be_repeated(gateway: World, table: HelperTable) -> None:
-    def tables() -> str:
-        return gateway.gateway.run("nft", "list", "tables", check=True).stdout
-
     for _ in range(2):
         assert ruleset.install(CONFIG, retag_flows=False) is None
         assert in_order(named(table, LabHelper.name)) == in_order(WANTED)
-    assert f"table {nft.TABLE}\n" in tables()
+    assert f"table {nft.TABLE}\n" in tables(gateway)
     for _ in range(2):
         assert ruleset.remove() == []
         assert named(table, LabHelper.name) == []
-    assert nft.TABLE not in tables()
+    assert nft.TABLE not in tables(gateway)
 
 
 @pytest.mark.usefixtures("ruleset_removed")

@@ -20,7 +20,7 @@ import pytest
 from cthelper.core.api import Policy
 from cthelper.core.queue.library import bind_queue
 from tests.live.daemon import Daemon, disabled
-from tests.live.gateway import entries, registered
+from tests.live.gateway import entries, registered, tables
 from tests.live.traffic import (
     PORT,
     Echo,
@@ -388,7 +388,7 @@ def test_stop_loses_no_packet_of_any_worker_and_leaves_no_trace(
     for event in ("step-failed", "worker-died", "withdrawn"):
         assert daemon.events(event) == []
     assert registered(world) == []
-    assert world.gateway.run("nft", "list", "tables", check=True).stdout == ""
+    assert tables(world) == ""
     assert world.queues() == {}
 
 
