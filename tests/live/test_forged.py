@@ -8,12 +8,14 @@ import termios
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from cthelper.core.tuples import Endpoint
 from tests.live.daemon import Daemon, disabled
 from tests.live.gateway import entries, entry_of
 from tests.live.traffic import PORT, getport_call, getport_reply
@@ -161,6 +163,15 @@ def question(*, unicast: bool) -> bytes:
     return header + name + struct.pack("!HH", 12, 0x8001 if unicast else 1)
 
 
+def asked(world: World) -> list[tuple[str, str | None]]:
+    """Who asks the group, and the helper that reads it."""
+    return [
+        (str(each.original.source.address), each.helper)
+        for each in entries(world)
+        if each.original.destination == Endpoint(ip_address(GROUP), MDNS)
+    ]
+
+
 def test_query_with_our_own_address_that_came_from_the_link_opens_nothing(
     world: World, daemon: Daemon
 ) -> None:
@@ -188,25 +199,17 @@ def test_query_with_our_own_address_that_came_from_the_link_opens_nothing(
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, membership)
             listener.bind((GROUP, MDNS, 0, link))
-            # The flow begins, and has the helper.
             asker.sendto(question(unicast=False), (GROUP, MDNS, 0, link))
+            # A packet that overtakes this one in the queue would have its own entry.
+            assert until(lambda: asked(world) == [(GATEWAY_LAN6, "mdns")], 10)
             forged = question(unicast=True)
             datagram = UDP(sport=MDNS, dport=MDNS) / forged
             ip = IPv6(src=GATEWAY_LAN6, dst=GROUP, hlim=255)
             frame = Ether(dst="33:33:00:00:00:fb", src="02:00:00:00:00:99")
             forger.send(bytes(frame / ip / datagram))
-            # It has passed the queue.
+            # It has passed the queue, in the flow of the first one.
             assert listener.recv(100) == forged
-            (entry,) = [
-                each
-                for each in entries(world)
-                if each.original.destination.port == MDNS
-                and str(each.original.destination.address) == GROUP
-            ]
-            assert (str(entry.original.source.address), entry.helper) == (
-                GATEWAY_LAN6,
-                "mdns",
-            )
+            assert asked(world) == [(GATEWAY_LAN6, "mdns")]
             assert daemon.events("expectation") == []
             asker.sendto(question(unicast=True), (GROUP, MDNS, 0, link))
             assert daemon.await_event("expectation")["helper"] == "mdns"
