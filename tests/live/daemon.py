@@ -92,9 +92,11 @@ class Daemon:
 
     @property
     def processes(self) -> list[int]:
-        """Its process and those of its servers."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [self.pid, *map(int, children.split())]
+        """Its process and those of its servers; an nft that it runs is not one."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        servers = {int(each["pid"]) for each in self.events("worker-started")}
+        children = map(int, path.read_text().split())
+        return [self.pid, *(pid for pid in children if pid in servers)]
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to its process and to its servers."""

@@ -43,7 +43,7 @@ from tests.live.tns_listener import (
     Refuse,
 )
 from tests.live.traffic import knock
-from tests.live.world import CLIENT, CLIENT6, ETH, SERVER, SERVER6, Family, World
+from tests.live.world import CLIENT, CLIENT6, ETH, SERVER, SERVER6, Family, World, until
 
 pytestmark = pytest.mark.live
 
@@ -433,6 +433,9 @@ def test_pool_has_all_its_sessions_and_nobody_one_more(setting: Setting) -> None
         for _ in range(size):
             session = Session(client, SERVER, POOL.port, "pool")
             assert stack.enter_context(session).kind is Kind.ACCEPT
+        # The daemon withdraws it once it has read of the last of them.
+        port = f"dport={POOL.port} "
+        assert until(lambda: port not in setting.world.conntrack("-L", "expect"), 30.0)
         with pytest.raises(TimeoutError):
             Session(client, SERVER, POOL.port, "pool")
     told = [
