@@ -153,7 +153,9 @@ class FlowTable:
         self._assured: OrderedDict[FlowKey, Flow] = OrderedDict()
         # The others, and which of the shares each is in.
         self._shares = [OrderedDict[FlowKey, Flow]() for _ in range(_SHARES)]
-        self._share_of: dict[FlowKey, OrderedDict[FlowKey, Flow]] = {}
+        self._share_of: dict[FlowKey, int] = {}
+        # The most flows that a share has had since it was made: what it has room for.
+        self._rooms = [0] * _SHARES
         # Nobody is to choose whom he shares with.
         self._secret = random.getrandbits(64)
         self.evicted = 0
@@ -176,9 +178,10 @@ class FlowTable:
         flow = self._assured.get(key)
         share = None
         if flow is None:
-            share = self._share_of.get(key)
-            if share is None:
+            number = self._share_of.get(key)
+            if number is None:
                 return None
+            share = self._shares[number]
             flow = share[key]
         original = entry.original
         # Comparing is dear, and an entry that was decoded before is the same object.
@@ -198,17 +201,26 @@ class FlowTable:
         """Put in a new flow, evicting another one if need be."""
         if len(self) >= self._limit:
             self._evict()
-        share = self._shares[self._share(flow.original.source.address)]
+        number = self._share(flow.original.source.address)
+        share = self._shares[number]
         share[flow.key] = flow
-        self._share_of[flow.key] = share
+        self._share_of[flow.key] = number
+        if len(share) > self._rooms[number]:
+            self._rooms[number] = len(share)
 
     def remove(self, key: FlowKey) -> None:
         """Forget a flow, if it is known."""
-        share = self._share_of.pop(key, None)
-        if share is None:
+        number = self._share_of.pop(key, None)
+        if number is None:
             self._assured.pop(key, None)
-        else:
-            del share[key]
+            return
+        share = self._shares[number]
+        del share[key]
+        # A dictionary keeps the room that it once needed: without this one source after
+        # the other could fill each of the shares.
+        if len(share) < self._rooms[number] // 4:
+            self._shares[number] = OrderedDict(share)
+            self._rooms[number] = len(share)
 
     def _share(self, source: Address) -> int:
         number = int(source)
@@ -221,5 +233,5 @@ class FlowTable:
         if self._assured and len(self._share_of) < self._open:
             self._assured.popitem(last=False)
         else:
-            key, _ = max(self._shares, key=len).popitem(last=False)
-            del self._share_of[key]
+            fullest = max(self._shares, key=len)
+            self.remove(next(iter(fullest)))

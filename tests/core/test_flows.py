@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flow table."""
 
+import sys
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -112,6 +113,22 @@ def test_source_that_floods_evicts_its_own_flows() -> None:
         # Who shares with it by chance fares as he would without shares.
         if table._share(entry.original.source.address) != flooded:
             assert table.find(entry) is flow
+
+
+def test_sources_that_flood_in_turn_take_no_more_room_than_one() -> None:
+    table = FlowTable(1024)
+
+    def flood(source: int) -> int:
+        for number in range(1024):
+            passed(table, datagram(number, f"203.0.113.{source}"))
+        took = sum(map(sys.getsizeof, table._shares))
+        # Its last one stays for a while.
+        for key in [flow.key for flow in table][:-1]:
+            table.remove(key)
+        return took
+
+    first = flood(1)
+    assert all(flood(source) < 2 * first for source in range(2, 200))
 
 
 def test_sources_of_one_ipv6_network_share() -> None:
