@@ -286,6 +286,8 @@ class Bench:
             daemon.start(_CONFIG.format(variant))
             started = time.perf_counter() - began
             figures = {"start s": started, "start CPU s": _cpu(daemon.processes)}
+            # It looks at the ruleset once more, on the CPU that it has for all it does.
+            daemon.await_rest()
             whole = variant == BACKENDS[0]
             figures |= self._measure(daemon.processes, ours=True, whole=whole)
             daemon.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.live.world import Namespace
+from tests.live.world import Namespace, until
 
 CTHELPER = (sys.executable, "-B", "-m", "cthelper")
 
@@ -93,10 +93,17 @@ class Daemon:
     @property
     def processes(self) -> list[int]:
         """Its process and those of its servers; an nft that it runs is not one."""
-        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         servers = {int(each["pid"]) for each in self.events("worker-started")}
-        children = map(int, path.read_text().split())
-        return [self.pid, *(pid for pid in children if pid in servers)]
+        return [self.pid, *(pid for pid in self._children() if pid in servers)]
+
+    def await_rest(self) -> None:
+        """Wait until it has done what it does at its start."""
+        servers = len(self.processes) - 1
+        assert until(lambda: len(self._children()) == servers, _STEP_SECONDS)
+
+    def _children(self) -> list[int]:
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return list(map(int, path.read_text().split()))
 
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to its process and to its servers."""
