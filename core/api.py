@@ -90,9 +90,8 @@ class Policy:
 
     `max_expected` is 1 to 255 live expectations for each master flow: the kernel
     evicts the oldest beyond it. `timeout` is in seconds, 1 to 86400, and runs from
-    the creation of the expectation. An expectation that names no helper for the
-    expected flow must use the first policy: not every kernel takes a class without
-    that name (ctnetlink_alloc_expect in nf_conntrack_netlink.c).
+    the creation of the expectation. Where a kernel takes no policy but the first for
+    an expected flow without a helper, `cthelper doctor` says so.
     """
 
     name: str

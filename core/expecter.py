@@ -468,8 +468,7 @@ def _anew(
     but flows of one helper expect what they expect alike.
     """
     if present.helper != entry.helper:
-        helper = present.helper if present.class_ else None
-        return replace(present, permanent=permanent, helper=helper)
+        return replace(present, permanent=permanent, helper=None)
     return replace(
         wanted,
         master=present.master,

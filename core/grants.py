@@ -252,11 +252,6 @@ def find_policy(policies: tuple[Policy, ...], wish: Expect) -> tuple[int, Policy
     """The policy that a wish names, and its class. Raises HelperFault."""
     for class_, policy in enumerate(policies):
         if policy.name == wish.policy:
-            if class_ and wish.helper is None:
-                raise HelperFault(
-                    f"policy {policy.name!r} is not the first: the kernel applies it "
-                    "only to an expectation that names a helper"
-                )
             return class_, policy
     known = ", ".join(policy.name for policy in policies)
     raise HelperFault(f"no policy {wish.policy!r}, known are {known}")

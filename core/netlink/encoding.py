@@ -92,10 +92,10 @@ def expectation(value: Expectation) -> bytes:
         _u32(EXP_TIMEOUT, value.timeout),
     ]
     if value.helper is not None:
-        parts += [
-            _attribute(EXP_HELP_NAME, value.helper.encode("ascii") + b"\0"),
-            _u32(EXP_CLASS, value.class_),
-        ]
+        name = value.helper.encode("ascii") + b"\0"
+        parts.append(_attribute(EXP_HELP_NAME, name))
+    if value.helper is not None or value.class_:
+        parts.append(_u32(EXP_CLASS, value.class_))
     if value.zone:
         parts.append(_u16(EXP_ZONE, value.zone))
     parts.append(_u32(EXP_FLAGS, PERMANENT if value.permanent else 0))

@@ -145,6 +145,7 @@ def declared_expectation(value: Expectation) -> list[list[Any]]:
     ]
     if value.helper is not None:
         attributes.append(["CTA_EXPECT_HELP_NAME", value.helper])
+    if value.helper is not None or value.class_:
         attributes.append(["CTA_EXPECT_CLASS", value.class_])
     if value.zone:
         attributes.append(["CTA_EXPECT_ZONE", value.zone])
@@ -171,11 +172,10 @@ def test_expectation_and_its_master(value: Expectation) -> None:
 def test_expectation_is_read_as_it_was_encoded(value: Expectation) -> None:
     data = b"headers." + encoding.master(value.master) + encoding.expectation(value)
     source = value.source
-    # The kernel keeps no policy, and takes a class with a helper's name only.
+    # The kernel keeps no policy.
     expected = replace(
         value,
         policy=None,
-        class_=0 if value.helper is None else value.class_,
         source=None if source is None or source.prefixlen == 0 else source,
     )
     assert expectation_entry(data, 8) == expected
