@@ -103,6 +103,11 @@ def loaded_ruleset() -> list[dict[str, Any]]:
     ]
 
 
+def load(text: str) -> None:
+    """Load this text, which is not the ruleset for a configuration."""
+    _nft("-f", "-", text=text)
+
+
 def version() -> str:
     """What ``nft --version`` says."""
     return _nft("--version").strip()

@@ -61,8 +61,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
     # setuptools builds in the tree, and what an earlier build left there goes along.
     unbuilt = shutil.ignore_patterns(
-        *(".git", ".venv", ".*_cache", ".hypothesis", "build", "dist"),
-        *("*.egg-info", "*.so", "__pycache__"),
+        *(".git", ".venv", ".debian", ".kernels", ".*_cache", ".hypothesis"),
+        *("build", "dist", "*.egg-info", "*.so", "__pycache__"),
     )
     source = folder / "source"
     shutil.copytree(ROOT, source, symlinks=True, ignore=unbuilt)

@@ -81,9 +81,14 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
+    from cthelper.core.daemon.probe import asked
     from cthelper.core.daemon.ruleset import install
 
-    retagged = install(configuration(options), retag_flows=options.retag)
+    retagged = install(
+        configuration(options),
+        retag_flows=options.retag,
+        keeps_limits=lambda: asked().keeps_limits,
+    )
     print(f"table {nft.TABLE} is installed")
     if retagged is not None:
         print(f"{retagged} conntrack entries deleted, to be tagged anew")

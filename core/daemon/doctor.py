@@ -14,6 +14,7 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.mark_conflicts import conflicts
+from cthelper.core.daemon.probe import CannotAsk, Kernel, ask
 from cthelper.core.errors import (
     CthelperError,
     NetlinkError,
@@ -39,8 +40,16 @@ _MODULES: Final = (
     ("nfnetlink_queue", "NETFILTER_NETLINK_QUEUE", "packets to user space"),
     ("nf_tables", "NF_TABLES", "rulesets"),
     ("nft_ct", "NFT_CT", "rules that attach helpers"),
+    ("nft_queue", "NFT_QUEUE", "rules that queue packets"),
 )
+# Part of nf_tables since Linux 6.2.
+_OBJECTS: Final = ("nft_objref", "NFT_OBJREF", "rules that name their helper")
+_OBJECTS_BUILT_IN: Final = (6, 2)
+_HASHES: Final = ("nft_hash", "NFT_HASH", "rules that share flows out to workers")
 _GLUE: Final = "NETFILTER_NETLINK_GLUE_CT"
+_GLUED: Final = "queued packets carry their conntrack entry"
+_NOT_GLUED: Final = "queued packets do not carry their conntrack entry"
+_GLUE_MENDED: Final = f"boot a kernel with CONFIG_{_GLUE}=y"
 
 
 class Health(enum.Enum):
@@ -71,6 +80,12 @@ class Host:
     root: Path = Path("/")
     release: str = field(default_factory=lambda: os.uname().release)
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """The first two numbers of the release; 0, 0 where it has none."""
+        found = re.match(r"(\d+)\.(\d+)", self.release)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+
     def text(self, path: str) -> str | None:
         """The text of a file below the root; None where it cannot be read."""
         try:
@@ -93,8 +108,8 @@ def examine(read_config: Callable[[], Config], host: Host) -> Iterator[Finding]:
     yield kernel(host)
     yield privileges(host)
     yield from modules(host)
-    yield glue(host)
     yield nft_program()
+    yield from behaviour(host, ask)
     try:
         config = read_config()
     except CthelperError as error:
@@ -107,6 +122,7 @@ def examine(read_config: Callable[[], Config], host: Host) -> Iterator[Finding]:
     else:
         yield Finding(Health.OK, f"configuration: {', '.join(config.helpers)}")
         yield queue_backend(config)
+        yield from spreading(config, host)
         yield from names(config, host)
         yield from queues(config)
         yield ruleset(config)
@@ -119,9 +135,8 @@ def examine(read_config: Callable[[], Config], host: Host) -> Iterator[Finding]:
 
 def kernel(host: Host) -> Finding:
     """The kernel's version."""
-    found = re.match(r"(\d+)\.(\d+)", host.release)
     oldest = ".".join(map(str, _OLDEST_KERNEL))
-    if found and (int(found[1]), int(found[2])) >= _OLDEST_KERNEL:
+    if host.version >= _OLDEST_KERNEL:
         return Finding(Health.OK, f"kernel {host.release}")
     return Finding(
         Health.FAILURE,
@@ -141,16 +156,27 @@ def privileges(host: Host) -> Finding:
 
 def modules(host: Host) -> Iterator[Finding]:
     """The modules of the kernel: loaded, built in or there to be loaded."""
-    for module, symbol, purpose in _MODULES:
-        state = _module_state(host, module, symbol)
-        if state is None:
-            yield Finding(
-                Health.FAILURE,
-                f"kernel module {module} ({purpose}) is missing",
-                f"boot one with CONFIG_{symbol}, such as Debian's linux-image-amd64",
-            )
-        else:
-            yield Finding(Health.OK, f"kernel module {module} ({purpose}), {state}")
+    for each in _MODULES:
+        yield _module(host, *each)
+    if host.version < _OBJECTS_BUILT_IN:
+        yield _module(host, *_OBJECTS)
+
+
+def spreading(config: Config, host: Host) -> Iterator[Finding]:
+    """What rules for several workers need besides."""
+    if config.daemon.workers > 1:
+        yield _module(host, *_HASHES)
+
+
+def _module(host: Host, module: str, symbol: str, purpose: str) -> Finding:
+    state = _module_state(host, module, symbol)
+    if state is not None:
+        return Finding(Health.OK, f"kernel module {module} ({purpose}), {state}")
+    return Finding(
+        Health.FAILURE,
+        f"kernel module {module} ({purpose}) is missing",
+        f"boot a kernel with CONFIG_{symbol}, and with its modules: docs/kernels.md",
+    )
 
 
 def _module_state(host: Host, module: str, symbol: str) -> str | None:
@@ -168,21 +194,80 @@ def glue(host: Host) -> Finding:
     """Conntrack entries in queue messages."""
     configuration = _kernel_config(host)
     if f"CONFIG_{_GLUE}=y" in configuration:
-        return Finding(Health.OK, "queued packets carry their conntrack entry")
-    mend = f"boot a kernel with CONFIG_{_GLUE}=y"
+        return Finding(Health.OK, _GLUED)
     if configuration:
-        return Finding(
-            Health.FAILURE, "queued packets do not carry their conntrack entry", mend
-        )
+        return Finding(Health.FAILURE, _NOT_GLUED, _GLUE_MENDED)
     return Finding(
-        Health.WARNING, "cannot tell whether queued packets carry conntrack", mend
+        Health.WARNING,
+        "cannot tell whether queued packets carry conntrack",
+        _GLUE_MENDED,
+    )
+
+
+def behaviour(host: Host, ask: Callable[[], Kernel]) -> Iterator[Finding]:
+    """What the kernel does where kernels differ; where it cannot be asked, its glue."""
+    try:
+        kernel = ask()
+    except CannotAsk as error:
+        mend = "run as root; until then nothing is built on what kernels differ in"
+        yield Finding(Health.WARNING, str(error), mend)
+        yield glue(host)
+        return
+    if kernel.carries_entries:
+        yield Finding(Health.OK, _GLUED)
+    else:
+        yield Finding(Health.FAILURE, _NOT_GLUED, _GLUE_MENDED)
+    for holds, good, bad, mend in (
+        (
+            kernel.confirms,
+            "a packet that repeats its hook has its flow confirmed",
+            "a packet that repeats its hook has its flow not confirmed",
+            "what a flow's first packet announces is refused (mdns, slp, dhcpv6)",
+        ),
+        (
+            kernel.renews,
+            "an expectation that is asked for again lives as long as it must",
+            "an expectation lives as long as its policy says, whatever is asked for",
+            "what several ask for may end too soon",
+        ),
+        (
+            kernel.takes_class,
+            "an expectation is of the policy that is asked for",
+            "an expectation is of its helper's first policy unless it names a helper",
+            "the first one's limits hold in place of the others'",
+        ),
+        (
+            kernel.keeps_limits,
+            "a registered helper's limits can be changed",
+            "a registered helper's limits cannot be changed: all of its policies would "
+            "get the first one's",
+            "where they change a reload is refused, and a restart takes them",
+        ),
+        (
+            not kernel.hands_down,
+            "an expected flow has no helper but one that a rule attaches",
+            "an expected flow has its master's helper",
+            "it is inspected where it goes to a helper's port",
+        ),
+    ):
+        if holds:
+            yield Finding(Health.OK, good)
+        else:
+            yield Finding(Health.WARNING, bad, mend)
+    yield Finding(
+        Health.OK,
+        "sequence numbers are adjusted twice: a rewritten TCP flow's packets skip what "
+        "comes after priority 300 in their hook"
+        if kernel.adjusts_twice
+        else "sequence numbers of a rewritten TCP flow are adjusted once",
     )
 
 
 def _kernel_config(host: Host) -> str:
-    plain = host.text(f"boot/config-{host.release}")
-    if plain is not None:
-        return plain
+    for path in (f"boot/config-{host.release}", f"lib/modules/{host.release}/config"):
+        plain = host.text(path)
+        if plain is not None:
+            return plain
     try:
         data = (host.root / "proc/config.gz").read_bytes()
         return gzip.decompress(data).decode("utf-8", "replace")

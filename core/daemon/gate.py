@@ -37,9 +37,12 @@ class _Round:
 class Gate:
     """Turns decisions into verdicts; sends packets round that must come back first."""
 
-    def __init__(self, log: Log, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, log: Log, clock: Callable[[], float], *, adjusts_twice: bool
+    ) -> None:
         self._log = log
         self._clock = clock
+        self._adjusts_twice = adjusts_twice
         # By flow and packet: several of one flow may be under way. By the flow's tuple
         # and not its id: of two first packets at once one comes back with the entry of
         # the other (nf_ct_resolve_clash).
@@ -111,12 +114,13 @@ class Gate:
     ) -> Verdict:
         """The verdict that lets a packet go on.
 
-        The kernel adjusts TCP's sequence numbers when the verdict comes, for a flow
-        with a helper in user space (nf_confirm_cthelper), and once more at the end of
-        the hook (nf_confirm): so the hook ends here. Seen on Linux 6.1, 6.12 and 7.2.
+        A kernel that adjusts TCP's sequence numbers twice (`Kernel`) does so when the
+        verdict comes, for a flow with a helper in user space (nf_confirm_cthelper), and
+        once more at the end of the hook (nf_confirm): so the hook ends here.
         """
         stop = (
-            (payload is not None or entry.adjusted)
+            self._adjusts_twice
+            and (payload is not None or entry.adjusted)
             and entry.original.transport is TCP
             and entry.confirmed
         )

@@ -13,6 +13,7 @@ from cthelper.core.api import Prefilter
 from cthelper.core.config import Config
 from cthelper.core.daemon.gate import Gate, tell_refused
 from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.probe import Kernel
 from cthelper.core.engine import Decision, Engine
 from cthelper.core.expecter import Expecter
 from cthelper.core.flows import Flow
@@ -37,7 +38,7 @@ class Inspection:
     """Runs the helpers of a configuration over the packets of queues.
 
     `clock` gives seconds and only moves forward. `follow` has `told` be called, or no
-    more (`Expecter`). Methods raise QueueError.
+    more (`Expecter`). `kernel` is what this one does. Methods raise QueueError.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Inspection:
         log: Log,
         clock: Callable[[], float],
         follow: Callable[[bool], None],
+        kernel: Kernel,
     ) -> None:
         self._config = self._prepared = config
         self._links = links
@@ -54,7 +56,7 @@ class Inspection:
         self._ctnetlink = ctnetlink = Ctnetlink()
         self._masters = Masters(ctnetlink, log, clock, mark=config.daemon.mark)
         self._expecter = Expecter(ctnetlink, self._masters, log, clock, follow)
-        self._gate = Gate(log, clock)
+        self._gate = Gate(log, clock, adjusts_twice=kernel.adjusts_twice)
         self._engine = Engine(
             config.helpers,
             guard=Guard(config.expectations_in_all),

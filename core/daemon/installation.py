@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.ruleset import absent, registrations, unregister
+from cthelper.core.daemon.probe import NAME, UNKNOWN, Kernel
+from cthelper.core.daemon.ruleset import register, registrations, unregister
 from cthelper.core.errors import CthelperError, RestartNeeded
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
 from cthelper.core.netlink.nftables import TableEvents
@@ -26,6 +27,7 @@ class Installation:
         self._events = TableEvents(nft.TABLE)
         self._leavings: list[Registration] = []
         self._known: dict[tuple[str, int, Transport], Registration] = {}
+        self._keeps_limits = UNKNOWN.keeps_limits
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when anybody touches the ruleset."""
@@ -36,14 +38,17 @@ class Installation:
         self._table.close()
         self._events.close()
 
-    def take_over(self, config: Config) -> None:
+    def take_over(self, config: Config, kernel: Kernel) -> None:
         """Have what a daemon that was killed has left queue no more.
+
+        `kernel` is what this one does.
 
         Between binding a queue and setting its copy mode the kernel drops what comes to
         it (nfqnl_enqueue_packet in nfnetlink_queue.c), while packets for a queue that
         nobody has bound pass. Where a queue is bound its daemon lives, and whoever
         binds it will be told so.
         """
+        self._keeps_limits = kernel.keeps_limits
         self._leavings = [
             each for each in self._table.list() if each.name in config.helpers
         ]
@@ -57,7 +62,7 @@ class Installation:
         try:
             self._put(wanted)
         except RestartNeeded:
-            # A daemon of another version left them, with other policies.
+            # A daemon left them with other policies, or limits that stay as they are.
             nft.remove()
             unregister(self._table, self._leavings)
             self._put(wanted)
@@ -95,8 +100,7 @@ class Installation:
 
     def restore(self, config: Config) -> None:
         """Load a ruleset that was lost, and register what was unregistered with it."""
-        # Linux 6.12.95 spoils the limits of what is registered once more.
-        self._put(absent(self._table, config))
+        self._put(registrations(config.helpers.values()))
         nft.install(config)
 
     def remove(self) -> None:
@@ -104,8 +108,14 @@ class Installation:
 
         Let no packet wait in a queue meanwhile.
         """
-        self.attempt(nft.remove)
-        self.attempt(lambda: unregister(self._table, list(self._known.values())))
+        # A helper that a ruleset refers to goes on Linux 7.2, and must not.
+        self.attempt(self._remove)
+
+    def _remove(self) -> None:
+        nft.remove()
+        # Whoever asked the kernel meanwhile has left his, so that no packet was lost.
+        asked = [each for each in self._table.list() if each.name == NAME]
+        unregister(self._table, [*self._known.values(), *asked])
 
     def attempt(self, step: Callable[[], None]) -> None:
         """Take a step after which others are wanted even where it fails."""
@@ -116,6 +126,6 @@ class Installation:
 
     def _put(self, wanted: Iterable[Registration]) -> None:
         """Register or update helpers; all of them are unregistered at the end."""
-        for registration in wanted:
-            self._table.put(registration)
-            self._known[registration.key] = registration
+        wanted = list(wanted)
+        self._known |= {each.key: each for each in wanted}
+        register(self._table, wanted, keeps_limits=lambda: self._keeps_limits)

@@ -2,14 +2,14 @@
 """What ``cthelper ruleset`` does to the kernel: registrations and table together."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Final
 
 from cthelper import nft
 from cthelper.core.config import Config, HelperConfig
 from cthelper.core.daemon.retag import retag
-from cthelper.core.errors import Busy, NetlinkError
+from cthelper.core.errors import Busy, NetlinkError, RestartNeeded
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import FAMILIES, HelperTable, Registration
 from cthelper.core.queue.binding import bound_queues
@@ -42,6 +42,31 @@ def absent(helpers: HelperTable, config: Config) -> list[Registration]:
     return [each for each in needed if each.key not in present]
 
 
+def register(
+    helpers: HelperTable,
+    wanted: Iterable[Registration],
+    *,
+    keeps_limits: Callable[[], bool],
+) -> None:
+    """Register helpers, and change those that are registered otherwise.
+
+    Raises NetlinkError, and RestartNeeded where the kernel cannot change one: its
+    policies are others, or it would get the first one's limits in all of them, for
+    which `keeps_limits` is asked (`Kernel`).
+    """
+    present = {each.key: each for each in helpers.list()}
+    pending = [each for each in wanted if present.get(each.key) != each]
+    for each in pending:
+        limits = {(policy.max_expected, policy.timeout) for policy in each.policies}
+        if each.key in present and len(limits) > 1 and not keeps_limits():
+            raise RestartNeeded(
+                f"helper {each} is registered otherwise, and this kernel mixes up the "
+                "limits of a helper that is changed: restart cthelper to replace it"
+            )
+    for each in pending:
+        helpers.put(each)
+
+
 def check(config: Config) -> None:
     """Have the kernel check the ruleset.
 
@@ -58,15 +83,24 @@ def check(config: Config) -> None:
             unregister(helpers, added)
 
 
-def install(config: Config, *, retag_flows: bool) -> int | None:
+def install(
+    config: Config, *, retag_flows: bool, keeps_limits: Callable[[], bool]
+) -> int | None:
     """Register the helpers and load the ruleset.
 
     How many conntrack entries were deleted to be tagged anew, or None where that was
-    not asked for. Raises CthelperError.
+    not asked for. Raises CthelperError; `keeps_limits` see `register`.
     """
+    wanted = registrations(config.helpers.values())
     with closing(HelperTable()) as helpers:
-        for each in registrations(config.helpers.values()):
-            helpers.put(each)
+        try:
+            register(helpers, wanted, keeps_limits=keeps_limits)
+        except RestartNeeded:
+            if not bound_queues().keys().isdisjoint(config.queues):
+                raise
+            nft.remove()
+            unregister(helpers, wanted)
+            register(helpers, wanted, keeps_limits=keeps_limits)
     nft.install(config)
     if not retag_flows:
         return None

@@ -20,6 +20,7 @@ from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerpr
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.memory_settings import settle
+from cthelper.core.daemon.probe import Kernel
 from cthelper.core.daemon.signals import empty, waker_pair
 from cthelper.core.errors import (
     CthelperError,
@@ -59,6 +60,7 @@ class Server:
         bindings: Sequence[Binding],
         read_config: Callable[[], Config],
         channel: Channel,
+        kernel: Kernel,
     ) -> None:
         self._number = number
         self._config = self._prepared = config
@@ -74,7 +76,7 @@ class Server:
         self._links = Links()
         self._events = Events()
         self._inspection = Inspection(
-            *(config, self._links, self._log, time.monotonic), self._follow
+            *(config, self._links, self._log, time.monotonic), self._follow, kernel
         )
         self._overruns = 0
         self._bindings: dict[int, Binding] = {}

@@ -18,7 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Final
 
@@ -27,6 +27,7 @@ from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.probe import UNKNOWN, CannotAsk, Kernel, ask
 from cthelper.core.daemon.ruleset_care import RulesetCare
 from cthelper.core.daemon.server import HasFileno, Server
 from cthelper.core.daemon.signals import Signals, empty, waker_pair
@@ -80,6 +81,7 @@ class Supervisor:
         daemon = config.daemon
         self._backend = choose(daemon.backend)
         self._log = Log(daemon.log_level, daemon.log_format, clock=time.monotonic)
+        self._kernel = UNKNOWN
         self._installation = Installation(self._log)
         self._care = RulesetCare(self._installation, self._log, time.monotonic)
         self._bindings: dict[int, Binding] = {}
@@ -147,7 +149,8 @@ class Supervisor:
         config = self._config
         try:
             _await_free(config.queues)
-            self._installation.take_over(config)
+            self._kernel = self._ask()
+            self._installation.take_over(config, self._kernel)
             self._bindings = self._bind(config, config.queues)
             for number in range(config.daemon.workers):
                 self._fork(number)
@@ -164,6 +167,21 @@ class Supervisor:
             self._dismiss()
             self._unbind(list(self._bindings))
             raise
+
+    def _ask(self) -> Kernel:
+        """What the kernel does. Raises QueueError where it lacks what is needed."""
+        try:
+            kernel = ask(keep=True)
+        except CannotAsk as error:
+            self._log.event("config-warning", "warning", detail=str(error))
+            return UNKNOWN
+        self._log.event("kernel", release=os.uname().release, **asdict(kernel))
+        if not kernel.carries_entries:
+            raise QueueError(
+                "queued packets do not carry their conntrack entry: boot a kernel with "
+                "CONFIG_NETFILTER_NETLINK_GLUE_CT=y"
+            )
+        return kernel
 
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
@@ -265,7 +283,10 @@ class Supervisor:
                 if binding not in own:
                     binding.socket.close()
             try:
-                server = Server(number, self._config, own, self._read_config, theirs)
+                server = Server(
+                    *(number, self._config, own, self._read_config, theirs),
+                    self._kernel,
+                )
             except CthelperError as error:
                 with suppress(Gone):
                     theirs.send({"error": str(error)})

@@ -137,6 +137,11 @@ def in_order(found: list[Registration]) -> list[Registration]:
     return sorted(found, key=lambda each: each.key)
 
 
+def install(config: Config, *, retag_flows: bool) -> int | None:
+    """Install as it is done on a kernel that keeps each policy's limits."""
+    return ruleset.install(config, retag_flows=retag_flows, keeps_limits=lambda: True)
+
+
 @contextmanager
 def referring(world: World) -> Iterator[None]:
     """A ruleset on the gateway that refers to the helper, for a while."""
@@ -302,7 +307,7 @@ def test_check_of_a_wrong_ruleset_leaves_no_helpers(table: HelperTable) -> None:
 @pytest.mark.usefixtures("ruleset_removed")
 def test_install_and_remove_can_be_repeated(gateway: World, table: HelperTable) -> None:
     for _ in range(2):
-        assert ruleset.install(CONFIG, retag_flows=False) is None
+        assert install(CONFIG, retag_flows=False) is None
         assert in_order(named(table, LabHelper.name)) == in_order(WANTED)
     assert f"table {nft.TABLE}\n" in tables(gateway)
     for _ in range(2):
@@ -315,7 +320,7 @@ def test_install_and_remove_can_be_repeated(gateway: World, table: HelperTable) 
 def test_flows_of_an_installed_ruleset_are_tracked_without_a_daemon(
     gateway: World,
 ) -> None:
-    ruleset.install(CONFIG, retag_flows=False)
+    install(CONFIG, retag_flows=False)
     with (
         Flow(gateway, PORT) as flow,
         tcp_flow(gateway, PORT) as tcp,
@@ -330,7 +335,7 @@ def test_flows_of_an_installed_ruleset_are_tracked_without_a_daemon(
 @pytest.mark.usefixtures("ruleset_removed")
 def test_helpers_of_a_served_queue_stay_registered(table: HelperTable) -> None:
     with closing(bind_queue(QUEUE, 1 << 20, fail_open=True)):
-        ruleset.install(CONFIG, retag_flows=False)
+        install(CONFIG, retag_flows=False)
         assert ruleset.remove() == [LabHelper.name]
         assert in_order(named(table, LabHelper.name)) == in_order(WANTED)
     assert ruleset.remove() == []
@@ -357,10 +362,10 @@ def test_retag_deletes_untagged_udp_flows_to_the_helpers_ports_alone(
     ):
         for flow in (udp4, udp6, other):
             flow.begin()
-        ruleset.install(config, retag_flows=False)
+        install(config, retag_flows=False)
         assert ctnetlink.get(tagged.begin().original).helper == LabHelper.name
 
-        assert ruleset.install(config, retag_flows=True) == 2
+        assert install(config, retag_flows=True) == 2
         for gone in (udp4, udp6):
             with pytest.raises(NotFound):
                 ctnetlink.get(gone.original)
@@ -368,7 +373,7 @@ def test_retag_deletes_untagged_udp_flows_to_the_helpers_ports_alone(
             assert ctnetlink.get(original).confirmed
         # The next packet begins the flow anew.
         assert ctnetlink.get(udp4.begin().original).helper == LabHelper.name
-        assert ruleset.install(config, retag_flows=True) == 0
+        assert install(config, retag_flows=True) == 0
 
 
 @pytest.mark.usefixtures("inside")

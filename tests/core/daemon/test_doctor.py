@@ -4,6 +4,7 @@
 import gzip
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from cthelper import nft
 from cthelper.core.config import Config, DaemonConfig, parse
 from cthelper.core.daemon import doctor
 from cthelper.core.daemon.doctor import Finding, Health, Host
+from cthelper.core.daemon.probe import CannotAsk, Kernel
 from cthelper.core.errors import CthelperError, RulesetError
 from cthelper.core.queue import binding
 from cthelper.core.registry import builtin_helpers
@@ -46,7 +48,8 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    monkeypatch.setattr(doctor, "ask", lambda: Kernel(keeps_limits=True))
     return Folder(tmp_path)
 
 
@@ -123,6 +126,8 @@ MODULES = [
     "nfnetlink_queue",
     "nf_tables",
     "nft_ct",
+    "nft_queue",
+    "nft_objref",
 ]
 
 
@@ -140,7 +145,8 @@ def test_missing_modules_are_failures_that_name_their_symbol(folder: Folder) -> 
     assert all(each.health is FAILURE for each in found.values())
     assert str(found["nfnetlink_cthelper"]) == (
         "FAIL     kernel module nfnetlink_cthelper (helpers in user space) is missing: "
-        "boot one with CONFIG_NF_CT_NETLINK_HELPER, such as Debian's linux-image-amd64"
+        "boot a kernel with CONFIG_NF_CT_NETLINK_HELPER, and with its modules: "
+        "docs/kernels.md"
     )
 
 
@@ -160,9 +166,28 @@ def test_modules_are_found_wherever_they_are(folder: Folder) -> None:
     assert {name: each.health for name, each in found.items()} == {
         **dict.fromkeys(MODULES, OK),
         "nft_ct": FAILURE,
+        "nft_queue": FAILURE,
+        "nft_objref": FAILURE,
     }
     states = [each.what.split(", ")[-1] for each in found.values()]
     assert states[:5] == ["loaded", "built in", "loadable", "loadable", "built in"]
+
+
+@pytest.mark.parametrize(
+    ("release", "needed"), [("6.1.192-a", True), ("6.2.0", False), ("7.2.13", False)]
+)
+def test_objects_are_a_module_of_old_kernels_alone(
+    folder: Folder, release: str, needed: bool
+) -> None:
+    found = doctor.modules(Host(folder.root, release))
+    assert any("nft_objref" in each.what for each in found) is needed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_hashes_are_needed_for_several_workers(folder: Folder, workers: int) -> None:
+    several = config(f"daemon.workers = {workers}\n")
+    found = list(doctor.spreading(several, folder.host))
+    assert [each.health for each in found] == [FAILURE] * (workers - 1)
 
 
 GLUE = "CONFIG_NETFILTER_NETLINK_GLUE_CT"
@@ -187,21 +212,71 @@ GLUE = "CONFIG_NETFILTER_NETLINK_GLUE_CT"
     ],
     ids=["set", "not set", "no configuration"],
 )
-@pytest.mark.parametrize("compressed", [False, True], ids=["boot", "proc"])
+@pytest.mark.parametrize(
+    "place",
+    [f"boot/config-{RELEASE}", f"lib/modules/{RELEASE}/config", "proc/config.gz"],
+)
 def test_queued_packets_carry_conntrack(
     folder: Folder,
     configuration: str | None,
     health: Health,
     what: str,
     mend: str,
-    compressed: bool,
+    place: str,
 ) -> None:
     if configuration is not None:
-        if compressed:
-            folder.write("proc/config.gz", gzip.compress(configuration.encode()))
-        else:
-            folder.write(f"boot/config-{RELEASE}", configuration)
-    assert doctor.glue(folder.host) == Finding(health, what, mend)
+        data = configuration.encode()
+        folder.write(place, gzip.compress(data) if place.endswith(".gz") else data)
+
+    def cannot() -> Kernel:
+        raise CannotAsk("no")
+
+    found = list(doctor.behaviour(folder.host, cannot))
+    warning, glue = found
+    assert (warning.health, warning.what) == (WARNING, "no")
+    assert glue == Finding(health, what, mend)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unwell"),
+    [
+        ({}, ""),
+        ({"carries_entries": False}, "FAIL     queued packets do not carry"),
+        (
+            {"confirms": False},
+            "warning  a packet that repeats its hook has its flow not",
+        ),
+        ({"renews": False}, "warning  an expectation lives as long as its policy says"),
+        ({"takes_class": False}, "warning  an expectation is of its helper's first"),
+        ({"keeps_limits": False}, "warning  a registered helper's limits cannot be"),
+        ({"hands_down": True}, "warning  an expected flow has its master's helper: "),
+        ({"adjusts_twice": False}, ""),
+    ],
+)
+def test_what_the_kernel_does_is_asked(
+    folder: Folder, changes: dict[str, bool], unwell: str
+) -> None:
+    kernel = replace(Kernel(keeps_limits=True), **changes)
+    found = list(doctor.behaviour(folder.host, lambda: kernel))
+    assert len(found) == 7
+    bad = [str(each) for each in found if each.health is not OK]
+    assert len(bad) == bool(unwell)
+    assert all(each.startswith(unwell) for each in bad)
+
+
+@pytest.mark.parametrize(
+    ("adjusts_twice", "what"),
+    [
+        (True, "sequence numbers are adjusted twice: a rewritten TCP flow's packets"),
+        (False, "sequence numbers of a rewritten TCP flow are adjusted once"),
+    ],
+)
+def test_how_often_sequence_numbers_are_adjusted_is_told(
+    folder: Folder, adjusts_twice: bool, what: str
+) -> None:
+    kernel = Kernel(adjusts_twice=adjusts_twice)
+    *_, last = doctor.behaviour(folder.host, lambda: kernel)
+    assert last.what.startswith(what)
 
 
 # Programs.

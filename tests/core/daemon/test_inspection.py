@@ -17,6 +17,7 @@ from cthelper.core.config import Config, DaemonConfig
 from cthelper.core.daemon import inspection
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.probe import UNKNOWN
 from cthelper.core.engine import Decision
 from cthelper.core.errors import Malformed, NetlinkError
 from cthelper.core.expecter import Expecter
@@ -142,6 +143,7 @@ def inspection_of(config: Config, world: World, *own: Address) -> Inspection:
         world.log,
         world.clock,
         follow.append,
+        UNKNOWN,
     )
 
 

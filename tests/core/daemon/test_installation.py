@@ -16,6 +16,7 @@ from cthelper.core.config import Config, parse
 from cthelper.core.daemon import installation
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.probe import NAME, UNKNOWN, Kernel
 from cthelper.core.daemon.ruleset import registrations
 from cthelper.core.errors import NetlinkError, RestartNeeded, RulesetError
 from cthelper.core.netlink.nfnetlink_cthelper import Registration
@@ -134,14 +135,14 @@ def test_rules_of_a_killed_daemon_queue_no_more_before_the_queue_is_bound(
 ) -> None:
     world.leave(*left)
     world.bound = {each: BoundQueue(each, 1, 0, 0) for each in bound}
-    kernel.take_over(NEW)
+    kernel.take_over(NEW, UNKNOWN)
     assert world.steps() == steps
 
 
 def test_helpers_are_there_before_the_rules_that_name_them(
     world: World, kernel: Installation
 ) -> None:
-    kernel.take_over(NEW)
+    kernel.take_over(NEW, UNKNOWN)
     kernel.install(NEW)
     assert world.steps() == ["put sunrpc", "put tns", "load sunrpc,tns"]
     kernel.remove()
@@ -151,13 +152,57 @@ def test_helpers_are_there_before_the_rules_that_name_them(
 def test_helpers_with_other_policies_are_replaced_at_the_start(
     world: World, kernel: Installation
 ) -> None:
-    world.leave(*SUNRPC, FOREIGN)
+    other = [replace(each, policies=each.policies[:1]) for each in SUNRPC]
+    world.leave(*other, FOREIGN)
     world.errors["put sunrpc"] = RestartNeeded("other policies")
-    kernel.take_over(OLD)
+    kernel.take_over(OLD, Kernel(keeps_limits=True))
     kernel.install(OLD)
     steps = ["pause", "put sunrpc", "unload", "delete sunrpc", "load sunrpc"]
     assert world.steps() == steps
     assert world.list() == [FOREIGN, *SUNRPC]
+
+
+LIMIT = "helpers.sunrpc.policies.service.timeout = 7"
+LIMITED = registrations(configured("sunrpc", settings=LIMIT).helpers.values())
+
+
+@pytest.mark.parametrize("keeps_limits", [True, False])
+def test_limits_that_are_left_behind_are_changed_or_the_helper_replaced(
+    world: World, kernel: Installation, keeps_limits: bool
+) -> None:
+    world.leave(*LIMITED)
+    kernel.take_over(OLD, Kernel(keeps_limits=keeps_limits))
+    kernel.install(OLD)
+    replaced = [] if keeps_limits else ["unload", "delete sunrpc"]
+    assert world.steps() == ["pause", *replaced, "put sunrpc", "load sunrpc"]
+    assert world.list() == SUNRPC
+
+
+@pytest.mark.parametrize("keeps_limits", [True, False])
+def test_limits_that_stay_the_same_are_not_asked_for_again(
+    world: World, kernel: Installation, keeps_limits: bool
+) -> None:
+    world.leave(*SUNRPC)
+    kernel.take_over(OLD, Kernel(keeps_limits=keeps_limits))
+    kernel.install(OLD)
+    kernel.change(OLD)
+    kernel.restore(OLD)
+    assert "put sunrpc" not in world.record
+
+
+def test_change_of_limits_is_refused_where_the_kernel_would_mix_them_up(
+    world: World, kernel: Installation
+) -> None:
+    kernel.take_over(NEW, Kernel(keeps_limits=False))
+    kernel.install(NEW)
+    changed = configured("sunrpc", "tns", settings=LIMIT)
+    with pytest.raises(RestartNeeded, match="sunrpc ip tcp is registered otherwise"):
+        kernel.change(changed)
+    assert world.list() == [*SUNRPC, *TNS]
+    # With one policy there is nothing to be mixed up.
+    kernel.change(
+        configured("sunrpc", "tns", settings="helpers.tns.policies.redirect.timeout=7")
+    )
 
 
 def test_abandoning_leaves_what_was_there_before(
@@ -165,7 +210,7 @@ def test_abandoning_leaves_what_was_there_before(
 ) -> None:
     world.leave(*SUNRPC)
     world.errors["load sunrpc,tns"] = RulesetError("nft: no")
-    kernel.take_over(NEW)
+    kernel.take_over(NEW, UNKNOWN)
     with pytest.raises(RulesetError):
         kernel.install(NEW)
     kernel.abandon()
@@ -176,8 +221,8 @@ def test_abandoning_leaves_what_was_there_before(
 def test_change_that_fails_leaves_it_all_as_it_was(
     world: World, kernel: Installation, fault: str
 ) -> None:
-    limit = "helpers.sunrpc.policies.service.timeout = 7"
-    changed = configured("sunrpc", "tns", settings=limit)
+    changed = configured("sunrpc", "tns", settings=LIMIT)
+    kernel.take_over(NEW, Kernel(keeps_limits=True))
     kernel.install(OLD)
     world.steps()
     world.errors[fault] = RestartNeeded("no")
@@ -201,13 +246,29 @@ def test_what_cannot_be_undone_is_told_and_the_rest_is(
     world: World, kernel: Installation, log: Log
 ) -> None:
     kernel.install(NEW)
-    world.errors["unload"] = RulesetError("nft: no")
-    kernel.remove()
-    assert world.list() == []
-    kernel.install(OLD)
     world.errors["delete sunrpc"] = NetlinkError.of(errno.EPERM, "delete helper")
     kernel.remove()
-    assert log.counters == {"step-failed": 2}
+    assert {each.name for each in world.list()} == {"sunrpc"}
+    assert log.counters == {"step-failed": 1}
+
+
+def test_what_another_has_asked_the_kernel_with_goes_at_the_end(
+    world: World, kernel: Installation
+) -> None:
+    kernel.install(OLD)
+    world.leave(replace(FOREIGN, name=NAME), FOREIGN)
+    kernel.remove()
+    assert world.list() == [FOREIGN]
+
+
+def test_helpers_stay_as_long_as_the_ruleset_that_refers_to_them(
+    world: World, kernel: Installation, log: Log
+) -> None:
+    kernel.install(NEW)
+    world.errors["unload"] = RulesetError("nft: no")
+    kernel.remove()
+    assert world.list() == [*SUNRPC, *TNS]
+    assert log.counters == {"step-failed": 1}
 
 
 def test_lost_ruleset_is_loaded_again_and_what_was_unregistered_with_it(

@@ -19,6 +19,7 @@ from cthelper.core.config import Config, parse
 from cthelper.core.daemon import server
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.probe import UNKNOWN
 from cthelper.core.daemon.server import Server
 from cthelper.core.daemon.signals import waker_pair
 from cthelper.core.errors import NetlinkError, QueueError
@@ -93,7 +94,9 @@ class World:
 
     def _run(self) -> None:
         with closing(self.theirs), suppress(QueueError):
-            Server(0, self.config, self.bindings, lambda: self.new, self.theirs).run()
+            Server(
+                *(0, self.config, self.bindings, lambda: self.new, self.theirs), UNKNOWN
+            ).run()
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
         ends = waker_pair()

@@ -23,6 +23,7 @@ from cthelper.core.config import Config, parse
 from cthelper.core.daemon import ruleset_care, supervisor
 from cthelper.core.daemon.channel import Channel, Gone, Order
 from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.probe import CannotAsk, Kernel
 from cthelper.core.daemon.supervisor import Supervisor
 from cthelper.core.errors import CthelperError, QueueError
 from cthelper.core.queue.backends import Backend
@@ -72,6 +73,13 @@ class Running:
 
     def fails(self, step: str) -> bool:
         return (self._faults / step).exists()
+
+    def ask(self, *, keep: bool) -> Kernel:
+        """What the kernel is said to do."""
+        assert keep
+        if self.fails("ask"):
+            raise CannotAsk("no answer")
+        return Kernel(carries_entries=not self.fails("entries"))
 
     def start(self) -> None:
         """Fork the supervisor."""
@@ -170,6 +178,7 @@ class FakeServer:
         bindings: list[Binding],
         read_config: Callable[[], Config],
         channel: Channel,
+        _kernel: Kernel,
     ) -> None:
         self._running, self._number, self._channel = running, number, channel
         self._config, self._read_config = config, read_config
@@ -241,7 +250,7 @@ class FakeInstallation:
         if self._running.fails(name):
             raise QueueError(f"no {name}")
 
-    def take_over(self, _config: Config) -> None:
+    def take_over(self, _config: Config, _kernel: Kernel) -> None:
         self._step("take over")
 
     def install(self, _config: Config) -> None:
@@ -282,6 +291,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running
         for name, fake in (
             ("choose", lambda _: backend),
             ("bound_queues", dict),
+            ("ask", made.ask),
             ("Server", partial(FakeServer, made)),
             ("Installation", partial(FakeInstallation, made)),
             ("Log", partial(Log, output=LogOutput(made))),
@@ -300,6 +310,30 @@ def started(running: Running, settings: str = "") -> list[str]:
     return running.until("* started")
 
 
+def test_kernel_whose_packets_come_without_their_entries_is_refused(
+    running: Running,
+) -> None:
+    running.fail("entries")
+    running.configure("")
+    running.start()
+    kernel, *lines = running.until("cannot start")
+    assert kernel.startswith("* kernel release=")
+    assert "carries_entries=false confirms=true" in kernel
+    *lines, last = lines
+    assert last == (
+        "cannot start: queued packets do not carry their conntrack entry: boot a "
+        "kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT=y"
+    )
+    assert "take over" not in lines
+
+
+def test_kernel_that_cannot_be_asked_is_served_all_the_same(running: Running) -> None:
+    running.fail("ask")
+    warning, *lines = started(running)
+    assert warning == '* config-warning detail="no answer"'
+    assert plain(lines)[-1] == "* started"
+
+
 def pid_of(line: str) -> int:
     """The process that a line is of."""
     return int(line.partition("pid=")[2].split()[0])
@@ -316,7 +350,8 @@ def test_packets_are_read_before_any_is_queued_and_answered_before_it_leaves(
     closed = "helpers.tns.fail_closed = true\n"
     lines = started(running, closed)
     assert plain(lines) == [
-        *("take over", "bind 2077", "bind 2078 closed", "server 0 reads 2077 2078"),
+        *("* kernel", "take over", "bind 2077", "bind 2078 closed"),
+        "server 0 reads 2077 2078",
         *("resume 2077", "resume 2078", "* worker-started", "install", "* started"),
     ]
     # As a terminal and systemd do.
@@ -416,10 +451,10 @@ def test_log_that_cannot_be_written_ends_nothing_from_the_start_on(
     assert running.until("no line")[-2] == "server 0 reads 2077"
     running.mend("log")
     running.signal(signal.SIGTERM)
-    # Of the worker's start, of the supervisor's, and of the reload.
+    # Of the kernel, of the start of worker and supervisor, and of the reload.
     lost, stopped = running.until("* stopped")[-2:]
-    assert lost == "* log-lost lines=3"
-    assert " log-lost=3" in stopped
+    assert lost == "* log-lost lines=4"
+    assert " log-lost=4" in stopped
 
 
 def test_lost_ruleset_is_put_back_while_the_servers_go_on(running: Running) -> None:
