@@ -4,7 +4,8 @@
 scapy's raw readers read the records, and nothing is dissected. The formats are those of
 draft-ietf-opsawg-pcap and draft-ietf-opsawg-pcapng, the link types those of
 https://www.tcpdump.org/linktypes.html. Files may be packed with gzip, and with zstd
-where Python has it (3.14). The first bytes decide, not the file's name.
+where Python has it (3.14) or the package backports.zstd is there. The first bytes
+decide, not the file's name.
 
 A file that is cut short or damaged gives the frames before the damage and one warning
 that says where it is. A frame that the capturing program cut (snap length) comes as it
@@ -21,6 +22,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +31,7 @@ from typing import Any, Final, Self
 from scapy.error import Scapy_Exception
 from scapy.utils import RawPcapNgReader, RawPcapReader
 
-from cthelper.core.errors import CaptureError
+from cthelper.core.errors import CaptureError, pip_install
 
 Frame = tuple[int, float, bytes, int]
 """Number (from 1), seconds since the first frame, bytes, offset of the IP header.
@@ -401,19 +403,23 @@ class Capture:
             file = gzip.GzipFile(fileobj=self._stream, mode="rb")
             unpacked = _Source(file.read1, (EOFError, OSError, zlib.error))
         elif magic == _ZSTD:
-            try:
-                zstd = importlib.import_module("compression.zstd")
-            except ImportError:
-                raise CaptureError(
-                    f"{self._path}: packed with zstd, which Python can read from 3.14 "
-                    "on; unpack it first"
-                ) from None
+            zstd = self._zstd()
             file = zstd.ZstdFile(self._stream)
             unpacked = _Source(file.read1, (EOFError, OSError, zstd.ZstdError))
         else:
             return
         self._sources.append(unpacked)
         self._stream = io.BufferedReader(unpacked, _CHUNK)
+
+    def _zstd(self) -> Any:
+        """Python's module, or the one that older Pythons can have."""
+        for name in ("compression.zstd", "backports.zstd"):
+            with suppress(ImportError):
+                return importlib.import_module(name)
+        raise CaptureError(
+            f"{self._path}: packed with zstd, and backports.zstd is not installed: "
+            f"{pip_install('backports.zstd')}"
+        )
 
     def _open(self) -> Iterator[Frame]:
         magic = self._stream.peek(_MAGIC)[:_MAGIC]

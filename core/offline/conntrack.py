@@ -98,7 +98,8 @@ class Table:
     where the packets were seen. `on_destroy` is told of each flow that ends, `on_miss`
     of each that begins to where others were expected, with those, and `history` of all
     that becomes of expectations. `expect_max` bounds the expectations
-    (nf_conntrack_expect_max).
+    (nf_conntrack_expect_max). `hands_down` is what Linux 6.12.95 does: an expected flow
+    has its master's helper (`Kernel` in core/daemon/probe.py).
     """
 
     def __init__(
@@ -111,7 +112,9 @@ class Table:
         on_destroy: Callable[[Entry], None] | None = None,
         on_miss: Callable[[Tuple, list[Expectation]], None] | None = None,
         history: History | None = None,
+        hands_down: bool = False,
     ) -> None:
+        self._hands_down = hands_down
         self.packets = 0
         self.flows = 0
         self._timeouts = timeouts or Timeouts()
@@ -322,10 +325,9 @@ class Table:
         if met is not None:
             entry.master = met.master
             config = met.master.helper
-            if (
-                config is not None
-                and config.tags_expected
-                and transport in config.helper.transports
+            if config is not None and (
+                self._hands_down
+                or (config.tags_expected and transport in config.helper.transports)
             ):
                 entry.helper = config
         else:

@@ -211,8 +211,7 @@ class Expected:
         self.frame = frame
         self.helper = helper
         self.expires = 0.0
-        # The class goes to the kernel beside a helper's name only.
-        self.class_ = 0 if expectation.helper is None else expectation.class_
+        self.class_ = expectation.class_
         self.key = destination_key(expectation.transport, expectation.destination)
         self.shown = self.key
         network = expectation.source

@@ -195,11 +195,24 @@ def test_expectation_that_has_expired_is_not_met() -> None:
     assert track(held, 10.0, DATA_FLOW).met is None
 
 
-def test_class_without_the_name_of_a_helper_is_the_first() -> None:
-    # ctnetlink_alloc_expect.
+def test_class_counts_with_and_without_the_name_of_a_helper() -> None:
     held = table()
-    expected = make(held, 0.0, begin(held, 0.0, udp()), class_=1)
-    assert (expected.class_, expected.expires) == (0, 10.0)
+    master = begin(held, 0.0, udp())
+    expected = make(held, 0.0, master, class_=1)
+    assert expected.class_ == 1
+    assert master.helper is not None
+    assert expected.expires == master.helper.policies[1].timeout
+
+
+@pytest.mark.parametrize("hands_down", [False, True])
+def test_helper_is_handed_down_where_the_kernel_does_so(hands_down: bool) -> None:
+    held = table(hands_down=hands_down)
+    master = begin(held, 0.0, udp())
+    make(held, 0.0, master)
+    met = track(held, 1.0, DATA_FLOW)
+    assert met.entry is not None
+    assert met.entry.master is master
+    assert met.entry.helper is (master.helper if hands_down else None)
 
 
 @pytest.mark.parametrize(
