@@ -27,6 +27,7 @@ from typing import Final
 
 from cthelper.core.api import Effects, Helper, Message
 from cthelper.core.config import HelperConfig
+from cthelper.core.daemon.probe import Kernel
 from cthelper.core.offline.conntrack import State, Table
 from cthelper.core.offline.entries import STREAM_SECONDS, Entry, Expected, Timeouts
 from cthelper.core.offline.expectations import Outcome
@@ -290,7 +291,7 @@ class _Author:
             return again
         _, destination = self._ends(_DATA_PORTS)
         helper = rng.choice((None, *HELPERS))
-        class_ = 0 if helper is None else rng.randrange(len(HELPERS[helper][1]))
+        class_ = rng.randrange(len(HELPERS[helper or min(HELPERS)][1]))
         return Expectation(
             master=rng.choice(self._masters if rng.random() < 0.9 else self._flows),
             transport=rng.choice((TCP, UDP)),
@@ -368,10 +369,12 @@ def configure(lab: TunLab) -> None:
 
 
 class _Sequence:
-    def __init__(self, seed: int, slot: int, configs: dict[str, HelperConfig]) -> None:
+    def __init__(
+        self, seed: int, slot: int, configs: dict[str, HelperConfig], kernel: Kernel
+    ) -> None:
         self.seed = seed
         self.slot = slot
-        self.table = Table(configs, timeouts=TIMEOUTS)
+        self.table = Table(configs, timeouts=TIMEOUTS, hands_down=kernel.hands_down)
         self.rounds = _Author(seed, slot).rounds()
         # By either of their tuples.
         self.entries: dict[Tuple, Entry] = {}
@@ -462,11 +465,11 @@ class Report:
 class Batch:
     """Sequences that run side by side, round by round, and share their waits."""
 
-    def __init__(self, lab: TunLab, seeds: list[int]) -> None:
+    def __init__(self, lab: TunLab, seeds: list[int], kernel: Kernel) -> None:
         self._lab = lab
         configs = _configs()
         self._sequences = [
-            _Sequence(seed, slot, configs) for slot, seed in enumerate(seeds)
+            _Sequence(seed, slot, configs, kernel) for slot, seed in enumerate(seeds)
         ]
         self._collected = 0.0
         self.report = Report(sequences=len(seeds))

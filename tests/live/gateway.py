@@ -1,15 +1,48 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the gateway's kernel holds, read as the daemon reads it."""
 
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from ipaddress import ip_address
+from typing import Final
 
+from cthelper.core.daemon.probe import Kernel
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
 from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Tuple
 from tests.live.world import World
+
+ASK: Final = (
+    *(sys.executable, "-B", "-c"),
+    "import dataclasses, json;"
+    "from cthelper.core.daemon.probe import ask;"
+    "print(json.dumps(dataclasses.asdict(ask())))",
+)
+
+
+def asking(world: World) -> "subprocess.Popen[str]":
+    """A process that asks the gateway's kernel what it does; it has no threads."""
+    return world.gateway.start(*ASK, stdout=subprocess.PIPE)
+
+
+def answer(process: "subprocess.Popen[str]") -> Kernel:
+    """What it was told."""
+    told, _ = process.communicate(timeout=90)
+    return Kernel(**json.loads(told))
+
+
+def ask_here() -> Kernel:
+    """What the kernel does, asked where this process is."""
+    return answer(subprocess.Popen(ASK, stdout=subprocess.PIPE, text=True))
+
+
+def ask_in(world: World) -> Kernel:
+    """What the gateway's kernel does."""
+    return answer(asking(world))
 
 
 @contextmanager

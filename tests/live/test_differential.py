@@ -13,9 +13,11 @@ from typing import Final
 
 import pytest
 
+from cthelper.core.daemon.probe import Kernel
 from cthelper.core.offline.conntrack import State
 from cthelper.core.offline.expectations import Outcome
 from tests.live.differential import Batch, Report, configure
+from tests.live.gateway import ask_here
 from tests.live.tun_lab import TunLab
 
 pytestmark = pytest.mark.live
@@ -36,14 +38,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TunLab]:
     os.sched_setaffinity(0, processors)
 
 
-def test_model_and_kernel_agree(lab: TunLab) -> None:
+@pytest.fixture(scope="module")
+def kernel() -> Kernel:
+    """What this kernel does."""
+    return ask_here()
+
+
+def test_model_and_kernel_agree(lab: TunLab, kernel: Kernel) -> None:
     report = Report()
     for seeds in _seeds():
         begin = time.monotonic()
-        done = Batch(lab, seeds).run()
+        done = Batch(lab, seeds, kernel).run()
         spent = time.monotonic() - begin
         print(f"\nseeds {seeds[0]} to {seeds[-1]}, {spent:.0f} s: {done}", flush=True)
-        done.differences = _again(lab, done.differences)
+        done.differences = _again(lab, done.differences, kernel)
         report.add(done)
     print(f"all: {report}")
     assert report.sequences
@@ -59,7 +67,7 @@ def test_model_and_kernel_agree(lab: TunLab) -> None:
         assert report.left_out < report.operations / 2
 
 
-def _again(lab: TunLab, differences: dict[int, str]) -> dict[int, str]:
+def _again(lab: TunLab, differences: dict[int, str], kernel: Kernel) -> dict[int, str]:
     """Those that the same sequences show twice more.
 
     The two clocks are read one after the other, and a machine that is held up in
@@ -69,7 +77,7 @@ def _again(lab: TunLab, differences: dict[int, str]) -> dict[int, str]:
     for _ in range(2):
         if differences:
             print(*differences.values(), "again:", sep="\n", flush=True)
-            differences = Batch(lab, list(differences)).run().differences
+            differences = Batch(lab, list(differences), kernel).run().differences
     return differences
 
 

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel is asked, and what it answers."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from contextlib import closing
 from typing import Final
 
@@ -15,33 +12,17 @@ from cthelper.core.daemon import ruleset
 from cthelper.core.daemon.probe import NAME, Kernel
 from cthelper.core.queue.native import NativeQueue, bind_queue
 from cthelper.core.queue.protocol import Verdict
-from tests.live.gateway import registered
+from tests.live.gateway import answer, ask_in, asking, registered
 from tests.live.netlink_lab import QUEUE, Flow, Lab, readable, until
 from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
-ASK: Final = (
-    "import dataclasses, json;"
-    "from cthelper.core.daemon.probe import ask;"
-    "print(json.dumps(dataclasses.asdict(ask())))"
-)
 # What was seen, by what the release begins with; of all others the last one.
 KNOWN: Final = {
     "6.12.95": Kernel(keeps_limits=False, hands_down=True),
     "": Kernel(keeps_limits=True),
 }
-
-
-def ask(world: World) -> subprocess.Popen[str]:
-    return world.gateway.start(
-        *(sys.executable, "-B", "-c", ASK), stdout=subprocess.PIPE
-    )
-
-
-def answer(process: subprocess.Popen[str]) -> Kernel:
-    told, _ = process.communicate(timeout=60)
-    return Kernel(**json.loads(told))
 
 
 def probes(world: World) -> list[str]:
@@ -52,24 +33,24 @@ def test_kernel_answers_as_it_was_seen_to_do(world: World) -> None:
     world.reset()
     release = os.uname().release
     expected = next(KNOWN[each] for each in KNOWN if release.startswith(each))
-    assert answer(ask(world)) == expected
+    assert ask_in(world) == expected
     assert probes(world) == []
 
 
 def test_two_that_ask_at_once_are_both_answered(world: World) -> None:
     world.reset()
-    first, second = ask(world), ask(world)
+    first, second = asking(world), asking(world)
     assert answer(first) == answer(second)
     assert probes(world) == []
 
 
 def test_one_that_is_killed_leaves_nothing_that_hinders_the_next(world: World) -> None:
     world.reset()
-    killed = ask(world)
+    killed = asking(world)
     until(lambda: probes(world), 60.0)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert answer(ask(world)).carries_entries
+    assert ask_in(world).carries_entries
     assert probes(world) == []
 
 
@@ -83,7 +64,7 @@ def test_packet_that_waits_in_a_queue_is_not_lost(world: World) -> None:
             queue = NativeQueue(binding, 16)
             assert readable(queue.fileno())
             (packet,) = queue.read(16)
-            assert answer(ask(world)).carries_entries
+            assert ask_in(world).carries_entries
             assert set(probes(world)) == {NAME}
             queue.answer([Verdict(packet.id)])
             assert flow.server.recv(100) == b"hello"

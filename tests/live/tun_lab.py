@@ -223,7 +223,7 @@ class TunLab:
         )
         if expectation.helper is not None:
             attributes += _attribute(6, expectation.helper.encode() + b"\0")
-            attributes += _u32(9, expectation.class_)
+        attributes += _u32(9, expectation.class_)
         attributes += _u32(8, int(expectation.permanent))
         return self._ask(
             _EXPECTATION | _NEW, _CREATE, _family(expectation.master), attributes
