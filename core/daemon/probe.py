@@ -50,7 +50,8 @@ _LARGEST: Final = 1 << 17
 
 _HOST: Final = "127.0.0.1"
 _PORT, _TRANSLATED, _EXPECTED = 1, 2, 3
-_QUEUE: Final = 0
+# Nobody's here, and of no matter there.
+_QUEUE: Final = 65535
 _TABLE: Final = f"""
 table inet probe {{
     ct helper {NAME}-udp {{ type "{NAME}" protocol udp; l3proto ip; }}
@@ -133,8 +134,6 @@ def ask(*, keep: bool = False) -> Kernel:
                     unregister(table, _registrations(_AFTER))
     except (CthelperError, OSError) as error:
         raise CannotAsk(f"the kernel cannot be asked what it does: {error}") from None
-    if "error" in answers:
-        raise CannotAsk(f"the kernel cannot be asked what it does: {answers['error']}")
     return Kernel(keeps_limits=keeps_limits, **answers)
 
 
@@ -328,6 +327,7 @@ class _Asker:
         """
         with _bound(socket.SOCK_STREAM, _TRANSLATED) as listener:
             listener.listen()
+            listener.setblocking(False)
             with _bound(socket.SOCK_STREAM) as client:
                 client.setblocking(False)
                 client.connect_ex((_HOST, _PORT))

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 from contextlib import closing
 from typing import Final
 
@@ -12,7 +13,7 @@ from cthelper.core.daemon import ruleset
 from cthelper.core.daemon.probe import NAME, Kernel
 from cthelper.core.queue.native import NativeQueue, bind_queue
 from cthelper.core.queue.protocol import Verdict
-from tests.live.gateway import answer, ask_in, asking, registered
+from tests.live.gateway import ASK, answer, ask_in, asking, registered
 from tests.live.netlink_lab import QUEUE, Flow, Lab, readable, until
 from tests.live.world import World
 
@@ -51,6 +52,15 @@ def test_one_that_is_killed_leaves_nothing_that_hinders_the_next(world: World) -
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert ask_in(world).carries_entries
+    assert probes(world) == []
+
+
+def test_daemon_s_unit_leaves_enough_to_ask_with(world: World) -> None:
+    """A process with CAP_NET_ADMIN alone needs a user namespace for it."""
+    world.reset()
+    only = ("--bounding-set", "-all,+net_admin", "--no-new-privs")
+    process = world.gateway.start("setpriv", *only, *ASK, stdout=subprocess.PIPE)
+    assert answer(process) == ask_in(world)
     assert probes(world) == []
 
 
