@@ -7,10 +7,11 @@ installed. Nothing outside the table is ever touched.
 """
 
 import json
+import secrets
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from string import Template
@@ -40,8 +41,9 @@ _INSPECTED: Final = "inspected"
 _SECONDS: Final = 30
 # What nft says of EPERM in some cases and not in others.
 _ROOT: Final = " (you must be root)"
-# Any number; without one every loading would spread the flows anew.
-_SEED: Final = "0x63746821"
+# Of a ruleset that is only shown. One that is loaded has a number that nobody knows, so
+# that nobody can choose the worker that his flows come to.
+_SHOWN_SEED: Final = 0x63746821
 
 
 def render(config: Config) -> str:
@@ -54,9 +56,13 @@ def check(config: Config) -> None:
     _nft("-c", "-f", "-", text=_replacement(config))
 
 
-def install(config: Config) -> None:
-    """Load the ruleset in the place of the one that is loaded, in one transaction."""
-    _nft("-f", "-", text=_replacement(config))
+def install(config: Config, seed: int | None = None) -> None:
+    """Load the ruleset in the place of the one that is loaded, in one transaction.
+
+    `seed`, 32 bits, has the flows spread over workers; without one it stays as it is
+    loaded, so that each flow stays with its worker, or is a new one.
+    """
+    _nft("-f", "-", text=_replacement(config, seed))
 
 
 def pause(config: Config) -> None:
@@ -64,7 +70,7 @@ def pause(config: Config) -> None:
 
     Where a helper fails closed its packets are dropped from then on.
     """
-    if ("chain", _INSPECTED) not in _contents():
+    if ("chain", _INSPECTED) not in _contents(_listing()):
         return
     drops = (
         " ".join(filter(None, (flow.match, read, "drop")))
@@ -88,7 +94,7 @@ def remove() -> None:
 
 def missing(config: Config) -> bool:
     """Whether the ruleset is not loaded, or not whole."""
-    return bool(_declared(render(config)) - _contents())
+    return bool(_declared(render(config)) - _contents(_listing()))
 
 
 def loaded_ruleset() -> list[dict[str, Any]]:
@@ -113,7 +119,9 @@ def version() -> str:
     return _nft("--version").strip()
 
 
-def _ruleset(config: Config, loaded: Collection[str] = ()) -> str:
+def _ruleset(
+    config: Config, loaded: Collection[str] = (), seed: int = _SHOWN_SEED
+) -> str:
     """The table; helper objects that are `loaded` already are left out."""
     template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
     return template.substitute(
@@ -121,13 +129,13 @@ def _ruleset(config: Config, loaded: Collection[str] = ()) -> str:
         expected=_expected(config),
         prerouting=_rules(config, Hook.PREROUTING),
         output=_rules(config, Hook.OUTPUT),
-        spreading=_spreading(config),
+        spreading=_spreading(config, seed),
         inspected=_queueing(config),
         marked=_marked(config),
     )
 
 
-def _replacement(config: Config) -> str:
+def _replacement(config: Config, seed: int | None = None) -> str:
     """What turns any state of the table into the ruleset.
 
     Only rules go. When a base chain goes, the kernel drops every packet that waits in
@@ -135,28 +143,52 @@ def _replacement(config: Config) -> str:
     a precaution, do the helper objects, used or not, until the table is removed.
     """
     skeleton = _ruleset(replace(config, helpers={}))
-    loaded = {name for kind, name in _contents() if kind == "ct helper"}
-    rules = _ruleset(config, loaded)
+    listing = _listing()
+    loaded = {name for kind, name in _contents(listing) if kind == "ct helper"}
+    if seed is None:
+        seed = _loaded_seed(listing)
+    rules = _ruleset(config, loaded, secrets.randbits(32) if seed is None else seed)
     return f"{skeleton}flush table {TABLE}\n{rules}"
 
 
-def _contents() -> Counter[tuple[str, str]]:
-    """What is in the table that is loaded: kinds and names, and each chain's rules.
+def _listing() -> list[dict[str, Any]]:
+    """The table that is loaded, in nft's JSON; nothing where it is not.
 
-    Nothing where it is not loaded. Raises RulesetError.
+    Raises RulesetError.
     """
     try:
         listing = json.loads(_nft("-j", "list", "table", *TABLE.split()))
     except RulesetError as error:
         if "No such file or directory" in str(error):
-            return Counter()
+            return []
         raise
+    listed: list[dict[str, Any]] = listing["nftables"]
+    return listed
+
+
+def _contents(listing: Iterable[Mapping[str, Any]]) -> Counter[tuple[str, str]]:
+    """What is in a table: kinds and names, and each chain's rules."""
     return Counter(
         (kind, content["chain"] if kind == "rule" else content["name"])
-        for each in listing["nftables"]
+        for each in listing
         for kind, content in each.items()
         if kind in ("ct helper", "chain", "rule")
     )
+
+
+def _loaded_seed(listing: object) -> int | None:
+    """The seed in a table's rules; None where they spread nothing."""
+    match listing:
+        case {"jhash": {"seed": int(seed)}}:
+            return seed
+        case dict():
+            parts: Iterable[object] = listing.values()
+        case list():
+            parts = listing
+        case _:
+            return None
+    found = (_loaded_seed(each) for each in parts)
+    return next((seed for seed in found if seed is not None), None)
 
 
 def _declared(text: str) -> Counter[tuple[str, str]]:
@@ -278,14 +310,14 @@ def _spread_chain(helper: HelperConfig) -> str:
     return f"queue-{helper.queue}"
 
 
-def _spreading(config: Config) -> str:
+def _spreading(config: Config, seed: int) -> str:
     """A chain for each queue that several workers read: who gets which flow."""
     count = config.daemon.workers
     if count == 1:
         return ""
     queues = {each.queue: each for each in config.helpers.values()}
     chains = [
-        _chain(_spread_chain(each), _spread(each, count))
+        _chain(_spread_chain(each), _spread(each, count, seed))
         for _, each in sorted(queues.items())
     ]
     note = (
@@ -296,7 +328,7 @@ def _spreading(config: Config) -> str:
     return f"\n{note}" + "\n".join(chains)
 
 
-def _spread(helper: HelperConfig, count: int) -> Iterator[str]:
+def _spread(helper: HelperConfig, count: int, seed: int) -> Iterator[str]:
     """Rules that queue to worker hash(one end) + hash(other end) mod `count`.
 
     nft cannot add two hashes, so that each first one has its rule.
@@ -304,7 +336,7 @@ def _spread(helper: HelperConfig, count: int) -> Iterator[str]:
     flags = "" if helper.fail_closed else " flags bypass"
     for family in _FAMILY.values():
         one, other = (
-            f"jhash ct {direction} {family} saddr mod {count} seed {_SEED}"
+            f"jhash ct {direction} {family} saddr mod {count} seed {seed:#x}"
             for direction in ("original", "reply")
         )
         for first in range(count):

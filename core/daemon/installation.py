@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel holds of a running cthelper: registered helpers, and the ruleset."""
 
+import secrets
 from collections.abc import Callable, Iterable
 
 from cthelper import nft
@@ -28,6 +29,9 @@ class Installation:
         self._leavings: list[Registration] = []
         self._known: dict[tuple[str, int, Transport], Registration] = {}
         self._keeps_limits = UNKNOWN.keeps_limits
+        # As long as it stays flows stay with their workers, also when the ruleset is
+        # loaded anew.
+        self._seed = secrets.randbits(32)
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when anybody touches the ruleset."""
@@ -66,7 +70,7 @@ class Installation:
             nft.remove()
             unregister(self._table, self._leavings)
             self._put(wanted)
-        nft.install(config)
+        nft.install(config, self._seed)
 
     def abandon(self) -> None:
         """Unregister what was not there before `take_over`; logs what fails."""
@@ -85,7 +89,7 @@ class Installation:
         before = list(self._known.values())
         try:
             self._put(registrations(config.helpers.values()))
-            nft.install(config)
+            nft.install(config, self._seed)
         except CthelperError:
             self.attempt(lambda: self._put(before))
             raise
@@ -101,7 +105,7 @@ class Installation:
     def restore(self, config: Config) -> None:
         """Load a ruleset that was lost, and register what was unregistered with it."""
         self._put(registrations(config.helpers.values()))
-        nft.install(config)
+        nft.install(config, self._seed)
 
     def remove(self) -> None:
         """Delete the ruleset and unregister all helpers; logs what fails.

@@ -11,7 +11,12 @@ from cthelper.core.config import Config, HelperConfig
 from cthelper.core.daemon.retag import retag
 from cthelper.core.errors import Busy, NetlinkError, RestartNeeded
 from cthelper.core.netlink.ctnetlink import Ctnetlink
-from cthelper.core.netlink.nfnetlink_cthelper import FAMILIES, HelperTable, Registration
+from cthelper.core.netlink.nfnetlink_cthelper import (
+    FAMILIES,
+    HelperTable,
+    Registration,
+    other_policies,
+)
 from cthelper.core.queue.binding import bound_queues
 
 # nft frees a table's objects a moment after it answers (a work queue of nf_tables).
@@ -50,21 +55,30 @@ def register(
 ) -> None:
     """Register helpers, and change those that are registered otherwise.
 
-    Raises NetlinkError, and RestartNeeded where the kernel cannot change one: its
-    policies are others, or it would get the first one's limits in all of them, for
-    which `keeps_limits` is asked (`Kernel`).
+    Raises NetlinkError, and RestartNeeded, before any is changed, where the kernel
+    cannot change one: its policies are others, or it would get the first one's limits
+    in all of them, for which `keeps_limits` is asked (`Kernel`).
     """
     present = {each.key: each for each in helpers.list()}
     pending = [each for each in wanted if present.get(each.key) != each]
     for each in pending:
+        before = present.get(each.key)
+        if before is None:
+            continue
+        if _names(before) != _names(each):
+            raise other_policies(each)
         limits = {(policy.max_expected, policy.timeout) for policy in each.policies}
-        if each.key in present and len(limits) > 1 and not keeps_limits():
+        if len(limits) > 1 and not keeps_limits():
             raise RestartNeeded(
                 f"helper {each} is registered otherwise, and this kernel mixes up the "
                 "limits of a helper that is changed: restart cthelper to replace it"
             )
     for each in pending:
         helpers.put(each)
+
+
+def _names(registration: Registration) -> list[str]:
+    return [policy.name for policy in registration.policies]
 
 
 def check(config: Config) -> None:

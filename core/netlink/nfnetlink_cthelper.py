@@ -96,10 +96,7 @@ class HelperTable:
             )
         except Busy:
             if any(each.key == registration.key for each in self.list()):
-                raise RestartNeeded(
-                    f"helper {registration} is registered with other policies: "
-                    "restart cthelper to replace it"
-                ) from None
+                raise other_policies(registration) from None
             module = kernel_module(registration.name)
             raise NameTaken(
                 f"helper name {registration.name!r} is taken by the kernel module "
@@ -124,6 +121,14 @@ class HelperTable:
         except NotFound:
             return False
         return True
+
+
+def other_policies(registration: Registration) -> RestartNeeded:
+    """What is raised where other policies are registered: these the kernel keeps."""
+    return RestartNeeded(
+        f"helper {registration} is registered with other policies: "
+        "restart cthelper to replace it"
+    )
 
 
 def kernel_module(name: str) -> str:

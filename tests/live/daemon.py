@@ -23,6 +23,14 @@ def disabled(*names: str) -> str:
     return "".join(f"[helpers.{name}]\nenabled = false\n" for name in names)
 
 
+def equal_limits(seconds: int) -> str:
+    """Limits of sunrpc that every kernel can change: each policy has the same."""
+    return "".join(
+        f"[helpers.sunrpc.policies.{name}]\nmax_expected = 8\ntimeout = {seconds}\n"
+        for name in ("service", "broadcast", "dump")
+    )
+
+
 class Daemon:
     """Starts and stops the daemon, and reads what it logs."""
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from ipaddress import ip_address
 from typing import Final
 
-from cthelper.core.daemon.probe import Kernel
+from cthelper.core.daemon.probe import NAME, Kernel
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
 from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Tuple
@@ -69,6 +69,11 @@ def tables(world: World) -> str:
 
 
 def registered(world: World) -> list[Registration]:
+    """The helpers that are registered, but for what the kernel is asked with."""
+    return [each for each in all_registered(world) if each.name != NAME]
+
+
+def all_registered(world: World) -> list[Registration]:
     """The helpers that are registered."""
     with helper_table(world) as table:
         return table.list()

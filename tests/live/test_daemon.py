@@ -17,8 +17,14 @@ from cthelper.core.api import Policy
 from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.tuples import UDP
-from tests.live.daemon import CTHELPER, Daemon, disabled
-from tests.live.gateway import entry_of, helper_table, registered, tables
+from tests.live.daemon import CTHELPER, Daemon, disabled, equal_limits
+from tests.live.gateway import (
+    all_registered,
+    entry_of,
+    helper_table,
+    registered,
+    tables,
+)
 from tests.live.netlink_lab import readable, until
 from tests.live.traffic import (
     PORT,
@@ -64,7 +70,7 @@ def test_stop_loses_no_packet_and_leaves_no_trace(world: World, daemon: Daemon) 
     assert pinger.lost == 0
     assert daemon.events("stopped")[0]["packets"] >= 40
     assert daemon.events("step-failed") == []
-    assert registered(world) == []
+    assert all_registered(world) == []
     assert tables(world) == ""
     assert QUEUE not in world.queues()
 
@@ -189,9 +195,7 @@ def test_reload_takes_new_limits_without_losing_a_packet(
     with Echo(world.server), Pinger(world.client) as pinger:
         wait_for(pinger, 10)
         daemon.configure(
-            CONFIG
-            + "[helpers.sunrpc.policies.service]\ntimeout = 77\n"
-            + "[helpers.mdns]\nenabled = false\n"
+            CONFIG + equal_limits(77) + "[helpers.mdns]\nenabled = false\n"
         )
         daemon.send_signal(signal.SIGHUP)
         daemon.await_event("reloaded")
@@ -213,10 +217,13 @@ def test_reload_takes_new_limits_without_losing_a_packet(
 def test_reload_moves_a_helper_to_another_queue_without_losing_a_packet(
     world: World, daemon: Daemon
 ) -> None:
-    daemon.start(CONFIG)
+    limits = equal_limits(300)
+    daemon.start(CONFIG + limits)
     with Echo(world.server), Pinger(world.client) as pinger:
         wait_for(pinger, 10)
-        daemon.configure(CONFIG + "queue = 2078\n[helpers.mdns]\nqueue = 2078\n")
+        daemon.configure(
+            f"{CONFIG}queue = 2078\n[helpers.mdns]\nqueue = 2078\n{limits}"
+        )
         daemon.send_signal(signal.SIGHUP)
         daemon.await_event("reloaded")
         wait_for(pinger, 10)
@@ -243,6 +250,31 @@ def test_wrong_new_configuration_is_refused_and_the_old_one_stays(
     daemon.await_event("expectation")
 
 
+def test_limits_of_several_policies_are_changed_by_a_reload_or_a_restart(
+    world: World, daemon: Daemon
+) -> None:
+    """Linux 6.12.95 would give each policy the first one's."""
+    wanted = f"{CONFIG}[helpers.sunrpc.policies.service]\ntimeout = 77\n"
+    daemon.start(CONFIG)
+    (kernel,) = daemon.events("kernel")
+    before = registered(world)
+    daemon.configure(wanted)
+    daemon.send_signal(signal.SIGHUP)
+    if kernel["keeps_limits"]:
+        daemon.await_event("reloaded")
+    else:
+        error = daemon.await_event("reload-refused")["error"]
+        assert "mixes up the limits of a helper that is changed" in error
+        assert registered(world) == before
+        # As after a crash: what is registered already is replaced, not changed.
+        daemon.send_signal(signal.SIGKILL)
+        daemon.wait()
+        daemon.start(wanted)
+    policies = {each.policies for each in registered(world) if each.name == "sunrpc"}
+    (timeouts,) = {tuple(each.timeout for each in found) for found in policies}
+    assert timeouts == (77, 10, 300)
+
+
 def test_reload_that_the_kernel_cannot_take_says_restart(
     world: World, daemon: Daemon
 ) -> None:
@@ -252,9 +284,7 @@ def test_reload_that_the_kernel_cannot_take_says_restart(
         helpers.put(lab_mdns())
         try:
             before = registered(world)
-            daemon.configure(
-                f"{CONFIG}[helpers.sunrpc.policies.service]\ntimeout = 77\n"
-            )
+            daemon.configure(f"{CONFIG}{equal_limits(77)}")
             daemon.send_signal(signal.SIGHUP)
             error = daemon.await_event("reload-refused")["error"]
             assert error == (

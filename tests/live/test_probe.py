@@ -13,7 +13,7 @@ from cthelper.core.daemon import ruleset
 from cthelper.core.daemon.probe import NAME, Kernel
 from cthelper.core.queue.native import NativeQueue, bind_queue
 from cthelper.core.queue.protocol import Verdict
-from tests.live.gateway import ASK, answer, ask_in, asking, registered
+from tests.live.gateway import ASK, all_registered, answer, ask_in, asking
 from tests.live.netlink_lab import QUEUE, Flow, Lab, readable, until
 from tests.live.world import World
 
@@ -27,7 +27,7 @@ KNOWN: Final = {
 
 
 def probes(world: World) -> list[str]:
-    return [each.name for each in registered(world) if each.name == NAME]
+    return [each.name for each in all_registered(world) if each.name == NAME]
 
 
 def test_kernel_answers_as_it_was_seen_to_do(world: World) -> None:

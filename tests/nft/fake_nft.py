@@ -13,10 +13,16 @@ class FakeNft:
         self.record = folder / "record"
         self.loaded()
 
-    def loaded(self, *objects: str, chains: tuple[str, ...] = ()) -> None:
+    def loaded(
+        self,
+        *objects: str,
+        chains: tuple[str, ...] = (),
+        rules: tuple[object, ...] = (),
+    ) -> None:
         """The table is loaded with these objects; without any it is not there."""
-        listing = [{"ct helper": {"name": name}} for name in objects]
+        listing: list[object] = [{"ct helper": {"name": name}} for name in objects]
         listing += [{"chain": {"name": name}} for name in chains]
+        listing += [{"rule": {"chain": "x", "expr": each}} for each in rules]
         answer = self._folder / "listing"
         answer.write_text(json.dumps({"nftables": [{"table": {}}, *listing]}))
         absent = "echo Error: No such file or directory >&2; exit 1"

@@ -524,6 +524,37 @@ def test_loaded_objects_and_chains_stay_so_that_no_queued_packet_is_dropped(
     assert rules(after) == rules(nft.render(BOTH))
 
 
+SPREAD_BOTH = parse("daemon.workers = 2", Path("test.toml"), {"both": Both})
+
+
+def seeds(program: FakeNft) -> set[str]:
+    """Those of the rules that were loaded last."""
+    return set(re.findall(r" seed (\S+)", program.record.read_text()))
+
+
+def test_seed_that_is_loaded_stays(program: FakeNft) -> None:
+    # As nft 1.0.6 and 1.1.3 list it.
+    key = {"jhash": {"mod": 2, "seed": 11, "offset": 0, "expr": {"ct": {}}}}
+    rules = [{"match": {"left": key}}, {"queue": {"num": {"map": {"key": key}}}}]
+    program.loaded("both-udp", rules=(["plain"], rules))
+    nft.install(SPREAD_BOTH)
+    assert seeds(program) == {"0xb"}
+    nft.install(SPREAD_BOTH, seed=12)
+    assert seeds(program) == {"0xc"}
+
+
+@pytest.mark.parametrize("objects", [(), ("both-udp",)], ids=["no table", "no workers"])
+def test_seed_of_a_ruleset_is_one_that_nobody_knows(
+    program: FakeNft, objects: tuple[str, ...]
+) -> None:
+    program.loaded(*objects)
+    found = set()
+    for _ in range(3):
+        nft.install(SPREAD_BOTH)
+        found |= seeds(program)
+    assert len(found) == 3
+
+
 PAUSED = """\
 flush chain inet cthelper inspected
 table inet cthelper {

@@ -46,6 +46,7 @@ class World:
         self.registered: dict[object, Registration] = {}
         self.bound: dict[int, BoundQueue] = {}
         self.errors: dict[str, Exception] = {}
+        self.seeds: set[int] = set()
 
     def step(self, name: str) -> None:
         self.record.append(name)
@@ -69,8 +70,9 @@ class World:
     def pause(self, _config: Config) -> None:
         self.step("pause")
 
-    def install(self, config: Config) -> None:
+    def install(self, config: Config, seed: int) -> None:
         self.step(f"load {','.join(config.helpers)}")
+        self.seeds.add(seed)
 
     def missing(self, _config: Config) -> bool:
         self.step("list")
@@ -154,10 +156,9 @@ def test_helpers_with_other_policies_are_replaced_at_the_start(
 ) -> None:
     other = [replace(each, policies=each.policies[:1]) for each in SUNRPC]
     world.leave(*other, FOREIGN)
-    world.errors["put sunrpc"] = RestartNeeded("other policies")
     kernel.take_over(OLD, Kernel(keeps_limits=True))
     kernel.install(OLD)
-    steps = ["pause", "put sunrpc", "unload", "delete sunrpc", "load sunrpc"]
+    steps = ["pause", "unload", "delete sunrpc", "put sunrpc", "load sunrpc"]
     assert world.steps() == steps
     assert world.list() == [FOREIGN, *SUNRPC]
 
@@ -188,6 +189,18 @@ def test_limits_that_stay_the_same_are_not_asked_for_again(
     kernel.change(OLD)
     kernel.restore(OLD)
     assert "put sunrpc" not in world.record
+
+
+def test_change_to_other_policies_is_refused_before_anything_is_changed(
+    world: World, kernel: Installation
+) -> None:
+    kernel.take_over(NEW, Kernel(keeps_limits=True))
+    kernel.install(NEW)
+    other = [replace(each, policies=each.policies * 2) for each in TNS]
+    world.leave(*other)
+    with pytest.raises(RestartNeeded, match="tns ip tcp is registered with other pol"):
+        kernel.change(configured("sunrpc", "tns", settings=LIMIT))
+    assert world.list() == [*SUNRPC, *other]
 
 
 def test_change_of_limits_is_refused_where_the_kernel_would_mix_them_up(
@@ -250,6 +263,19 @@ def test_what_cannot_be_undone_is_told_and_the_rest_is(
     kernel.remove()
     assert {each.name for each in world.list()} == {"sunrpc"}
     assert log.counters == {"step-failed": 1}
+
+
+def test_flows_stay_with_their_workers_as_long_as_the_daemon_lives(
+    world: World, kernel: Installation, log: Log
+) -> None:
+    kernel.install(OLD)
+    kernel.change(NEW)
+    kernel.restore(NEW)
+    assert len(world.seeds) == 1
+    # Nobody is to know to which worker he sends.
+    for _ in range(3):
+        Installation(log).install(NEW)
+    assert len(world.seeds) == 4
 
 
 def test_what_another_has_asked_the_kernel_with_goes_at_the_end(
