@@ -19,6 +19,7 @@ import scapy
 
 import cthelper
 from cthelper.core.errors import _REPLAY
+from cthelper.core.offline.capture import ZSTD
 from cthelper.core.queue.backends import LIBRARY
 
 ROOT: Final = Path(__file__).parents[1]
@@ -223,10 +224,10 @@ def test_first_section_of_the_changelog_is_the_versions() -> None:
 def test_packages_that_advice_names_are_those_of_the_extras() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = {
-        name: {re.split(r"\W", each)[0] for each in packages}
+        name: {re.split(r"[^\w.]", each)[0] for each in packages}
         for name, packages in project["optional-dependencies"].items()
     }
-    assert extras == {"replay": {_REPLAY}, "live": {LIBRARY}}
+    assert extras == {"replay": {_REPLAY, ZSTD}, "live": {LIBRARY}}
 
 
 @pytest.mark.parametrize("folder", ["core", "docs", "plugins", "script", "src"])

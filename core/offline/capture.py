@@ -52,6 +52,9 @@ Offset = Callable[[bytes], int | None]
 # place; Capture says it once.
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 
+ZSTD: Final = "backports.zstd"
+"""The package that reads zstd where Python itself does not."""
+
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _PCAP: Final = frozenset(
@@ -413,12 +416,12 @@ class Capture:
 
     def _zstd(self) -> Any:
         """Python's module, or the one that older Pythons can have."""
-        for name in ("compression.zstd", "backports.zstd"):
+        for name in ("compression.zstd", ZSTD):
             with suppress(ImportError):
                 return importlib.import_module(name)
         raise CaptureError(
-            f"{self._path}: packed with zstd, and backports.zstd is not installed: "
-            f"{pip_install('backports.zstd')}"
+            f"{self._path}: packed with zstd, and {ZSTD} is not installed: "
+            f"{pip_install(ZSTD)}"
         )
 
     def _open(self) -> Iterator[Frame]:
