@@ -56,13 +56,16 @@ def check(config: Config) -> None:
     _nft("-c", "-f", "-", text=_replacement(config))
 
 
-def install(config: Config, seed: int | None = None) -> None:
+def install(
+    config: Config, seed: int | None = None, *, hands_down: bool = False
+) -> None:
     """Load the ruleset in the place of the one that is loaded, in one transaction.
 
+    `hands_down`: the kernel does so (`Kernel` in core/daemon/probe.py).
     `seed`, 32 bits, has the flows spread over workers; without one it stays as it is
     loaded, so that each flow stays with its worker, or is a new one.
     """
-    _nft("-f", "-", text=_replacement(config, seed))
+    _nft("-f", "-", text=_replacement(config, seed, hands_down=hands_down))
 
 
 def pause(config: Config) -> None:
@@ -120,7 +123,11 @@ def version() -> str:
 
 
 def _ruleset(
-    config: Config, loaded: Collection[str] = (), seed: int = _SHOWN_SEED
+    config: Config,
+    loaded: Collection[str] = (),
+    seed: int = _SHOWN_SEED,
+    *,
+    hands_down: bool = False,
 ) -> str:
     """The table; helper objects that are `loaded` already are left out."""
     template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
@@ -130,12 +137,15 @@ def _ruleset(
         prerouting=_rules(config, Hook.PREROUTING),
         output=_rules(config, Hook.OUTPUT),
         spreading=_spreading(config, seed),
+        tagged=_tagged(config, hands_down=hands_down),
         inspected=_queueing(config),
         marked=_marked(config),
     )
 
 
-def _replacement(config: Config, seed: int | None = None) -> str:
+def _replacement(
+    config: Config, seed: int | None = None, *, hands_down: bool = False
+) -> str:
     """What turns any state of the table into the ruleset.
 
     Only rules go. When a base chain goes, the kernel drops every packet that waits in
@@ -147,7 +157,9 @@ def _replacement(config: Config, seed: int | None = None) -> str:
     loaded = {name for kind, name in _contents(listing) if kind == "ct helper"}
     if seed is None:
         seed = _loaded_seed(listing)
-    rules = _ruleset(config, loaded, secrets.randbits(32) if seed is None else seed)
+    if seed is None:
+        seed = secrets.randbits(32)
+    rules = _ruleset(config, loaded, seed, hands_down=hands_down)
     return f"{skeleton}flush table {TABLE}\n{rules}"
 
 
@@ -249,6 +261,17 @@ def _expected(config: Config) -> str:
     known = "ct state & (new | related) == 0 return"
     note = "# Flows that a helper expected and goes on with."
     return "".join(f"\t\t{line}\n" for line in (known, note, *rules))
+
+
+def _tagged(config: Config, *, hands_down: bool) -> str:
+    """The status, one bit of it, of the flows that have a helper.
+
+    A helper that was handed down is attached without IPS_HELPER, and ``ct helper set``
+    attaches none beside it: then expected flows (IPS_EXPECTED) are looked at, too,
+    where a helper goes on with them.
+    """
+    goes_on = any(each.tags_expected for each in config.helpers.values())
+    return "0x2001" if hands_down and goes_on else "0x2000"
 
 
 def _marked(config: Config) -> str:

@@ -88,6 +88,7 @@ def _install(options: argparse.Namespace) -> int:
         configuration(options),
         retag_flows=options.retag,
         keeps_limits=lambda: asked().keeps_limits,
+        hands_down=lambda: asked().hands_down,
     )
     print(f"table {nft.TABLE} is installed")
     if retagged is not None:

@@ -342,8 +342,9 @@ def ruleset(config: Config) -> Finding:
     try:
         missing = nft.missing(config)
     except RulesetError as error:
-        what = f"table {nft.TABLE} cannot be listed: {error}"
-        return Finding(Health.WARNING, what)
+        what, _, mend = str(error).rpartition(": ")
+        what = f"table {nft.TABLE} cannot be listed: {what}"
+        return Finding(Health.WARNING, what, mend)
     if missing:
         return Finding(
             Health.WARNING,
@@ -433,7 +434,8 @@ def mark(config: Config) -> Iterator[Finding]:
     try:
         found = list(conflicts(bit))
     except RulesetError as error:
-        yield Finding(Health.WARNING, f"rules cannot be read: {error}")
+        what, _, mend = str(error).rpartition(": ")
+        yield Finding(Health.WARNING, f"rules cannot be read: {what}", mend)
         return
     for each in found:
         yield Finding(Health.WARNING, str(each), each.mend)

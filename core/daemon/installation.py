@@ -28,7 +28,7 @@ class Installation:
         self._events = TableEvents(nft.TABLE)
         self._leavings: list[Registration] = []
         self._known: dict[tuple[str, int, Transport], Registration] = {}
-        self._keeps_limits = UNKNOWN.keeps_limits
+        self._kernel = UNKNOWN
         # As long as it stays flows stay with their workers, also when the ruleset is
         # loaded anew.
         self._seed = secrets.randbits(32)
@@ -42,17 +42,14 @@ class Installation:
         self._table.close()
         self._events.close()
 
-    def take_over(self, config: Config, kernel: Kernel) -> None:
+    def take_over(self, config: Config) -> None:
         """Have what a daemon that was killed has left queue no more.
-
-        `kernel` is what this one does.
 
         Between binding a queue and setting its copy mode the kernel drops what comes to
         it (nfqnl_enqueue_packet in nfnetlink_queue.c), while packets for a queue that
         nobody has bound pass. Where a queue is bound its daemon lives, and whoever
         binds it will be told so.
         """
-        self._keeps_limits = kernel.keeps_limits
         self._leavings = [
             each for each in self._table.list() if each.name in config.helpers
         ]
@@ -60,8 +57,12 @@ class Installation:
         if self._leavings and bound_queues().keys().isdisjoint(config.queues):
             nft.pause(config)
 
-    def install(self, config: Config) -> None:
-        """Register the helpers and load the ruleset; the queues must be bound."""
+    def install(self, config: Config, kernel: Kernel) -> None:
+        """Register the helpers and load the ruleset; the queues must be bound.
+
+        `kernel` is what this one does.
+        """
+        self._kernel = kernel
         wanted = registrations(config.helpers.values())
         try:
             self._put(wanted)
@@ -70,13 +71,13 @@ class Installation:
             nft.remove()
             unregister(self._table, self._leavings)
             self._put(wanted)
-        nft.install(config, self._seed)
+        self._load(config)
 
     def abandon(self) -> None:
         """Unregister what was not there before `take_over`; logs what fails."""
         before = {each.key for each in self._leavings}
         added = [each for key, each in self._known.items() if key not in before]
-        self.attempt(lambda: unregister(self._table, added))
+        self.attempt(lambda: unregister(self._table, [*added, *self._asked_with()]))
 
     def change(self, config: Config) -> None:
         """Have these helpers and this ruleset in the place of those before.
@@ -89,7 +90,7 @@ class Installation:
         before = list(self._known.values())
         try:
             self._put(registrations(config.helpers.values()))
-            nft.install(config, self._seed)
+            self._load(config)
         except CthelperError:
             self.attempt(lambda: self._put(before))
             raise
@@ -105,7 +106,7 @@ class Installation:
     def restore(self, config: Config) -> None:
         """Load a ruleset that was lost, and register what was unregistered with it."""
         self._put(registrations(config.helpers.values()))
-        nft.install(config, self._seed)
+        self._load(config)
 
     def remove(self) -> None:
         """Delete the ruleset and unregister all helpers; logs what fails.
@@ -117,9 +118,11 @@ class Installation:
 
     def _remove(self) -> None:
         nft.remove()
-        # Whoever asked the kernel meanwhile has left his, so that no packet was lost.
-        asked = [each for each in self._table.list() if each.name == NAME]
-        unregister(self._table, [*self._known.values(), *asked])
+        unregister(self._table, [*self._known.values(), *self._asked_with()])
+
+    def _asked_with(self) -> list[Registration]:
+        """What the kernel was asked with, here or by another, that lost no packet."""
+        return [each for each in self._table.list() if each.name == NAME]
 
     def attempt(self, step: Callable[[], None]) -> None:
         """Take a step after which others are wanted even where it fails."""
@@ -128,8 +131,11 @@ class Installation:
         except CthelperError as error:
             self._log.event("step-failed", "error", detail=str(error))
 
+    def _load(self, config: Config) -> None:
+        nft.install(config, self._seed, hands_down=self._kernel.hands_down)
+
     def _put(self, wanted: Iterable[Registration]) -> None:
         """Register or update helpers; all of them are unregistered at the end."""
         wanted = list(wanted)
         self._known |= {each.key: each for each in wanted}
-        register(self._table, wanted, keeps_limits=lambda: self._keeps_limits)
+        register(self._table, wanted, keeps_limits=lambda: self._kernel.keeps_limits)

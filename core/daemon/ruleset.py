@@ -98,12 +98,17 @@ def check(config: Config) -> None:
 
 
 def install(
-    config: Config, *, retag_flows: bool, keeps_limits: Callable[[], bool]
+    config: Config,
+    *,
+    retag_flows: bool,
+    keeps_limits: Callable[[], bool],
+    hands_down: Callable[[], bool],
 ) -> int | None:
     """Register the helpers and load the ruleset.
 
     How many conntrack entries were deleted to be tagged anew, or None where that was
-    not asked for. Raises CthelperError; `keeps_limits` see `register`.
+    not asked for. Raises CthelperError. What the kernel does (`Kernel`) is asked where
+    it matters.
     """
     wanted = registrations(config.helpers.values())
     with closing(HelperTable()) as helpers:
@@ -115,7 +120,8 @@ def install(
             nft.remove()
             unregister(helpers, wanted)
             register(helpers, wanted, keeps_limits=keeps_limits)
-    nft.install(config)
+    goes_on = any(each.tags_expected for each in config.helpers.values())
+    nft.install(config, hands_down=goes_on and hands_down())
     if not retag_flows:
         return None
     with closing(Ctnetlink()) as ctnetlink:

@@ -149,9 +149,9 @@ class Supervisor:
         config = self._config
         try:
             _await_free(config.queues)
-            self._kernel = self._ask()
-            self._installation.take_over(config, self._kernel)
+            self._installation.take_over(config)
             self._bindings = self._bind(config, config.queues)
+            self._kernel = self._ask()
             for number in range(config.daemon.workers):
                 self._fork(number)
             for process in list(self._processes.values()):
@@ -161,7 +161,7 @@ class Supervisor:
                 if "error" in answer:
                     raise QueueError(str(answer["error"]))
                 self._serves(process)
-            self._installation.install(config)
+            self._installation.install(config, self._kernel)
         except CthelperError:
             self._installation.abandon()
             self._dismiss()

@@ -78,5 +78,6 @@ def test_packet_that_waits_in_a_queue_is_not_lost(world: World) -> None:
             assert set(probes(world)) == {NAME}
             queue.answer([Verdict(packet.id)])
             assert flow.server.recv(100) == b"hello"
+    with world.gateway.entered():
         ruleset.remove()
     assert probes(world) == []

@@ -147,7 +147,12 @@ def in_order(found: list[Registration]) -> list[Registration]:
 
 def install(config: Config, *, retag_flows: bool) -> int | None:
     """Install as it is done on a kernel that keeps each policy's limits."""
-    return ruleset.install(config, retag_flows=retag_flows, keeps_limits=lambda: True)
+    return ruleset.install(
+        config,
+        retag_flows=retag_flows,
+        keeps_limits=lambda: True,
+        hands_down=lambda: False,
+    )
 
 
 @contextmanager
@@ -239,7 +244,12 @@ def test_installing_has_each_policy_with_its_limits_whatever_was_there(
     limits = (Policy("data", 7, 77), Policy("brief", 8, 88))
     for each in WANTED:
         table.put(replace(each, policies=limits))
-    ruleset.install(CONFIG, retag_flows=False, keeps_limits=lambda: kernel.keeps_limits)
+    ruleset.install(
+        CONFIG,
+        retag_flows=False,
+        keeps_limits=lambda: kernel.keeps_limits,
+        hands_down=lambda: kernel.hands_down,
+    )
     assert in_order(named(table, LabHelper.name)) == in_order(WANTED)
 
 

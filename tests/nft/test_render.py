@@ -524,6 +524,26 @@ def test_loaded_objects_and_chains_stay_so_that_no_queued_packet_is_dropped(
     assert rules(after) == rules(nft.render(BOTH))
 
 
+@pytest.mark.parametrize(
+    ("settings", "hands_down", "status"),
+    [
+        ("helpers.chained.chained = true", True, "0x2001"),
+        ("helpers.chained.chained = true", False, "0x2000"),
+        ("", True, "0x2000"),
+    ],
+)
+def test_expected_flows_are_looked_at_where_their_helper_was_handed_down(
+    program: FakeNft, settings: str, hands_down: bool, status: str
+) -> None:
+    program.loaded()
+    config = parse(settings, Path("test.toml"), {"chained": Chained})
+    nft.install(config, hands_down=hands_down)
+    text = program.record.read_text().partition("flush table inet cthelper\n")[2]
+    for chain in ("postrouting", "input"):
+        first, *_ = body_of(text, chain)
+        assert first == f"ct status & {status} == 0 return"
+
+
 SPREAD_BOTH = parse("daemon.workers = 2", Path("test.toml"), {"both": Both})
 
 

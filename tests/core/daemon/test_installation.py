@@ -47,6 +47,7 @@ class World:
         self.bound: dict[int, BoundQueue] = {}
         self.errors: dict[str, Exception] = {}
         self.seeds: set[int] = set()
+        self.hands_down: bool | None = None
 
     def step(self, name: str) -> None:
         self.record.append(name)
@@ -70,9 +71,10 @@ class World:
     def pause(self, _config: Config) -> None:
         self.step("pause")
 
-    def install(self, config: Config, seed: int) -> None:
+    def install(self, config: Config, seed: int, *, hands_down: bool) -> None:
         self.step(f"load {','.join(config.helpers)}")
         self.seeds.add(seed)
+        self.hands_down = hands_down
 
     def missing(self, _config: Config) -> bool:
         self.step("list")
@@ -137,15 +139,15 @@ def test_rules_of_a_killed_daemon_queue_no_more_before_the_queue_is_bound(
 ) -> None:
     world.leave(*left)
     world.bound = {each: BoundQueue(each, 1, 0, 0) for each in bound}
-    kernel.take_over(NEW, UNKNOWN)
+    kernel.take_over(NEW)
     assert world.steps() == steps
 
 
 def test_helpers_are_there_before_the_rules_that_name_them(
     world: World, kernel: Installation
 ) -> None:
-    kernel.take_over(NEW, UNKNOWN)
-    kernel.install(NEW)
+    kernel.take_over(NEW)
+    kernel.install(NEW, UNKNOWN)
     assert world.steps() == ["put sunrpc", "put tns", "load sunrpc,tns"]
     kernel.remove()
     assert world.steps() == ["unload", "delete sunrpc", "delete tns"]
@@ -156,8 +158,8 @@ def test_helpers_with_other_policies_are_replaced_at_the_start(
 ) -> None:
     other = [replace(each, policies=each.policies[:1]) for each in SUNRPC]
     world.leave(*other, FOREIGN)
-    kernel.take_over(OLD, Kernel(keeps_limits=True))
-    kernel.install(OLD)
+    kernel.take_over(OLD)
+    kernel.install(OLD, Kernel(keeps_limits=True))
     steps = ["pause", "unload", "delete sunrpc", "put sunrpc", "load sunrpc"]
     assert world.steps() == steps
     assert world.list() == [FOREIGN, *SUNRPC]
@@ -172,8 +174,8 @@ def test_limits_that_are_left_behind_are_changed_or_the_helper_replaced(
     world: World, kernel: Installation, keeps_limits: bool
 ) -> None:
     world.leave(*LIMITED)
-    kernel.take_over(OLD, Kernel(keeps_limits=keeps_limits))
-    kernel.install(OLD)
+    kernel.take_over(OLD)
+    kernel.install(OLD, Kernel(keeps_limits=keeps_limits))
     replaced = [] if keeps_limits else ["unload", "delete sunrpc"]
     assert world.steps() == ["pause", *replaced, "put sunrpc", "load sunrpc"]
     assert world.list() == SUNRPC
@@ -184,8 +186,8 @@ def test_limits_that_stay_the_same_are_not_asked_for_again(
     world: World, kernel: Installation, keeps_limits: bool
 ) -> None:
     world.leave(*SUNRPC)
-    kernel.take_over(OLD, Kernel(keeps_limits=keeps_limits))
-    kernel.install(OLD)
+    kernel.take_over(OLD)
+    kernel.install(OLD, Kernel(keeps_limits=keeps_limits))
     kernel.change(OLD)
     kernel.restore(OLD)
     assert "put sunrpc" not in world.record
@@ -194,8 +196,8 @@ def test_limits_that_stay_the_same_are_not_asked_for_again(
 def test_change_to_other_policies_is_refused_before_anything_is_changed(
     world: World, kernel: Installation
 ) -> None:
-    kernel.take_over(NEW, Kernel(keeps_limits=True))
-    kernel.install(NEW)
+    kernel.take_over(NEW)
+    kernel.install(NEW, Kernel(keeps_limits=True))
     other = [replace(each, policies=each.policies * 2) for each in TNS]
     world.leave(*other)
     with pytest.raises(RestartNeeded, match="tns ip tcp is registered with other pol"):
@@ -206,8 +208,8 @@ def test_change_to_other_policies_is_refused_before_anything_is_changed(
 def test_change_of_limits_is_refused_where_the_kernel_would_mix_them_up(
     world: World, kernel: Installation
 ) -> None:
-    kernel.take_over(NEW, Kernel(keeps_limits=False))
-    kernel.install(NEW)
+    kernel.take_over(NEW)
+    kernel.install(NEW, Kernel(keeps_limits=False))
     changed = configured("sunrpc", "tns", settings=LIMIT)
     with pytest.raises(RestartNeeded, match="sunrpc ip tcp is registered otherwise"):
         kernel.change(changed)
@@ -223,9 +225,9 @@ def test_abandoning_leaves_what_was_there_before(
 ) -> None:
     world.leave(*SUNRPC)
     world.errors["load sunrpc,tns"] = RulesetError("nft: no")
-    kernel.take_over(NEW, UNKNOWN)
+    kernel.take_over(NEW)
     with pytest.raises(RulesetError):
-        kernel.install(NEW)
+        kernel.install(NEW, UNKNOWN)
     kernel.abandon()
     assert world.list() == SUNRPC
 
@@ -235,8 +237,8 @@ def test_change_that_fails_leaves_it_all_as_it_was(
     world: World, kernel: Installation, fault: str
 ) -> None:
     changed = configured("sunrpc", "tns", settings=LIMIT)
-    kernel.take_over(NEW, Kernel(keeps_limits=True))
-    kernel.install(OLD)
+    kernel.take_over(NEW)
+    kernel.install(OLD, Kernel(keeps_limits=True))
     world.steps()
     world.errors[fault] = RestartNeeded("no")
     with pytest.raises(RestartNeeded):
@@ -248,7 +250,7 @@ def test_change_that_fails_leaves_it_all_as_it_was(
 def test_helper_that_is_not_wanted_any_more_stays_until_the_end(
     world: World, kernel: Installation
 ) -> None:
-    kernel.install(NEW)
+    kernel.install(NEW, UNKNOWN)
     kernel.change(OLD)
     assert world.list() == [*SUNRPC, *TNS]
     kernel.remove()
@@ -258,7 +260,7 @@ def test_helper_that_is_not_wanted_any_more_stays_until_the_end(
 def test_what_cannot_be_undone_is_told_and_the_rest_is(
     world: World, kernel: Installation, log: Log
 ) -> None:
-    kernel.install(NEW)
+    kernel.install(NEW, UNKNOWN)
     world.errors["delete sunrpc"] = NetlinkError.of(errno.EPERM, "delete helper")
     kernel.remove()
     assert {each.name for each in world.list()} == {"sunrpc"}
@@ -268,20 +270,31 @@ def test_what_cannot_be_undone_is_told_and_the_rest_is(
 def test_flows_stay_with_their_workers_as_long_as_the_daemon_lives(
     world: World, kernel: Installation, log: Log
 ) -> None:
-    kernel.install(OLD)
+    kernel.install(OLD, UNKNOWN)
     kernel.change(NEW)
     kernel.restore(NEW)
     assert len(world.seeds) == 1
     # Nobody is to know to which worker he sends.
     for _ in range(3):
-        Installation(log).install(NEW)
+        Installation(log).install(NEW, UNKNOWN)
     assert len(world.seeds) == 4
+
+
+@pytest.mark.parametrize("hands_down", [False, True])
+def test_rules_are_those_that_this_kernel_needs(
+    world: World, kernel: Installation, hands_down: bool
+) -> None:
+    kernel.install(OLD, Kernel(hands_down=hands_down))
+    assert world.hands_down is hands_down
+    world.hands_down = None
+    kernel.change(NEW)
+    assert world.hands_down is hands_down
 
 
 def test_what_another_has_asked_the_kernel_with_goes_at_the_end(
     world: World, kernel: Installation
 ) -> None:
-    kernel.install(OLD)
+    kernel.install(OLD, UNKNOWN)
     world.leave(replace(FOREIGN, name=NAME), FOREIGN)
     kernel.remove()
     assert world.list() == [FOREIGN]
@@ -290,7 +303,7 @@ def test_what_another_has_asked_the_kernel_with_goes_at_the_end(
 def test_helpers_stay_as_long_as_the_ruleset_that_refers_to_them(
     world: World, kernel: Installation, log: Log
 ) -> None:
-    kernel.install(NEW)
+    kernel.install(NEW, UNKNOWN)
     world.errors["unload"] = RulesetError("nft: no")
     kernel.remove()
     assert world.list() == [*SUNRPC, *TNS]
@@ -300,7 +313,7 @@ def test_helpers_stay_as_long_as_the_ruleset_that_refers_to_them(
 def test_lost_ruleset_is_loaded_again_and_what_was_unregistered_with_it(
     world: World, kernel: Installation
 ) -> None:
-    kernel.install(NEW)
+    kernel.install(NEW, UNKNOWN)
     assert not kernel.touched()
     world.flushed = True
     assert kernel.touched()
@@ -317,7 +330,7 @@ def test_lost_ruleset_is_loaded_again_and_what_was_unregistered_with_it(
 
 
 def test_closing_leaves_everything_as_it_is(world: World, kernel: Installation) -> None:
-    kernel.install(OLD)
+    kernel.install(OLD, UNKNOWN)
     world.record.clear()
     kernel.close()
     assert world.record == ["close", "close"]

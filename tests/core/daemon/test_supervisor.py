@@ -250,10 +250,10 @@ class FakeInstallation:
         if self._running.fails(name):
             raise QueueError(f"no {name}")
 
-    def take_over(self, _config: Config, _kernel: Kernel) -> None:
+    def take_over(self, _config: Config) -> None:
         self._step("take over")
 
-    def install(self, _config: Config) -> None:
+    def install(self, _config: Config, _kernel: Kernel) -> None:
         self._step("install")
 
     def abandon(self) -> None:
@@ -316,22 +316,22 @@ def test_kernel_whose_packets_come_without_their_entries_is_refused(
     running.fail("entries")
     running.configure("")
     running.start()
-    kernel, *lines = running.until("cannot start")
-    assert kernel.startswith("* kernel release=")
+    *lines, last = running.until("cannot start")
+    (kernel,) = (each for each in lines if each.startswith("* kernel release="))
     assert "carries_entries=false confirms=true" in kernel
-    *lines, last = lines
     assert last == (
         "cannot start: queued packets do not carry their conntrack entry: boot a "
         "kernel with CONFIG_NETFILTER_NETLINK_GLUE_CT=y"
     )
-    assert "take over" not in lines
+    assert lines[lines.index(kernel) + 1 :] == [
+        *("abandon", "release 2077", "close 2077")
+    ]
 
 
 def test_kernel_that_cannot_be_asked_is_served_all_the_same(running: Running) -> None:
     running.fail("ask")
-    warning, *lines = started(running)
-    assert warning == '* config-warning detail="no answer"'
-    assert plain(lines)[-1] == "* started"
+    lines = started(running)
+    assert '* config-warning detail="no answer"' in lines
 
 
 def pid_of(line: str) -> int:
@@ -350,7 +350,7 @@ def test_packets_are_read_before_any_is_queued_and_answered_before_it_leaves(
     closed = "helpers.tns.fail_closed = true\n"
     lines = started(running, closed)
     assert plain(lines) == [
-        *("* kernel", "take over", "bind 2077", "bind 2078 closed"),
+        *("take over", "bind 2077", "bind 2078 closed", "* kernel"),
         "server 0 reads 2077 2078",
         *("resume 2077", "resume 2078", "* worker-started", "install", "* started"),
     ]
