@@ -243,17 +243,17 @@ def behaviour(host: Host, ask: Callable[[], Kernel]) -> Iterator[Finding]:
             "get the first one's",
             "where they change a reload is refused, and a restart takes them",
         ),
-        (
-            not kernel.hands_down,
-            "an expected flow has no helper but one that a rule attaches",
-            "an expected flow has its master's helper",
-            "it is inspected where it goes to a helper's port",
-        ),
     ):
         if holds:
             yield Finding(Health.OK, good)
         else:
             yield Finding(Health.WARNING, bad, mend)
+    yield Finding(
+        Health.OK,
+        "an expected flow has its master's helper, which the table is made for"
+        if kernel.hands_down
+        else "an expected flow has no helper but one that a rule attaches",
+    )
     yield Finding(
         Health.OK,
         "sequence numbers are adjusted twice: a rewritten TCP flow's packets skip what "
