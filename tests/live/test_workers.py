@@ -53,14 +53,20 @@ SERVERS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def addresses(world: World) -> None:
-    """The addresses, which the tests of other modules do not mind."""
-    for namespace, each in ((world.client, CLIENTS), (world.server, SERVERS)):
-        for family, hosts in each.items():
-            for host in hosts:
-                width = "24" if family == 4 else "64 nodad"
-                address, _, rest = f"{host}/{width}".partition(" ")
-                namespace.tell(f"ip address replace {address} dev {ETH} {rest}")
+def addresses(world: World) -> Iterator[None]:
+    """The addresses; the kernel would choose one of them for clients of other tests."""
+    ends = ((world.client, CLIENTS), (world.server, SERVERS))
+    each = [
+        (namespace, f"{host}/{width}", rest)
+        for namespace, found in ends
+        for family, width, rest in ((4, 24, ""), (6, 64, "nodad"))
+        for host in found[family]
+    ]
+    for namespace, address, rest in each:
+        namespace.tell(f"ip address replace {address} dev {ETH} {rest}")
+    yield
+    for namespace, address, _ in each:
+        namespace.tell(f"ip address del {address} dev {ETH}")
 
 
 def last(world: World) -> tuple[int, int]:
