@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -72,6 +73,9 @@ def measure(world: World, folder: Path, pairs: int, packets: int) -> list[float]
         _flow(world) as sender,
     ):
         daemon.start()
+        daemon.await_rest()
+        # It would look, on the same CPU, what becomes of its table.
+        daemon.send_signal(signal.SIGSTOP)
         ratios = []
         for number in range(pairs):
             rates = {}
@@ -79,6 +83,7 @@ def measure(world: World, folder: Path, pairs: int, packets: int) -> list[float]
                 _sleep(world, asleep=asleep)
                 rates[asleep] = _rate(world, sender, packets)
             ratios.append(rates[False] / rates[True])
+        daemon.send_signal(signal.SIGCONT)
         daemon.stop()
     return ratios
 
