@@ -2,6 +2,7 @@
 """``cthelper ruleset``: the nft ruleset for the configuration."""
 
 import argparse
+import functools
 
 from cthelper import nft
 from cthelper.core.cli.options import (
@@ -81,14 +82,22 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from cthelper.core.daemon.probe import asked
+    from cthelper.core.daemon.probe import UNKNOWN, CannotAsk, Kernel, ask
     from cthelper.core.daemon.ruleset import install
+
+    @functools.cache
+    def kernel() -> Kernel:
+        try:
+            return ask()
+        except CannotAsk as error:
+            warn(str(error))
+            return UNKNOWN
 
     retagged = install(
         configuration(options),
         retag_flows=options.retag,
-        keeps_limits=lambda: asked().keeps_limits,
-        hands_down=lambda: asked().hands_down,
+        keeps_limits=lambda: kernel().keeps_limits,
+        hands_down=lambda: kernel().hands_down,
     )
     print(f"table {nft.TABLE} is installed")
     if retagged is not None:

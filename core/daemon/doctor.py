@@ -209,7 +209,7 @@ def behaviour(host: Host, ask: Callable[[], Kernel]) -> Iterator[Finding]:
     try:
         kernel = ask()
     except CannotAsk as error:
-        mend = "run as root; until then nothing is built on what kernels differ in"
+        mend = "run as root, with the right to make a network namespace"
         yield Finding(Health.WARNING, str(error), mend)
         yield glue(host)
         return

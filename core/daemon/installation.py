@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.probe import NAME, UNKNOWN, Kernel
+from cthelper.core.daemon.probe import NAME, UNKNOWN, Kernel, asked_with
 from cthelper.core.daemon.ruleset import register, registrations, unregister
 from cthelper.core.errors import CthelperError, RestartNeeded
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
@@ -29,6 +29,7 @@ class Installation:
         self._leavings: list[Registration] = []
         self._known: dict[tuple[str, int, Transport], Registration] = {}
         self._kernel = UNKNOWN
+        self._asked_before = False
         # As long as it stays flows stay with their workers, also when the ruleset is
         # loaded anew.
         self._seed = secrets.randbits(32)
@@ -50,9 +51,10 @@ class Installation:
         nobody has bound pass. Where a queue is bound its daemon lives, and whoever
         binds it will be told so.
         """
-        self._leavings = [
-            each for each in self._table.list() if each.name in config.helpers
-        ]
+        present = self._table.list()
+        self._leavings = [each for each in present if each.name in config.helpers]
+        # Another daemon's, it may be, whose packets would be dropped with it.
+        self._asked_before = any(each.name == NAME for each in present)
         # Rules that queue are of a table whose helpers are registered.
         if self._leavings and bound_queues().keys().isdisjoint(config.queues):
             nft.pause(config)
@@ -77,14 +79,15 @@ class Installation:
         """Unregister what was not there before `take_over`; logs what fails."""
         before = {each.key for each in self._leavings}
         added = [each for key, each in self._known.items() if key not in before]
-        self.attempt(lambda: unregister(self._table, [*added, *self._asked_with()]))
+        self.attempt(lambda: self._unregister(added, asked=not self._asked_before))
 
     def change(self, config: Config) -> None:
         """Have these helpers and this ruleset in the place of those before.
 
-        Where something fails it is all as it was before. A helper that is not wanted
-        any more stays registered until the end: when one is unregistered the kernel
-        drops every packet that waits in any queue (nf_ct_iterate_destroy in
+        Where something fails it is all as it was before, unless the kernel does not
+        keep a helper's limits (`Kernel`) and had them made equal. A helper that is not
+        wanted any more stays registered until the end: when one is unregistered the
+        kernel drops every packet that waits in any queue (nf_ct_iterate_destroy in
         nf_conntrack_core.c).
         """
         before = list(self._known.values())
@@ -118,11 +121,12 @@ class Installation:
 
     def _remove(self) -> None:
         nft.remove()
-        unregister(self._table, [*self._known.values(), *self._asked_with()])
+        self._unregister(self._known.values(), asked=True)
 
-    def _asked_with(self) -> list[Registration]:
-        """What the kernel was asked with, here or by another, that lost no packet."""
-        return [each for each in self._table.list() if each.name == NAME]
+    def _unregister(self, unwanted: Iterable[Registration], *, asked: bool) -> None:
+        """Unregister these, and with `asked` what the kernel was asked with."""
+        also = asked_with(self._table) if asked else []
+        unregister(self._table, [*unwanted, *also])
 
     def attempt(self, step: Callable[[], None]) -> None:
         """Take a step after which others are wanted even where it fails."""

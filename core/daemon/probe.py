@@ -15,14 +15,14 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
 from cthelper import nft
 from cthelper.core.api import Policy
-from cthelper.core.daemon.ruleset import unregister
+from cthelper.core.daemon.ruleset import ASKED_WITH, unregister
 from cthelper.core.errors import CthelperError, RulesetError
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
@@ -39,10 +39,13 @@ from cthelper.core.tuples import (
     Tuple,
 )
 
-NAME: Final = "cthelper-probe"
+NAME: Final = ASKED_WITH
 
 _SECONDS: Final = 10.0
+_PATIENCE: Final = 3.0
 _SETTLED: Final = 0.05
+# A packet over lo is there once it is sent, unless the kernel has put it off.
+_OWED: Final = 1.0
 _BEFORE: Final = (Policy("first", 3, 30), Policy("second", 5, 60))
 _AFTER: Final = (Policy("first", 4, 31), Policy("second", 6, 61))
 _LONG: Final = 3000
@@ -63,7 +66,8 @@ table inet probe {{
     }}
     chain queueing {{
         type filter hook postrouting priority 300; policy accept;
-        ct status & 0x2000 != 0 queue num {_QUEUE}
+        # Not what ICMP says of them.
+        meta l4proto {{ tcp, udp }} ct status & 0x2000 != 0 queue num {_QUEUE}
     }}
 }}
 """
@@ -79,6 +83,12 @@ table inet probe {{
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _INTERFACE: Final = struct.Struct("16sh")
+# linux/capability.h, linux/prctl.h
+_CAPABILITY_HEADER: Final = struct.pack("Ii", 0x20080522, 0)
+_CAPABILITIES: Final = struct.Struct("6I")
+_CAP_NET_ADMIN: Final = 12
+_PR_SET_PDEATHSIG, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 47, 2
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class CannotAsk(CthelperError):
@@ -112,52 +122,56 @@ class Kernel:
 
 
 UNKNOWN: Final = Kernel()
-"""What to go by where the kernel cannot be asked: with it nothing breaks anywhere."""
+"""What to go by where the kernel cannot be asked: as most do, and carefully where that
+costs little. Where one hands helpers down `tns` and `slp` do not go on with what they
+expected then."""
 
 
 def ask(*, keep: bool = False) -> Kernel:
     """Ask the kernel. Raises CannotAsk; the helper NAME is unregistered again.
 
-    With `keep` it stays, for who unregisters others later. It stays, too, where
-    somebody serves a queue in this namespace, since the kernel drops all packets that
-    wait in queues when a helper is unregistered (nf_ct_iterate_destroy in
-    nf_conntrack_core.c): the end of ``cthelper run`` and ``cthelper ruleset remove``
+    With `keep` it stays, for who unregisters others later. It stays, too, where it was
+    there before, or somebody serves a queue in this namespace, since the kernel drops
+    all packets that wait in queues when a helper is unregistered (nf_ct_iterate_destroy
+    in nf_conntrack_core.c): the end of ``cthelper run`` and ``cthelper ruleset remove``
     take it.
     """
     try:
         with _alone(), closing(HelperTable()) as table:
+            keep = keep or bool(asked_with(table)) or bool(bound_queues())
             keeps_limits = _register(table)
             try:
                 answers = _asked_in_a_process()
             finally:
-                if not keep and not bound_queues():
-                    unregister(table, _registrations(_AFTER))
+                if not keep:
+                    # What cannot go now goes as if it had been kept.
+                    with suppress(CthelperError):
+                        unregister(table, _registrations(_AFTER))
     except (CthelperError, OSError) as error:
         raise CannotAsk(f"the kernel cannot be asked what it does: {error}") from None
     return Kernel(keeps_limits=keeps_limits, **answers)
 
 
-def asked() -> Kernel:
-    """What the kernel does, or UNKNOWN where it cannot be asked."""
-    try:
-        return ask()
-    except CannotAsk:
-        return UNKNOWN
+def asked_with(table: HelperTable) -> list[Registration]:
+    """What the kernel is asked with, where it is registered. Raises NetlinkError."""
+    return [each for each in table.list() if each.name == NAME]
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Have no other process of this namespace ask meanwhile."""
+    """Wait for other processes of this namespace that ask.
+
+    Not for ever, as anybody may take the name: two at once may at worst each take the
+    other's limits for those that the kernel has mixed up.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as name:
-        for _ in range(int(_SECONDS / _SETTLED)):
+        for _ in range(int(_PATIENCE / _SETTLED)):
             try:
                 # An abstract name: it goes with the process, however that ends.
                 name.bind(f"\0{NAME}")
                 break
             except OSError:
                 select.select([], [], [], _SETTLED)
-        else:
-            raise CannotAsk("another process is asking it")
         yield
 
 
@@ -179,8 +193,7 @@ def _register(table: HelperTable) -> bool:
     for policies in (_BEFORE, _AFTER):
         for registration in _registrations(policies):
             table.put(registration)
-    held = [each for each in table.list() if each.name == NAME]
-    return all(each.policies == _AFTER for each in held)
+    return all(each.policies == _AFTER for each in asked_with(table))
 
 
 def _asked_in_a_process() -> dict[str, bool]:
@@ -191,6 +204,7 @@ def _asked_in_a_process() -> dict[str, bool]:
         # Nothing of the parent's is to be done at this process's end.
         try:
             os.close(reader)
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             try:
                 told: object = _answers()
             except (CthelperError, OSError) as error:
@@ -214,28 +228,50 @@ def _asked_in_a_process() -> dict[str, bool]:
 def _answers() -> dict[str, bool]:
     _unshare()
     _bring_up("lo")
-    try:
-        nft.load(_TABLE + _NAT)
-        translates = True
-    except RulesetError:
-        nft.load(_TABLE)
-        translates = False
     with closing(_Asker()) as asker:
+        if not asker.carries_entries:
+            return {"carries_entries": False}
+        try:
+            nft.load(_TABLE + _NAT)
+            translates = True
+        except RulesetError:
+            nft.load(_TABLE)
+            translates = False
         answers = asker.about_expectations()
         # Without NAT nothing is rewritten over TCP.
         if translates:
             answers["adjusts_twice"] = asker.about_rewriting()
+    # Its objects name the helper as long as they are there.
+    nft.load("delete table inet probe\n")
     return answers
 
 
 def _unshare() -> None:
     """Have a network namespace of its own; under systemd with a user namespace."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
-        if libc.unshare(flags) == 0:
-            return
+    if _LIBC.unshare(_CLONE_NEWNET) == 0:
+        return
+    if _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
+        _hand_on(_CAP_NET_ADMIN)
+        return
     error = ctypes.get_errno()
     raise OSError(error, f"no network namespace can be made: {os.strerror(error)}")
+
+
+def _hand_on(capability: int) -> None:
+    """Have programs that are run keep a capability, as this user is root nowhere."""
+    header = ctypes.create_string_buffer(_CAPABILITY_HEADER)
+    data = ctypes.create_string_buffer(_CAPABILITIES.size)
+    _LIBC.capget(header, data)
+    # Effective, permitted and inheritable, each in two halves.
+    words = list(_CAPABILITIES.unpack(data.raw))
+    words[2] |= 1 << capability
+    data = ctypes.create_string_buffer(_CAPABILITIES.pack(*words), _CAPABILITIES.size)
+    if (
+        _LIBC.capset(header, data) < 0
+        or _LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0) < 0
+    ):
+        error = ctypes.get_errno()
+        raise OSError(error, f"nft cannot be run there: {os.strerror(error)}")
 
 
 def _bring_up(interface: str) -> None:
@@ -262,39 +298,43 @@ class _Asker:
             bind(_QUEUE) + length(_QUEUE, 64) + parameters(_QUEUE, fail_open=True)
         )
         self._queue.recv(_LARGEST)  # the acknowledgement of the first
+        # An error: the kernel has nothing that puts entries into messages.
+        self.carries_entries = not self._readable(0.0)
 
     def close(self) -> None:
         self._queue.close()
         self._ctnetlink.close()
 
-    def _waiting(self) -> Iterator[QueuedPacket]:
-        """Packets in the queue: over lo they are there as soon as they are sent."""
-        while select.select([self._queue], [], [], 0)[0]:
-            yield decode(self._queue.recv(_LARGEST))
+    def _readable(self, seconds: float) -> bool:
+        return bool(select.select([self._queue], [], [], seconds)[0])
+
+    def _next(self) -> QueuedPacket:
+        """The next packet in the queue, which is on its way."""
+        if not self._readable(_OWED):
+            raise CannotAsk("its packets are not queued")
+        return decode(self._queue.recv(_LARGEST))
 
     def _answer(self, packet: QueuedPacket, **how: Any) -> None:
         self._queue.send(verdict(_QUEUE, Verdict(packet.id, **how)))
 
-    def _let_go(self) -> None:
-        """Accept all that waits, and what follows from that."""
-        for packet in self._waiting():
+    def _pass(self, data: bytes) -> QueuedPacket:
+        """Accept packets up to the one with this payload, which is not answered."""
+        while not (packet := self._next()).payload.endswith(data):
             self._answer(packet)
+        return packet
 
     def about_expectations(self) -> dict[str, bool]:
         answers: dict[str, bool] = {}
         with _bound(socket.SOCK_DGRAM) as client:
             client.connect((_HOST, _PORT))
             client.send(b"first")
-            first = next(self._waiting(), None)
-            if first is None:
-                raise CannotAsk("its packets are not queued")
+            first = self._next()
             answers["carries_entries"] = first.conntrack is not None
             self._answer(first, action=Action.REPEAT)
-            again = next(self._waiting(), None)
-            entry = None if again is None else again.conntrack
+            again = self._next()
+            entry = again.conntrack
             answers["confirms"] = entry is not None and entry.confirmed
-            if again is not None:
-                self._answer(again)
+            self._answer(again)
             master = _tuple(UDP, client.getsockname()[1], _PORT)
             expected = Expectation(
                 master=master,
@@ -314,7 +354,6 @@ class _Asker:
         with _bound(socket.SOCK_DGRAM) as other:
             other.connect((_HOST, _EXPECTED))
             other.send(b"expected")
-            self._let_go()
             met = self._ctnetlink.get(_tuple(UDP, other.getsockname()[1], _EXPECTED))
             answers["hands_down"] = met.helper is not None
         return answers
@@ -331,24 +370,24 @@ class _Asker:
             with _bound(socket.SOCK_STREAM) as client:
                 client.setblocking(False)
                 client.connect_ex((_HOST, _PORT))
-                self._let_go()
+                for _ in ("SYN", "SYN and ACK", "ACK"):
+                    self._answer(self._next())
                 server, _ = listener.accept()
                 with server:
                     server.setblocking(False)
                     client.send(b"one")
-                    for packet in self._waiting():
-                        self._answer(packet, payload=_longer(packet.payload))
+                    one = self._pass(b"one")
+                    self._answer(one, payload=_longer(one.payload))
                     client.send(b"two")
-                    self._let_go()
+                    self._answer(self._pass(b"two"))
                     received = server.recv(100)
         return not received.endswith(b"two")
 
 
-def _longer(packet: bytes) -> bytes | None:
-    """A packet with a longer payload; None for one without any."""
+def _longer(packet: bytes) -> bytes:
+    """A segment with a longer payload."""
     segment = locate(packet)
-    if segment is None or segment.start == segment.stop:
-        return None
+    assert segment is not None  # noqa: S101 - it was sent here
     payload = packet[segment.start : segment.stop]
     return replace_payload(packet, segment, payload + b"-longer")
 

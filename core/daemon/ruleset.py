@@ -19,6 +19,9 @@ from cthelper.core.netlink.nfnetlink_cthelper import (
 )
 from cthelper.core.queue.binding import bound_queues
 
+ASKED_WITH: Final = "cthelper-probe"
+"""The helper that the kernel is asked with, see probe.py."""
+
 # nft frees a table's objects a moment after it answers (a work queue of nf_tables).
 _RELEASE_SECONDS: Final = 5.0
 _RELEASE_PAUSE: Final = 0.02
@@ -115,7 +118,8 @@ def install(
         try:
             register(helpers, wanted, keeps_limits=keeps_limits)
         except RestartNeeded:
-            if not bound_queues().keys().isdisjoint(config.queues):
+            # Of whatever number: the file may say another one than the daemon has.
+            if bound_queues():
                 raise
             nft.remove()
             unregister(helpers, wanted)
@@ -139,6 +143,9 @@ def remove() -> list[str]:
     served = bound_queues()
     with closing(HelperTable()) as helpers:
         ours = [each for each in helpers.list() if not each.enabled]
+        if any(each.queue in served for each in ours):
+            # It goes at the daemon's end.
+            ours = [each for each in ours if each.name != ASKED_WITH]
         unregister(helpers, (each for each in ours if each.queue not in served))
     return sorted({each.name for each in ours if each.queue in served})
 
