@@ -45,13 +45,19 @@ def test_two_that_ask_at_once_are_both_answered(world: World) -> None:
     assert probes(world) == []
 
 
-def test_one_that_is_killed_leaves_nothing_that_hinders_the_next(world: World) -> None:
+def test_one_that_is_killed_hinders_no_other_and_its_helper_can_be_removed(
+    world: World,
+) -> None:
     world.reset()
     killed = asking(world)
     until(lambda: probes(world), 60.0)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert ask_in(world).carries_entries
+    # It may as well be a daemon's.
+    assert set(probes(world)) == {NAME}
+    with world.gateway.entered():
+        ruleset.remove()
     assert probes(world) == []
 
 
