@@ -14,7 +14,14 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.mark_conflicts import conflicts
-from cthelper.core.daemon.probe import CannotAsk, Kernel, ask
+from cthelper.core.daemon.probe import (
+    GLUE,
+    GLUE_MENDED,
+    NOT_GLUED,
+    CannotAsk,
+    Kernel,
+    ask,
+)
 from cthelper.core.errors import (
     CthelperError,
     NetlinkError,
@@ -46,10 +53,7 @@ _MODULES: Final = (
 _OBJECTS: Final = ("nft_objref", "NFT_OBJREF", "rules that name their helper")
 _OBJECTS_BUILT_IN: Final = (6, 2)
 _HASHES: Final = ("nft_hash", "NFT_HASH", "rules that share flows out to workers")
-_GLUE: Final = "NETFILTER_NETLINK_GLUE_CT"
 _GLUED: Final = "queued packets carry their conntrack entry"
-_NOT_GLUED: Final = "queued packets do not carry their conntrack entry"
-_GLUE_MENDED: Final = f"boot a kernel with CONFIG_{_GLUE}=y"
 
 
 class Health(enum.Enum):
@@ -193,14 +197,14 @@ def _module_state(host: Host, module: str, symbol: str) -> str | None:
 def glue(host: Host) -> Finding:
     """Conntrack entries in queue messages."""
     configuration = _kernel_config(host)
-    if f"CONFIG_{_GLUE}=y" in configuration:
+    if f"CONFIG_{GLUE}=y" in configuration:
         return Finding(Health.OK, _GLUED)
     if configuration:
-        return Finding(Health.FAILURE, _NOT_GLUED, _GLUE_MENDED)
+        return Finding(Health.FAILURE, NOT_GLUED, GLUE_MENDED)
     return Finding(
         Health.WARNING,
         "cannot tell whether queued packets carry conntrack",
-        _GLUE_MENDED,
+        GLUE_MENDED,
     )
 
 
@@ -216,7 +220,7 @@ def behaviour(host: Host, ask: Callable[[], Kernel]) -> Iterator[Finding]:
     if kernel.carries_entries:
         yield Finding(Health.OK, _GLUED)
     else:
-        yield Finding(Health.FAILURE, _NOT_GLUED, _GLUE_MENDED)
+        yield Finding(Health.FAILURE, NOT_GLUED, GLUE_MENDED)
     for holds, good, bad, mend in (
         (
             kernel.confirms,

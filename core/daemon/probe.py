@@ -41,6 +41,11 @@ from cthelper.core.tuples import (
 
 NAME: Final = ASKED_WITH
 
+GLUE: Final = "NETFILTER_NETLINK_GLUE_CT"
+NOT_GLUED: Final = "queued packets do not carry their conntrack entry"
+GLUE_MENDED: Final = f"boot a kernel with CONFIG_{GLUE}=y"
+"""The option that puts entries into messages; what is said where it is missing."""
+
 _SECONDS: Final = 10.0
 _PATIENCE: Final = 3.0
 _SETTLED: Final = 0.05

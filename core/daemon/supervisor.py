@@ -27,7 +27,14 @@ from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.probe import UNKNOWN, CannotAsk, Kernel, ask
+from cthelper.core.daemon.probe import (
+    GLUE_MENDED,
+    NOT_GLUED,
+    UNKNOWN,
+    CannotAsk,
+    Kernel,
+    ask,
+)
 from cthelper.core.daemon.ruleset_care import RulesetCare
 from cthelper.core.daemon.server import HasFileno, Server
 from cthelper.core.daemon.signals import Signals, empty, waker_pair
@@ -177,10 +184,7 @@ class Supervisor:
             return UNKNOWN
         self._log.event("kernel", release=os.uname().release, **asdict(kernel))
         if not kernel.carries_entries:
-            raise QueueError(
-                "queued packets do not carry their conntrack entry: boot a kernel with "
-                "CONFIG_NETFILTER_NETLINK_GLUE_CT=y"
-            )
+            raise QueueError(f"{NOT_GLUED}: {GLUE_MENDED}")
         return kernel
 
     def _stop(self) -> None:
