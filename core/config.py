@@ -83,6 +83,22 @@ class DaemonConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Table ``[budget]``: what inspection may cost, for each server.
+
+    Within `deadline` milliseconds, 10 to 60000, a packet is answered whatever a helper
+    does. `memory` bounds what is kept of all flows, in bytes, 1 MiB to 1 TiB. Of one
+    packet at most so many `messages` are read, 1 to 65536. The flows of one source take
+    at most `source_cpu` percent of a core, 1 to 100; 100 is no limit.
+    """
+
+    deadline: int = 250
+    memory: int = 256 * 1024 * 1024
+    messages: int = 64
+    source_cpu: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NatConfig:
     """Table ``[helpers.NAME.nat]``.
 
@@ -158,6 +174,7 @@ class Config:
     """
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    budget: Budget = field(default_factory=Budget)
     expectations_in_all: int = IN_ALL
     helpers: Mapping[str, HelperConfig]
     warnings: tuple[str, ...] = ()
@@ -269,6 +286,7 @@ def parse(
     root = read_document(text, path)
     problems = root.problems
     daemon = _daemon(root.table("daemon"))
+    budget = _budget(root.table("budget"))
     guard = root.table("guard")
     denied = _ports(guard, "denied_ports", tuple(sorted(DENIED_PORTS)), Transport)
     in_all = guard.integer("in_all", IN_ALL, 0, _RATE_LIMIT)
@@ -293,6 +311,7 @@ def parse(
     problems += _tagged_twice(enabled)
     result = Config(
         daemon=daemon,
+        budget=budget,
         expectations_in_all=in_all,
         helpers=_separated(enabled, daemon.workers),
         warnings=tuple(f"{path}: {each}" for each in warnings),
@@ -409,6 +428,18 @@ def _daemon(table: Table) -> DaemonConfig:
         table.problems.append(f"{mark}: is in user_mask, {daemon.user_mask:#x}")
     table.close()
     return daemon
+
+
+def _budget(table: Table) -> Budget:
+    plain = Budget()
+    budget = Budget(
+        deadline=table.integer("deadline", plain.deadline, 10, 60_000),
+        memory=table.integer("memory", plain.memory, 1 << 20, 1 << 40),
+        messages=table.integer("messages", plain.messages, 1, 1 << 16),
+        source_cpu=table.integer("source_cpu", plain.source_cpu, 1, 100),
+    )
+    table.close()
+    return budget
 
 
 def _helper(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cthelper.core import config
 from cthelper.core.api import UDP, Hook, Policy
-from cthelper.core.config import DaemonConfig, parse, plugin_folder, read_file
+from cthelper.core.config import Budget, DaemonConfig, parse, plugin_folder, read_file
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import IN_ALL, Rules
 from cthelper.core.tables import as_toml
@@ -59,6 +59,11 @@ def test_every_key_is_read() -> None:
         mark = 0x80000000
         user_mask = 0x7fffffff
         lost_ruleset = "warn"
+        [budget]
+        deadline = 10
+        memory = 1048576
+        messages = 65536
+        source_cpu = 100
         [guard]
         denied_ports = [6000, 6001]
         in_all = 7
@@ -104,6 +109,9 @@ def test_every_key_is_read() -> None:
         mark=1 << 31,
         user_mask=(1 << 31) - 1,
         lost_ruleset="warn",
+    )
+    assert result.budget == Budget(
+        deadline=10, memory=1 << 20, messages=1 << 16, source_cpu=100
     )
     assert result.expectations_in_all == 7
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
@@ -322,6 +330,18 @@ WRONG = [
     (
         'daemon.log_level = "loud"',
         'daemon.log_level = "loud": must be one of debug, info, warning, error',
+    ),
+    *(
+        (
+            f"budget.{key} = {value}",
+            f"budget.{key} = {value}: must be a number from {low} to {high}",
+        )
+        for key, value, low, high in (
+            ("deadline", 9, 10, 60000),
+            ("memory", 1048575, 1 << 20, 1 << 40),
+            ("messages", 0, 1, 65536),
+            ("source_cpu", 101, 1, 100),
+        )
     ),
     # Lists of the guard and of helpers.
     ("guard.in_all = -1", "guard.in_all = -1: must be a number from 0 to 1000000"),

@@ -7,7 +7,7 @@ from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
-from cthelper.core.config import DEFAULT_PLUGINS, Config, parse
+from cthelper.core.config import DEFAULT_PLUGINS, Budget, Config, parse
 from cthelper.core.guard import Rules
 from cthelper.core.registry import builtin_helpers
 
@@ -31,7 +31,7 @@ def test_commented_keys_stand_at_their_defaults() -> None:
 
 def test_every_key_is_there() -> None:
     written = tomllib.loads(WHOLE)
-    assert set(written) == {"daemon", "guard", "plugins", "helpers"}
+    assert set(written) == {"daemon", "budget", "guard", "plugins", "helpers"}
     assert set(written["daemon"]) == {
         "queue",
         "workers",
@@ -44,6 +44,7 @@ def test_every_key_is_there() -> None:
         "user_mask",
         "lost_ruleset",
     }
+    assert set(written["budget"]) == {each.name for each in fields(Budget)}
     assert set(written["guard"]) == {"denied_ports", "in_all"}
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}
     common = {
