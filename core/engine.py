@@ -17,6 +17,7 @@ from cthelper.core.grants import Grants, OnLink, Placed, Placer
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Damaged, Event, Finished, Located, Outcome
 from cthelper.core.packet import Segment, locate
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.reader import Reader, Watch
 from cthelper.core.tuples import (
     TCP,
@@ -56,7 +57,8 @@ class Engine:
     `helpers` maps the names that conntrack entries carry to what is configured for
     them; it may be replaced at any time, and flows begun before keep their instance.
     `clock` gives seconds and only moves forward. At most `flow_limit` flows are kept.
-    `watch` is told of every message and effect.
+    `watch` is told of every message and effect. `quarantine` may hold already what
+    another engine met.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class Engine:
         flow_limit: int,
         placer: Placer | None = None,
         watch: Watch | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.helpers = helpers
         self.flows = FlowTable(flow_limit)
         self._grants = Grants(guard, on_link, placer)
         self._on_link = on_link
-        self._reader = Reader(self._grants, clock, watch)
+        self._quarantine = quarantine or Quarantine(clock)
+        self._reader = Reader(self._grants, clock, watch, self._quarantine)
 
     @property
     def guard(self) -> Guard:
@@ -118,7 +122,11 @@ class Engine:
         outcome = Outcome()
         if inspected and config is None:
             flow.finish("helper-removed")
-        elif inspected and flow.name in self._reader.quarantined:
+        elif (
+            inspected
+            and not self._quarantine.empty
+            and self._quarantine.holds(flow.name, entry)
+        ):
             flow.finish("quarantine")
         readable = flow.finished is None and side.parsed
         located = None
@@ -154,7 +162,7 @@ class Engine:
 
     def release(self) -> None:
         """End every quarantine, after helpers or configuration changed."""
-        self._reader.release()
+        self._quarantine.release()
 
     def _to_group(self, entry: Conntrack) -> bool:
         """Whether the flow goes to a group, as `Message.group` has it."""

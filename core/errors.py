@@ -68,6 +68,13 @@ class HelperFault(CthelperError):
     """A helper broke its contract, a bug: its flow is inspected no more."""
 
 
+class Overrun(BaseException):
+    """A helper was interrupted: it took longer over a message than it may.
+
+    No `Exception`, so that a helper that catches those does not catch it.
+    """
+
+
 class RegistryError(CthelperError):
     """A helper class cannot be installed. Its author's fault; names class and field."""
 

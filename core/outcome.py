@@ -32,11 +32,14 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The helper broke its contract; `where` is the file and line."""
+    """The helper broke its contract; `where` is the file and line.
+
+    `quarantined` is who is left out for a while: ``peer``, ``helper`` or nobody, empty.
+    """
 
     error: str
     where: str
-    quarantined: bool
+    quarantined: str
 
 
 @dataclass(frozen=True, slots=True)

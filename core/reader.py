@@ -3,7 +3,6 @@
 
 import inspect
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import PurePath
@@ -25,6 +24,7 @@ from cthelper.core.errors import (
     ExpectationRefused,
     HelperFault,
     Malformed,
+    Overrun,
     Oversized,
     RewriteRefused,
     StreamLost,
@@ -34,14 +34,11 @@ from cthelper.core.grants import Grants
 from cthelper.core.outcome import Damaged, Fault, Located, Outcome, Refused
 from cthelper.core.packet import has_ack_alone, read_control
 from cthelper.core.patches import Patch
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.sequence import MODULUS, distance
 from cthelper.core.stream import Stream
 from cthelper.core.tuples import ORIGINAL, Conntrack
 from cthelper.core.window import Standing, judge
-
-FAULTS: Final = 5
-"""A helper that faults this often within FAULT_WINDOW seconds is quarantined."""
-FAULT_WINDOW: Final = 60.0
 
 _NOT_FOLLOWED: Final = Stream(0)
 """Stands for a direction of which nothing is known any more."""
@@ -58,25 +55,23 @@ class Watch(Protocol):
 
 
 class Reader:
-    """Runs helpers over messages. One that faults again and again is quarantined.
+    """Runs helpers over messages.
 
     `clock` gives seconds and only moves forward. `watch` is told of every message and
-    effect. `quarantined` has the names of the helpers that are to read no more.
+    effect, `quarantine` of every fault.
     """
 
     def __init__(
-        self, grants: Grants, clock: Callable[[], float], watch: Watch | None
+        self,
+        grants: Grants,
+        clock: Callable[[], float],
+        watch: Watch | None,
+        quarantine: Quarantine,
     ) -> None:
-        self.quarantined: set[str] = set()
         self._grants = grants
         self._clock = clock
         self._watch = watch
-        self._faults: dict[str, deque[float]] = {}
-
-    def release(self) -> None:
-        """End every quarantine, after helpers or configuration changed."""
-        self.quarantined.clear()
-        self._faults.clear()
+        self._quarantine = quarantine
 
     def read(
         self, packet: Located, flow: Flow, config: HelperConfig, outcome: Outcome
@@ -95,9 +90,10 @@ class Reader:
                 self._settle(packet, flow, outcome)
             else:
                 self.repeat(packet, flow.side(packet.direction), outcome)
-        except Exception as error:  # the one place where a helper's bug arrives
+        # The one place where a helper's bug arrives.
+        except (Exception, Overrun) as error:
             self._withdraw(outcome)
-            outcome.events.append(self._fault(flow, config, error))
+            outcome.events.append(self._fault(packet, flow, config, error))
             self.repeat(packet, flow.side(packet.direction), outcome)
 
     def repeat(self, packet: Located, side: Side, outcome: Outcome) -> None:
@@ -306,20 +302,25 @@ class Reader:
         outcome.granted.clear()
         outcome.patches.clear()
 
-    def _fault(self, flow: Flow, config: HelperConfig, error: Exception) -> Fault:
-        name = flow.name
-        now = self._clock()
-        faults = self._faults.setdefault(name, deque(maxlen=FAULTS))
-        faults.append(now)
-        if len(faults) == FAULTS and now - faults[0] <= FAULT_WINDOW:
-            self.quarantined.add(name)
-        flow.finish("fault")
+    def _fault(
+        self,
+        packet: Located,
+        flow: Flow,
+        config: HelperConfig,
+        error: Exception | Overrun,
+    ) -> Fault:
+        flow.finish("deadline" if isinstance(error, Overrun) else "fault")
+        entry = packet.entry
+        tuple_ = entry.original if packet.direction is ORIGINAL else entry.reply
+        quarantined = self._quarantine.blame(
+            flow.name, tuple_.source.address, answered=entry.answered
+        )
         where = _place(error, config.helper)
         text = f"{type(error).__name__}: {error}"
-        return Fault(text, where, quarantined=name in self.quarantined)
+        return Fault(text, where, quarantined)
 
 
-def _place(error: Exception, helper: type[Helper]) -> str:
+def _place(error: BaseException, helper: type[Helper]) -> str:
     """File and line: the innermost of the helper's own file, else where it begins."""
     file = inspect.getfile(helper)
     stack = traceback.extract_tb(error.__traceback__)

@@ -34,6 +34,7 @@ PURE: Final = frozenset(
         "packet",
         "patches",
         "ports",
+        "quarantine",
         "reader",
         "reference",
         "registry",

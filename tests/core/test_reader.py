@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP
 from scapy.layers.inet import UDP as ScapyUDP
 
+from cthelper.core import quarantine
 from cthelper.core.api import (
     Done,
     Effect,
@@ -23,7 +24,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.engine import Decision
 from cthelper.core.outcome import Damaged, Event, Finished, Refused
-from cthelper.core.reader import FAULT_WINDOW, FAULTS
+from cthelper.core.quarantine import FAULTS
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -392,15 +393,14 @@ def test_fault_that_no_line_of_the_helper_raised_is_placed_at_its_class(
     assert line_of(fault.where).startswith(f"class {helper.__name__}(")
 
 
-def test_faults_within_the_window_quarantine_the_helper() -> None:
+def test_peer_that_faults_again_and_again_is_in_quarantine() -> None:
     host = Host(Datagrams)
     waiting = host.entry
     host.send(b"NOTHING")
     for number in range(1, FAULTS + 1):
         host.next_flow()
         fault = fault_of(host.send(b"RAISE bug"))
-        assert fault.quarantined is (number == FAULTS)
-        host.clock.now += FAULT_WINDOW / (FAULTS - 1)
+        assert fault.quarantined == ("peer" if number == FAULTS else "")
     # Neither flows that go on nor new ones are inspected.
     host.next_flow()
     for entry in (waiting, host.entry):
@@ -408,22 +408,19 @@ def test_faults_within_the_window_quarantine_the_helper() -> None:
         assert decision == Decision(decision.flow, events=(Finished("quarantine"),))
         again = host.engine.handle(udp(b"OPEN 5000"), entry, ORIGINAL)
         assert again == Decision(decision.flow)
+    # It heals by itself.
+    host.clock.now += quarantine.FIRST + 1
+    host.next_flow()
+    assert len(host.send(b"OPEN 5000").expectations) == 1
+    for _ in range(FAULTS):
+        host.next_flow()
+        host.send(b"RAISE bug")
     host.engine.release()
     host.next_flow()
     assert len(host.send(b"OPEN 5000").expectations) == 1
-    host.next_flow()
-    assert not fault_of(host.send(b"RAISE bug")).quarantined
 
 
-def test_faults_far_apart_do_not_quarantine() -> None:
-    host = Host(Datagrams)
-    for _ in range(2 * FAULTS):
-        host.next_flow()
-        assert not fault_of(host.send(b"RAISE bug")).quarantined
-        host.clock.now += FAULT_WINDOW / (FAULTS - 1) + 1
-
-
-def test_quarantine_is_the_helpers_own() -> None:
+def test_quarantine_is_of_one_helper() -> None:
     host = Host(Datagrams)
     for _ in range(FAULTS):
         host.next_flow()

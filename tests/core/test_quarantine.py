@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who is left out after faults, who is not, and for how long."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from cthelper.core.quarantine import (
+    FAULTS,
+    FIRST,
+    LONGEST,
+    PEERS,
+    WINDOW,
+    Quarantine,
+    peer_of,
+)
+from cthelper.core.tuples import UDP, Conntrack, Status
+from tests.core.builders import SERVER, SERVER_PORT, conntrack, flow_tuple
+from tests.core.host import Clock
+
+HELPER = "line"
+GOOD = "192.0.2.1"
+BAD = "192.0.2.66"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def quarantine(clock: Clock) -> Quarantine:
+    return Quarantine(clock)
+
+
+def entry(
+    source: str, destination: str = SERVER, *, answered: bool = True
+) -> Conntrack:
+    """A flow's."""
+    tuple_ = flow_tuple(UDP, (source, 40000), (destination, SERVER_PORT))
+    made = conntrack(tuple_, id_=int(ip_address(source)) % 2**32)
+    return made if answered else replace(made, status=Status.CONFIRMED)
+
+
+def blame(
+    quarantine: Quarantine, sender: str, times: int = 1, *, answered: bool = True
+) -> list[str]:
+    address = ip_address(sender)
+    return [quarantine.blame(HELPER, address, answered=answered) for _ in range(times)]
+
+
+def test_nobody_is_left_out_at_first(quarantine: Quarantine) -> None:
+    assert quarantine.empty
+    assert not quarantine.holds(HELPER, entry(GOOD))
+
+
+def test_peer_that_a_helper_faults_over_again_and_again_is_left_out_alone(
+    quarantine: Quarantine,
+) -> None:
+    assert blame(quarantine, BAD, FAULTS) == [""] * (FAULTS - 1) + ["peer"]
+    assert not quarantine.empty
+    assert quarantine.holds(HELPER, entry(BAD))
+    # Whichever end it is.
+    assert quarantine.holds(HELPER, entry(GOOD, BAD))
+    assert not quarantine.holds(HELPER, entry(GOOD))
+    assert not quarantine.holds("other", entry(BAD))
+
+
+def test_one_fault_may_count_as_many(quarantine: Quarantine) -> None:
+    sender = ip_address(BAD)
+    assert quarantine.blame(HELPER, sender, answered=True, weight=FAULTS) == "peer"
+
+
+def test_it_ends_by_itself_and_is_longer_each_time(
+    quarantine: Quarantine, clock: Clock
+) -> None:
+    for length in (FIRST, 2 * FIRST, 4 * FIRST):
+        blame(quarantine, BAD, FAULTS)
+        clock.now += length - 0.1
+        assert quarantine.holds(HELPER, entry(BAD))
+        clock.now += 0.2
+        assert not quarantine.holds(HELPER, entry(BAD))
+        assert quarantine.empty
+    for _ in range(20):
+        blame(quarantine, BAD, FAULTS)
+        clock.now += LONGEST + 0.1
+        assert not quarantine.holds(HELPER, entry(BAD))
+
+
+def test_peer_that_was_good_for_long_begins_anew(
+    quarantine: Quarantine, clock: Clock
+) -> None:
+    for _ in range(4):
+        blame(quarantine, BAD, FAULTS)
+    clock.now += 2 * LONGEST + WINDOW
+    blame(quarantine, BAD, FAULTS)
+    clock.now += FIRST + 0.1
+    assert not quarantine.holds(HELPER, entry(BAD))
+
+
+def test_faults_far_apart_do_not_count_together(
+    quarantine: Quarantine, clock: Clock
+) -> None:
+    for _ in range(3 * FAULTS):
+        assert blame(quarantine, BAD) == [""]
+        clock.now += WINDOW / (FAULTS - 1) + 1
+
+
+def test_helper_rests_only_where_several_peers_had_faults(
+    quarantine: Quarantine, clock: Clock
+) -> None:
+    for _ in range(100):
+        blame(quarantine, BAD)
+    assert not quarantine.holds(HELPER, entry(GOOD))
+    peers = [f"203.0.113.{number}" for number in range(PEERS - 1)]
+    assert [blame(quarantine, each)[-1] for each in peers][-1] == "helper"
+    assert quarantine.holds(HELPER, entry(GOOD))
+    assert not quarantine.holds("other", entry(GOOD))
+    clock.now += FIRST + 0.1
+    assert not quarantine.holds(HELPER, entry(GOOD))
+
+
+def test_senders_that_nobody_answered_do_not_switch_a_helper_off(
+    quarantine: Quarantine,
+) -> None:
+    for number in range(250):
+        blame(quarantine, f"203.0.113.{number}", FAULTS, answered=False)
+    assert not quarantine.holds(HELPER, entry(GOOD))
+
+
+def test_what_is_forged_in_a_peers_name_leaves_its_answered_flows_alone(
+    quarantine: Quarantine,
+) -> None:
+    blame(quarantine, GOOD, FAULTS, answered=False)
+    assert quarantine.holds(HELPER, entry(GOOD, answered=False))
+    assert not quarantine.holds(HELPER, entry(GOOD))
+
+
+def test_hosts_of_a_64_are_one_peer_and_no_other(quarantine: Quarantine) -> None:
+    for number in range(FAULTS):
+        blame(quarantine, f"2001:db8::{number + 1:x}")
+    assert quarantine.holds(HELPER, entry("2001:db8::ffff", "2001:db8:9::2"))
+    assert not quarantine.holds(HELPER, entry("2001:db8:0:1::1", "2001:db8:9::2"))
+    assert peer_of(ip_address("::1")) != peer_of(ip_address("0.0.0.1"))
+
+
+def test_flow_may_be_left_out_by_itself(quarantine: Quarantine, clock: Clock) -> None:
+    one = entry(GOOD)
+    quarantine.hold_flow((one.id, one.zone))
+    assert quarantine.holds(HELPER, one)
+    assert not quarantine.holds(HELPER, replace(one, id=one.id + 1))
+    clock.now += LONGEST + 0.1
+    assert not quarantine.holds(HELPER, one)
+
+
+def test_everybody_is_let_out(quarantine: Quarantine) -> None:
+    blame(quarantine, BAD, FAULTS)
+    quarantine.hold_flow((1, 0))
+    quarantine.release()
+    assert quarantine.empty
+    assert not quarantine.holds(HELPER, entry(BAD))
+
+
+def test_what_is_remembered_is_bounded(quarantine: Quarantine) -> None:
+    for number in range(5000):
+        blame(quarantine, str(ip_address(number)), FAULTS, answered=number % 2 == 0)
+        quarantine.hold_flow((number, 0))
+    assert quarantine.size <= 2 * 1024
+    assert quarantine.holds(HELPER, entry(str(ip_address(4998))))
