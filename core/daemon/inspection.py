@@ -14,6 +14,7 @@ from cthelper.core.config import Config
 from cthelper.core.daemon.gate import Gate, tell_refused
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import Kernel
+from cthelper.core.daemon.progress import Progress
 from cthelper.core.engine import Decision, Engine
 from cthelper.core.expecter import Expecter
 from cthelper.core.flows import Flow
@@ -26,10 +27,13 @@ from cthelper.core.netlink.ctnetlink import (
 )
 from cthelper.core.netlink.links import Links
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.protocol import Action, Packet, Queue, Verdict
 from cthelper.core.tuples import ORIGINAL, Conntrack, FlowKey
 
 _BATCH: Final = 64
+# Of a deadline, what packets wait at most for others of their batch.
+_PARTS: Final = 8
 _LOOPBACK: Final = 1
 """The interface lo in every namespace (LOOPBACK_IFINDEX in net/flow.h); 0 is none."""
 
@@ -38,7 +42,9 @@ class Inspection:
     """Runs the helpers of a configuration over the packets of queues.
 
     `clock` gives seconds and only moves forward. `follow` has `told` be called, or no
-    more (`Expecter`). `kernel` is what this one does. Methods raise QueueError.
+    more (`Expecter`). `kernel` is what this one does. `progress` is told of each packet
+    that a helper may read, `quarantine` is of servers before this one. Methods raise
+    QueueError.
     """
 
     def __init__(
@@ -49,10 +55,14 @@ class Inspection:
         clock: Callable[[], float],
         follow: Callable[[bool], None],
         kernel: Kernel,
+        progress: Progress,
+        quarantine: Quarantine,
     ) -> None:
         self._config = self._prepared = config
         self._links = links
         self._log = log
+        self._clock = clock
+        self._progress = progress
         self._ctnetlink = ctnetlink = Ctnetlink()
         self._masters = Masters(ctnetlink, log, clock, mark=config.daemon.mark)
         self._expecter = Expecter(ctnetlink, self._masters, log, clock, follow)
@@ -64,6 +74,7 @@ class Inspection:
             clock=clock,
             flow_limit=config.daemon.flow_limit,
             placer=self._expecter,
+            quarantine=quarantine,
         )
 
     @property
@@ -77,6 +88,9 @@ class Inspection:
         if packets:
             released: list[Conntrack] = []
             verdicts: list[Verdict] = []
+            answered = 0
+            pause = self._config.budget.deadline / 1000 / _PARTS
+            late = self._clock() + pause
             try:
                 for each in packets:
                     try:
@@ -84,10 +98,17 @@ class Inspection:
                     except BaseException:  # a helper may raise SystemExit
                         verdict = self._failed(queue, each, released)
                     verdicts.append(verdict)
+                    # Those that are decided do not wait for all the others.
+                    if self._clock() > late:
+                        answered += len(verdicts)
+                        queue.answer(verdicts)
+                        verdicts = []
+                        late = self._clock() + pause
             finally:
                 # Whatever has ended this, no packet is left without a verdict.
-                rest = packets[len(verdicts) :]
+                rest = packets[answered + len(verdicts) :]
                 queue.answer(verdicts + [self._unread(queue, each) for each in rest])
+                self._progress.turn()
             for entry in released:
                 self._masters.passed(entry)
 
@@ -139,6 +160,7 @@ class Inspection:
             return self._gate.accept(packet, entry)
         decision = self._gate.returned(packet, entry)
         if decision is None:
+            self._progress.begin(entry, packet.direction)
             decision = self._engine.handle(
                 packet.payload,
                 entry,
@@ -212,7 +234,7 @@ class Inspection:
                         **common,
                         error=error,
                         at=where,
-                        quarantined=quarantined,
+                        **({"quarantined": quarantined} if quarantined else {}),
                     )
                 case Finished(reason, detail):
                     self._log.event(

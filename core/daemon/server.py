@@ -21,6 +21,7 @@ from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.memory_settings import settle
 from cthelper.core.daemon.probe import Kernel
+from cthelper.core.daemon.progress import Progress
 from cthelper.core.daemon.signals import empty, waker_pair
 from cthelper.core.errors import (
     CthelperError,
@@ -30,6 +31,7 @@ from cthelper.core.errors import (
 )
 from cthelper.core.netlink.ctnetlink import EntryGone, Events
 from cthelper.core.netlink.links import Links
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import choose
 from cthelper.core.queue.binding import Binding, bound_queues
 from cthelper.core.queue.protocol import Queue
@@ -50,7 +52,8 @@ class HasFileno(Protocol):
 class Server:
     """Serves the bound queues of server `number`, until it is told to leave.
 
-    `read_config` reads the configuration again. Use `run`.
+    `read_config` reads the configuration again. `progress` shows the supervisor that it
+    goes on, `quarantine` holds what servers before it have died of. Use `run`.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class Server:
         read_config: Callable[[], Config],
         channel: Channel,
         kernel: Kernel,
+        progress: Progress,
+        quarantine: Quarantine,
     ) -> None:
         self._number = number
         self._config = self._prepared = config
@@ -75,8 +80,10 @@ class Server:
         self._backend = choose(daemon.backend)
         self._links = Links()
         self._events = Events()
+        self._progress = progress
         self._inspection = Inspection(
-            *(config, self._links, self._log, time.monotonic), self._follow, kernel
+            *(config, self._links, self._log, time.monotonic, self._follow),
+            *(kernel, progress, quarantine),
         )
         self._overruns = 0
         self._bindings: dict[int, Binding] = {}
@@ -140,6 +147,7 @@ class Server:
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
+        self._progress.turn()
         self._wait(max(0.0, self._due - time.monotonic()))
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _TICK_SECONDS
@@ -305,6 +313,7 @@ class Server:
         numbers = set(numbers)
         deadline = time.monotonic() + _DRAIN_SECONDS
         while numbers:
+            self._progress.turn()
             for queue in list(self._queues.values()):
                 self._inspection.serve(queue)
             rows = bound_queues()

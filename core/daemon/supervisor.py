@@ -7,7 +7,9 @@ the others have, whatever stands in the file by then. There is one thread here, 
 packet: nothing that a fork would tear.
 
 The queues' sockets stay here. When a server dies its queues are paused and what waits
-there is released, so that its flows pass until its successor reads the same queues.
+there is released, so that its flows pass until its successor reads the same queues. So
+it is with one that stands still (watchdog.py). What a server died of is kept from the
+next one: the flow, and its peer.
 """
 
 import os
@@ -18,11 +20,12 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Final
 
 from cthelper.core.config import Config
+from cthelper.core.daemon import interruption
 from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.installation import Installation
@@ -35,12 +38,16 @@ from cthelper.core.daemon.probe import (
     Kernel,
     ask,
 )
+from cthelper.core.daemon.progress import Progress, Subject
 from cthelper.core.daemon.ruleset_care import RulesetCare
 from cthelper.core.daemon.server import HasFileno, Server
 from cthelper.core.daemon.signals import Signals, empty, waker_pair
+from cthelper.core.daemon.watchdog import Standing, Watchdog
 from cthelper.core.errors import CthelperError, QueueError, RestartNeeded
+from cthelper.core.quarantine import FAULTS, Quarantine
 from cthelper.core.queue.backends import choose
 from cthelper.core.queue.binding import Binding, bound_queues
+from cthelper.core.tuples import FlowKey
 
 # A server that does not answer for so long is ended. Draining takes 2 s at most, and
 # reading the configuration what plugins take for their import.
@@ -66,7 +73,9 @@ class _Process:
     pid: int
     channel: Channel
     since: float
+    progress: Progress
     serving: bool = False
+    standing: Standing = field(default_factory=Standing)
 
 
 class Supervisor:
@@ -97,6 +106,14 @@ class Supervisor:
         self._due: dict[int, float] = {}
         self._young: Counter[int] = Counter()
         self._totals: Counter[str] = Counter()
+        self._quarantine = Quarantine(time.monotonic)
+        # The flow that the last server to be killed from outside was at.
+        self._last_killed: FlowKey | None = None
+        self._watchdog = Watchdog(
+            lambda: [each for each in self._processes.values() if each.serving],
+            self._bindings_of,
+            lambda: self._config.budget.deadline / 1000,
+        )
         self._woken, waker = waker_pair()
         self._signals = Signals(waker)
         self._selector = selectors.DefaultSelector()
@@ -104,7 +121,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises CthelperError where it cannot start."""
-        with self._signals:
+        with self._signals, self._watchdog:
             self._start()
             self._watch(self._installation, lambda: self._care.look(self._config))
             self._warn()
@@ -142,12 +159,41 @@ class Supervisor:
         wait = max(0.0, min(dues) - time.monotonic()) if dues else None
         for key, _ in self._selector.select(wait):
             key.data()
+        self._take_notice()
         for number, due in list(self._due.items()):
             if due <= time.monotonic():
                 del self._due[number]
-                self._fork(number)
+                try:
+                    self._fork(number)
+                except QueueError as error:
+                    self._failed([str(error)])
+                    self._postpone(number)
         if self._care.due is not None and self._care.due <= time.monotonic():
             self._care.act(self._config)
+
+    def _take_notice(self) -> None:
+        """Tell what the watchdog has done, and resume the queues of who goes on."""
+        watchdog = self._watchdog
+        while watchdog.stuck:
+            stuck = watchdog.stuck.pop(0)
+            self._log.event(
+                "worker-stuck",
+                "error",
+                worker=stuck.number,
+                pid=stuck.pid,
+                **_told(stuck.subject),
+            )
+        while watchdog.recovered:
+            process = self._processes.get(watchdog.recovered.pop(0))
+            # It may stand still again by now, or another one have taken its place.
+            if process is not None and process.serving and not process.standing.looks:
+                for binding in self._bindings_of(process.number):
+                    self._installation.attempt(binding.resume)
+                self._log.event(
+                    "worker-resumed", worker=process.number, pid=process.pid
+                )
+        while watchdog.failures:
+            self._failed([watchdog.failures.pop(0)])
 
     # Starting and ending all
 
@@ -248,16 +294,29 @@ class Supervisor:
     # One server
 
     def _fork(self, number: int) -> None:
-        """Start a server; it answers when it reads its queues, or cannot."""
-        ours, theirs = Channel.pair()
+        """Start a server; it answers when it reads its queues, or cannot.
+
+        Raises QueueError where there are no more processes or descriptors to be had.
+        """
+        ends: tuple[Channel, ...] = ()
         # A signal that came before the server ignores it would be the supervisor's.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
+        try:
+            ours, theirs = ends = Channel.pair()
+            progress = Progress()
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for end in ends:
+                end.close()
+            raise QueueError(
+                f"cannot start server {number}: {error.strerror}"
+            ) from None
         if pid == 0:
-            self._become(number, ours, theirs, before)
+            self._become(number, ours, theirs, progress, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        process = _Process(number, pid, ours, time.monotonic())
+        process = _Process(number, pid, ours, time.monotonic(), progress)
         self._processes[number] = process
         self._watch(ours, lambda: self._hear(process))
 
@@ -266,13 +325,14 @@ class Supervisor:
         number: int,
         ours: Channel,
         theirs: Channel,
+        progress: Progress,
         mask: Iterable[signal.Signals | int],
     ) -> None:
         """Be the server, in the process that was forked for it; does not return."""
         status = 1
         try:
             # A terminal and systemd send them to all processes.
-            for each in _SIGNALS:
+            for each in (*_SIGNALS, signal.SIGALRM):
                 signal.signal(each, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -280,6 +340,7 @@ class Supervisor:
             ours.close()
             for process in self._processes.values():
                 process.channel.close()
+                process.progress.close()
             self._selector.close()
             self._installation.close()
             own = self._bindings_of(number)
@@ -289,12 +350,13 @@ class Supervisor:
             try:
                 server = Server(
                     *(number, self._config, own, self._read_config, theirs),
-                    self._kernel,
+                    *(self._kernel, progress, self._quarantine),
                 )
             except CthelperError as error:
                 with suppress(Gone):
                     theirs.send({"error": str(error)})
             else:
+                interruption.allow()
                 server.run()
                 status = 0
         except CthelperError:
@@ -380,20 +442,53 @@ class Supervisor:
             self._installation.attempt(binding.pause)
             self._installation.attempt(binding.release)
         lived = time.monotonic() - process.since
+        subject = process.progress.subject
         status = self._bury(process)
         how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        blamed = subject if self._blames(process, status, subject) else None
         self._log.event(
-            "worker-died", "error", worker=number, pid=process.pid, status=how
+            "worker-died",
+            "error",
+            worker=number,
+            pid=process.pid,
+            status=how,
+            **({"because": "stuck"} if process.standing.killed else {}),
+            **_told(blamed),
         )
-        self._young[number] = 1 if lived > _YOUNG_SECONDS else self._young[number] + 1
+        if lived > _YOUNG_SECONDS:
+            self._young[number] = 0
+        self._postpone(number)
+
+    def _postpone(self, number: int) -> None:
+        """Start a server later, the more so the more often that was necessary."""
+        self._young[number] += 1
         wait = pause(_PAUSE_SECONDS, self._young[number])
         self._due[number] = time.monotonic() + wait
+
+    def _blames(self, process: _Process, status: int, subject: Subject | None) -> bool:
+        """Whether a server died of what it was at; then the next one leaves it out.
+
+        One that was stopped, or killed from outside, may have been at anything, but not
+        at the same again.
+        """
+        if subject is None or process.standing.stopped:
+            return False
+        if status == -signal.SIGKILL and not process.standing.killed:
+            before, self._last_killed = self._last_killed, subject.key
+            if before != subject.key:
+                return False
+        self._quarantine.hold_flow(subject.key)
+        self._quarantine.blame(
+            subject.helper, subject.sender, answered=subject.answered, weight=FAULTS
+        )
+        return True
 
     def _bury(self, process: _Process) -> int:
         """Wait for its end and forget it; its exit code, or minus the signal."""
         del self._processes[process.number]
         self._selector.unregister(process.channel)
         process.channel.close()
+        process.progress.close()
         _, status = os.waitpid(process.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
@@ -455,6 +550,8 @@ class Supervisor:
         unused = self._bindings.keys() - config.queues
         self._bindings |= fresh
         self._config = config
+        self._quarantine.release()
+        self._watchdog.set()
         self._log.configure(config.daemon.log_level, config.daemon.log_format)
         for number, binding in self._bindings.items():
             if number in unused:
@@ -465,6 +562,13 @@ class Supervisor:
             self._installation.attempt(step)
         self._failed(self._order_all(Order.COMMIT))
         self._unbind(unused)
+
+
+def _told(subject: Subject | None) -> dict[str, object]:
+    """What the log says of what a server was at."""
+    if subject is None:
+        return {}
+    return {"helper": subject.helper, "sender": subject.sender}
 
 
 def _await_free(queues: Collection[int]) -> None:

@@ -1313,17 +1313,18 @@ static PyType_Spec queue_spec = {
     .slots = queue_slots,
 };
 
-enum { QUEUES = 64 };
+/* Milliseconds after which what passes unseen lets Python go on for a moment. */
+enum { QUEUES = 64, BUSY = 20 };
 
 /* wait(queues, descriptor, seconds): until a queue has packets for Python, `descriptor`
- * is readable, a signal has come or the time is over. What passes goes on meanwhile.
- * Whether `descriptor` is readable. */
+ * is readable, a signal has come or the time is over. What passes goes on meanwhile,
+ * and after a while of that it returns, too. Whether `descriptor` is readable. */
 static PyObject *
 native_wait(PyObject *module, PyObject *arguments)
 {
     module_state *state = PyModule_GetState(module);
     struct pollfd fds[QUEUES + 1];
-    struct timespec now, end;
+    struct timespec now, end, busy = {0, 0};
     PyObject *queues;
     Py_ssize_t i, count;
     int descriptor, ready;
@@ -1382,7 +1383,10 @@ native_wait(PyObject *module, PyObject *arguments)
             } else
                 Py_DECREF(packets);
         }
-        if (found || fds[count].revents || left <= 0)
+        if (!busy.tv_sec)
+            busy = now;
+        if (found || fds[count].revents || left <= 0 ||
+            (now.tv_sec - busy.tv_sec) * 1000 + (now.tv_nsec - busy.tv_nsec) / 1000000 >= BUSY)
             return PyBool_FromLong(fds[count].revents);
     }
 }

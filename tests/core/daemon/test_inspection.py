@@ -18,11 +18,13 @@ from cthelper.core.daemon import inspection
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
+from cthelper.core.daemon.progress import NOT_BEGUN, Progress, Subject
 from cthelper.core.engine import Decision
 from cthelper.core.errors import Malformed, NetlinkError
 from cthelper.core.expecter import Expecter
 from cthelper.core.netlink import encoding
 from cthelper.core.netlink.ctnetlink import ExpectationMade
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Touched, Verdict
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -73,6 +75,9 @@ class World:
         self.clock = Clock()
         self.output = io.StringIO()
         self.log = Log("debug", "json", clock=self.clock, output=self.output)
+        self.progress = Progress()
+        # Seconds that the clock goes on with each expectation.
+        self.slow = 0.0
         self.errors: dict[int, int] = {}
         self._waiting: list[QueuedPacket] = []
         self._touched: list[Touched] = []
@@ -86,6 +91,8 @@ class World:
         if error is not None:
             raise NetlinkError.of(error, f"expect {expectation}")
         self.record.append(f"expect {expectation.destination.port}")
+        self.clock.now += self.slow
+        self.begun = self.progress.subject
 
     def get(self, _original: Tuple, _zone: int = 0) -> Conntrack:
         return ENTRY
@@ -144,6 +151,8 @@ def inspection_of(config: Config, world: World, *own: Address) -> Inspection:
         world.clock,
         follow.append,
         UNKNOWN,
+        world.progress,
+        Quarantine(world.clock),
     )
 
 
@@ -427,3 +436,33 @@ def test_all_are_answered_even_where_a_bug_cannot_be_told_of(
     with pytest.raises(TypeError):
         world.serves(inspects, [first, *BATCH[1:]])
     assert world.record == [Verdict(1), Verdict(2), Verdict(3)]
+
+
+def test_supervisor_sees_the_packet_that_is_in_work(
+    world: World, inspects: Inspection
+) -> None:
+    served(world, inspects, b"OPEN 5000", ENTRY, 1)
+    assert ENTRY.helper is not None
+    assert world.begun == Subject(
+        (ENTRY.id, ENTRY.zone), ENTRY.helper, ENTRY.original.source.address, True
+    )
+    assert world.progress.subject is None
+    assert world.progress.mark != NOT_BEGUN
+
+
+def test_packets_that_are_decided_do_not_wait_for_slow_ones_of_their_batch(
+    world: World, inspects: Inspection
+) -> None:
+    world.slow = CONFIG.budget.deadline / 1000 / 5
+    packets = [
+        QueuedPacket(id_, Hook.INPUT, udp(b"OPEN 5000"), ENTRY, ORIGINAL, 0, 0)
+        for id_ in (1, 2, 3)
+    ]
+    world.serves(inspects, packets)
+    kinds = [each for each in world.record if not isinstance(each, str)]
+    assert [each.id for each in kinds if isinstance(each, Verdict)] == [1, 2, 3]
+    steps = [
+        "verdict" if isinstance(each, Verdict) else str(each).split()[0]
+        for each in world.record
+    ]
+    assert steps == ["expect", "note", "verdict"] * 3

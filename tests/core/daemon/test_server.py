@@ -7,6 +7,7 @@ are fakes that write down what is done.
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from io import StringIO
@@ -20,9 +21,11 @@ from cthelper.core.daemon import server
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
+from cthelper.core.daemon.progress import Progress
 from cthelper.core.daemon.server import Server
 from cthelper.core.daemon.signals import waker_pair
 from cthelper.core.errors import NetlinkError, QueueError
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import Backend
 from cthelper.core.queue.binding import Binding, BoundQueue
 from cthelper.core.queue.protocol import Statistics
@@ -95,7 +98,8 @@ class World:
     def _run(self) -> None:
         with closing(self.theirs), suppress(QueueError):
             Server(
-                *(0, self.config, self.bindings, lambda: self.new, self.theirs), UNKNOWN
+                *(0, self.config, self.bindings, lambda: self.new, self.theirs),
+                *(UNKNOWN, Progress(), Quarantine(time.monotonic)),
             ).run()
 
     def pair(self) -> tuple[socket.socket, socket.socket]:

@@ -5,6 +5,7 @@ Queues, servers and what is installed are fakes that write a line for what is do
 them, in between those of the log, so that the order can be asserted.
 """
 
+import errno
 import os
 import re
 import select
@@ -24,11 +25,15 @@ from cthelper.core.daemon import ruleset_care, supervisor
 from cthelper.core.daemon.channel import Channel, Gone, Order
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import CannotAsk, Kernel
+from cthelper.core.daemon.progress import Progress
 from cthelper.core.daemon.supervisor import Supervisor
 from cthelper.core.errors import CthelperError, QueueError
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import Backend
 from cthelper.core.queue.binding import Binding
 from cthelper.core.registry import builtin_helpers
+from cthelper.core.tuples import ORIGINAL
+from tests.core.builders import conntrack
 
 OTHERS = "".join(
     f"helpers.{name}.enabled = false\n"
@@ -37,6 +42,7 @@ OTHERS = "".join(
 )
 MOVED = "[helpers.tns]\nqueue = 2090\n"
 SECONDS = 10.0
+ENTRY = conntrack(helper="tns")
 
 
 class Running:
@@ -179,19 +185,31 @@ class FakeServer:
         read_config: Callable[[], Config],
         channel: Channel,
         _kernel: Kernel,
+        progress: Progress,
+        quarantine: Quarantine,
     ) -> None:
         self._running, self._number, self._channel = running, number, channel
+        self._progress, self._quarantine = progress, quarantine
         self._config, self._read_config = config, read_config
         self._queues = {each.number for each in bindings}
         if running.fails(f"start {number}"):
             raise QueueError("no server")
         if running.fails(f"bug {number}"):
             raise RecursionError("in a server")
+        if quarantine.holds("tns", ENTRY):
+            running.say(f"server {number} leaves out what the last one died of")
 
     def run(self) -> None:
         self._reads()
         answer: dict[str, object] = {}
         order: object = None
+        if self._running.fails("loop"):
+            self._running.mend("loop")
+            self._channel.send(answer)
+            self._progress.begin(ENTRY, ORIGINAL)
+            self._loop()
+        if self._running.fails("over a packet"):
+            self._progress.begin(ENTRY, ORIGINAL)
         while order != Order.LEAVE:
             try:
                 self._channel.send(answer)
@@ -217,6 +235,17 @@ class FakeServer:
                 self._queues &= self._config.queues_of(self._number)
                 self._reads()
         self._channel.send(answer)
+
+    def _loop(self) -> None:
+        """Stand still over a packet, and interrupted go on where it is to."""
+        went_on: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda number, _: went_on.append(number))
+        own = os.getppid()
+        while not (went_on and self._running.fails("slow")) and os.getppid() == own:
+            pass
+        self._running.say("server goes on")
+        time.sleep(0.5)
+        self._progress.turn()
 
     def _reads(self) -> None:
         words = map(str, ("server", self._number, "reads", *sorted(self._queues)))
@@ -396,6 +425,96 @@ def test_where_it_cannot_start_nothing_is_left(
     lines = running.until("cannot start")
     assert lines[-1] == f"cannot start: {reason}"
     assert lines[-1 - len(steps) : -1] == steps
+
+
+def test_server_that_stands_still_is_replaced_and_the_next_leaves_out_its_flow(
+    running: Running,
+) -> None:
+    running.fail("loop")
+    started(running)
+    sender = ENTRY.original.source.address
+    lines = running.until("* worker-started")
+    stuck = plain(lines).index("* worker-stuck")
+    assert f"helper=tns sender={sender}" in lines[stuck]
+    assert [each for each in plain(lines) if each != "* worker-stuck"] == [
+        *("pause 2077", "release 2077", "pause 2077", "release 2077"),
+        "* worker-died",
+        "server 0 leaves out what the last one died of",
+        *("server 0 reads 2077", "resume 2077", "* worker-started"),
+    ]
+    (died,) = (each for each in lines if each.startswith("* worker-died"))
+    assert f"status=SIGKILL because=stuck helper=tns sender={sender}" in died
+
+
+def test_server_that_goes_on_after_the_deadline_serves_again(running: Running) -> None:
+    for each in ("loop", "slow"):
+        running.fail(each)
+    started(running)
+    lines = plain(running.until("resume"))
+    assert sorted(lines) == sorted(
+        [
+            *("server goes on", "pause 2077", "release 2077", "* worker-stuck"),
+            "resume 2077",
+        ]
+    )
+    assert lines[-1] == "resume 2077"
+    assert running.until("* worker-resumed")
+
+
+def test_server_is_started_later_where_there_is_no_process_to_be_had(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, mine = os.fork, os.getpid()
+
+    def limited() -> int:
+        if os.getpid() != mine and running.fails("fork"):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    lines = started(running)
+    (process,) = (pid_of(each) for each in lines if "worker-started" in each)
+    running.fail("fork")
+    os.kill(process, signal.SIGKILL)
+    failed = running.until("* step-failed")[-1]
+    assert "cannot start server 0: Resource temporarily unavailable" in failed
+    running.until("* step-failed")
+    running.mend("fork")
+    running.until("* worker-started")
+
+
+def test_where_it_cannot_start_a_server_at_first_it_says_so(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, mine = os.fork, os.getpid()
+
+    def limited() -> int:
+        if os.getpid() != mine:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    running.configure("")
+    running.start()
+    lines = running.until("cannot start")
+    assert lines[-1] == (
+        "cannot start: cannot start server 0: Resource temporarily unavailable"
+    )
+    assert "abandon" in lines
+
+
+def test_flow_is_blamed_where_two_servers_in_a_row_are_killed_over_it(
+    running: Running,
+) -> None:
+    running.fail("over a packet")
+    lines = started(running, "budget.deadline = 60000\n")
+    for number in range(3):
+        (process,) = (pid_of(each) for each in lines if "worker-started" in each)
+        os.kill(process, signal.SIGKILL)
+        lines = running.until("* worker-started")
+        (died,) = (each for each in lines if each.startswith("* worker-died"))
+        left_out = "server 0 leaves out what the last one died of"
+        assert ("helper=tns" in died) is (left_out in lines) is (number > 0)
 
 
 def test_flows_of_a_server_that_dies_pass_until_another_reads_the_same_queues(

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A helper that takes too long is interrupted, by a signal of the supervisor's.
+
+Where the supervisor dies the kernel sends it: so a server that nobody watches any more
+comes to its loop, where it sees that, and ends.
+
+Python runs the handler between two of its instructions, and in those of C that wait or
+may take long (sleep, regular expressions, big numbers). It raises where a helper runs,
+and nowhere else: cthelper's own code is never left halfway.
+"""
+
+import ctypes
+import signal
+from types import FrameType
+from typing import Final
+
+from cthelper.core import reader
+from cthelper.core.errors import Overrun
+
+SIGNAL: Final = signal.SIGUSR1
+"""What interrupts a helper."""
+
+_PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
+_READER: Final = reader.__name__
+_OURS: Final = f"{reader.__name__.rpartition('.')[0]}."
+
+
+def allow() -> None:
+    """Have helpers of this process be interrupted from now on, in its main thread.
+
+    Call it after the process has changed its user, which would undo a part of it.
+    """
+    signal.signal(SIGNAL, _interrupt)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(SIGNAL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [SIGNAL])
+
+
+def _interrupt(_number: int, frame: FrameType | None) -> None:
+    if _in_helper(frame):
+        raise Overrun("it took longer than budget.deadline allows")
+
+
+def _in_helper(frame: FrameType | None) -> bool:
+    """Whether the innermost thing that the reader called is a helper's."""
+    called = ""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if name == _READER:
+            return called != "" and not called.startswith(_OURS)
+        called = name
+        frame = frame.f_back
+    return False
