@@ -29,7 +29,12 @@ from cthelper.core.errors import (
     QueueError,
     RestartNeeded,
 )
-from cthelper.core.netlink.ctnetlink import EntryGone, Events
+from cthelper.core.netlink.ctnetlink import (
+    EntryGone,
+    Events,
+    ExpectationMade,
+    ExpectationMet,
+)
 from cthelper.core.netlink.links import Links
 from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import choose
@@ -38,6 +43,9 @@ from cthelper.core.queue.protocol import Queue
 
 _T = TypeVar("_T")
 _TICK_SECONDS: Final = 1.0
+# Of what the kernel tells so much is taken in at a time, then packets have their turn.
+_EVENTS: Final = 512
+_EVENTS_SECONDS: Final = 0.005
 _DRAIN_SECONDS: Final = 2.0
 _DRAIN_PAUSE: Final = 0.01
 
@@ -185,22 +193,31 @@ class Server:
             self._log.event("step-failed", "error", detail=str(error))
 
     def _read_events(self) -> None:
-        for event in self._events.read():
-            if isinstance(event, EntryGone):
-                self._inspection.forget(event.key)
-                for queue in self._queues.values():
-                    queue.forget(event.key)
-            else:
-                self._inspection.told(event)
+        """Take in some events; while there are more the next turn comes at once."""
+        until = time.monotonic() + _EVENTS_SECONDS
+        for event in self._events.read(_EVENTS):
+            self._take_in(event)
+            if time.monotonic() > until:
+                break
         if self._events.overruns != self._overruns:
             self._overruns = self._events.overruns
             self._log.event("events-lost", "warning", overruns=self._overruns)
 
+    def _take_in(self, event: EntryGone | ExpectationMade | ExpectationMet) -> None:
+        if isinstance(event, EntryGone):
+            self._inspection.forget(event.key)
+            for queue in self._queues.values():
+                queue.forget(event.key)
+        else:
+            self._inspection.told(event)
+
     def _follow(self, expectations: bool) -> None:
         """Have what becomes of expectations told from now on, or no more."""
         if expectations:
-            # What has happened before is not to be taken for what is to come.
-            self._read_events()
+            # What has happened before is not to be taken for what is to come: all that
+            # waits is taken in, which is as much as the socket holds and no more.
+            for event in self._events.read():
+                self._take_in(event)
         self._events.follow(expectations=expectations)
 
     def _report_missed(self) -> None:

@@ -38,6 +38,7 @@ from cthelper.core.tuples import (
     Conntrack,
     Expectation,
     FlowKey,
+    Status,
     Tuple,
 )
 
@@ -48,9 +49,22 @@ _GROUP_EXPECTATION_NEW: Final = 4
 
 _HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 _EVENT_BUFFER: Final = 4 * 1024 * 1024
-# Of events of new entries those that have a CTA_TUPLE_MASTER; of others all.
+# More events cannot wait: the kernel doubles the size that it is told, and a message
+# with its sk_buff takes 512 bytes at least.
+_WAITING: Final = 2 * _EVENT_BUFFER // 512
+# Of events of new entries those that have a CTA_TUPLE_MASTER; of entries gone those
+# that had a helper (IPS_HELPER), or that were expected (IPS_EXPECTED): a helper may be
+# handed down to them without the other bit. All kernels tell an entry's status at its
+# end (ctnetlink_conntrack_event). Of expectations all.
+_CTA_STATUS: Final = 3
 _CTA_TUPLE_MASTER: Final = 14
-_EXPECTED_FLOWS: Final = Filter(CTNETLINK | messages.NEW, _HEADERS, _CTA_TUPLE_MASTER)
+_FILTERS: Final = (
+    Filter(CTNETLINK | messages.NEW, _HEADERS, _CTA_TUPLE_MASTER),
+    Filter(
+        *(CTNETLINK | messages.DELETE, _HEADERS, _CTA_STATUS),
+        bits=Status.HELPER | Status.EXPECTED,
+    ),
+)
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -260,7 +274,8 @@ class Ctnetlink:
 class Events:
     """The events that the daemon follows: entries gone, expectations made and met.
 
-    Those of expectations come while they are followed (`follow`).
+    Of entries only those are told of that could have a helper: most flows end without
+    waking anybody. Events of expectations come while they are followed (`follow`).
     """
 
     def __init__(self) -> None:
@@ -272,7 +287,7 @@ class Events:
             groups=(_GROUP_CONNTRACK_DESTROY,),
             receive_buffer=_EVENT_BUFFER,
         )
-        self._socket.filter(_EXPECTED_FLOWS)
+        self._socket.filter(*_FILTERS)
         self._following = False
 
     @property
@@ -301,11 +316,18 @@ class Events:
             change(group)
         self._following = expectations
 
-    def read(self) -> Iterator[EntryGone | ExpectationMade | ExpectationMet]:
-        """The events since the last call; never waits. Raises NetlinkError."""
-        for frame in self._socket.events():
+    def read(
+        self, most: int = _WAITING
+    ) -> Iterator[EntryGone | ExpectationMade | ExpectationMet]:
+        """The events that wait, of at most so many messages; never waits itself.
+
+        By default all that waited at the call are among them, even if others come as
+        quickly as they are read. An event is read when it is asked for: whoever stops
+        has the rest later. Raises NetlinkError.
+        """
+        # The kernel puts each event into a datagram of its own (nfnetlink_send).
+        for frame in self._socket.events(most):
             if frame.type == CTNETLINK | messages.DELETE:
-                # Every flow of the namespace ends with one of these.
                 yield EntryGone(conntrack_key(frame.data, _HEADERS))
             elif frame.type == CTNETLINK_EXP | messages.NEW:
                 expectation = _try_expectation(frame)

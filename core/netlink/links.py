@@ -47,7 +47,7 @@ class Links:
 
         Raises NetlinkError. What was known before holds then, until the next call.
         """
-        frames = self._events.events()
+        frames = list(self._events.events())
         if self._events.overruns != self._overruns:
             self._load()
         elif frames:

@@ -44,7 +44,7 @@ class TableEvents:
 
         It may have been where the kernel had to throw events away. Raises NetlinkError.
         """
-        touched = any(map(self._is_ours, self._socket.events()))
+        touched = any(map(self._is_ours, list(self._socket.events())))
         lost = self._socket.overruns != self._overruns
         self._overruns = self._socket.overruns
         return touched or lost

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -40,15 +41,20 @@ SO_RCVBUFFORCE: Final = 33
 _SO_ATTACH_FILTER: Final = 26
 _INSTRUCTION: Final = struct.Struct("=HBBI")  # sock_filter
 _PROGRAM: Final = struct.Struct("@HP")  # sock_fprog
+_Instruction = tuple[int, int, int, int]
 # BPF_LD and others of include/uapi/linux/bpf_common.h, with their sizes and modes.
 _LOAD_HALF: Final = 0x28
 _LOAD_WORD: Final = 0x20
 _LOAD_NUMBER: Final = 0x00
 _LOAD_INDEX: Final = 0x01
+_LOAD_WORD_AT: Final = 0x40
+_INDEX_IT: Final = 0x07
 _IF_EQUAL: Final = 0x15
+_IF_ANY: Final = 0x45
 _RETURN: Final = 0x06
 # SKF_AD_OFF + SKF_AD_NLATTR: where the attribute is, or 0.
 _FIND_ATTRIBUTE: Final = 0xFFFFF000 + 12
+_WHOLE: Final = 0xFFFFFFFF
 _HEADER: Final = struct.Struct("=IHHII")
 _NETFILTER: Final = struct.Struct("=IHHIIBBH")  # nlmsghdr and nfgenmsg
 _ACKNOWLEDGEMENT: Final = struct.Struct("=IHHIIi")
@@ -74,30 +80,48 @@ class Frame:
 
 
 class Filter(NamedTuple):
-    """Of messages of a type lets those pass that have an attribute; of others all.
+    """Of messages of a type lets those pass that have an attribute.
 
-    `offset` is where the attributes begin.
+    `offset` is where the attributes begin. With `bits` the attribute must be a number
+    of 32 bits in the network's order that has one of them.
     """
 
     type: int
     offset: int
     attribute: int
+    bits: int = 0
 
     @property
-    def program(self) -> bytes:
-        """It in classic BPF (linux/filter.h)."""
-        instructions = (
-            # The type's bytes are in the host's order, and read in the network's.
-            (_LOAD_HALF, 0, 0, 4),
-            (_IF_EQUAL, 0, 4, socket.htons(self.type)),
+    def instructions(self) -> list[_Instruction]:
+        """It in classic BPF (linux/filter.h); what is of another type is behind it."""
+        lookup = [
             (_LOAD_NUMBER, 0, 0, self.offset),
             (_LOAD_INDEX, 0, 0, self.attribute),
             (_LOAD_WORD, 0, 0, _FIND_ATTRIBUTE),
-            (_IF_EQUAL, 1, 0, 0),
-            (_RETURN, 0, 0, 0xFFFFFFFF),
-            (_RETURN, 0, 0, 0),
-        )
-        return b"".join(_INSTRUCTION.pack(*each) for each in instructions)
+        ]
+        if self.bits:
+            test = [
+                (_IF_EQUAL, 3, 0, 0),
+                (_INDEX_IT, 0, 0, 0),
+                (_LOAD_WORD_AT, 0, 0, _ATTRIBUTE.size),
+                (_IF_ANY, 1, 0, self.bits),
+            ]
+        else:
+            test = [(_IF_EQUAL, 0, 1, 0)]
+        rest = [*lookup, *test, (_RETURN, 0, 0, 0), (_RETURN, 0, 0, _WHOLE)]
+        return [
+            # The type's bytes are in the host's order, and read in the network's.
+            (_LOAD_HALF, 0, 0, 4),
+            (_IF_EQUAL, 0, len(rest), socket.htons(self.type)),
+            *rest,
+        ]
+
+
+def program(filters: Iterable[Filter]) -> bytes:
+    """Filters in classic BPF, as the kernel takes it; other messages pass."""
+    instructions = [each for filter_ in filters for each in filter_.instructions]
+    instructions.append((_RETURN, 0, 0, _WHOLE))
+    return b"".join(_INSTRUCTION.pack(*each) for each in instructions)
 
 
 Request = tuple[bytes, int, int]
@@ -219,11 +243,11 @@ class NetlinkSocket:
         self._send(message, type_, _REQUEST | _DUMP, what)
         return self._answers(what)
 
-    def filter(self, filter_: Filter) -> None:
-        """Have only those events come that a filter lets pass. Raises NetlinkError."""
-        program = filter_.program
-        buffer = ctypes.create_string_buffer(program)
-        count = len(program) // _INSTRUCTION.size
+    def filter(self, *filters: Filter) -> None:
+        """Have only those events come that filters let pass. Raises NetlinkError."""
+        instructions = program(filters)
+        buffer = ctypes.create_string_buffer(instructions)
+        count = len(instructions) // _INSTRUCTION.size
         value = _PROGRAM.pack(count, ctypes.addressof(buffer))
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)
@@ -238,24 +262,23 @@ class NetlinkSocket:
         """Be a member no more; what was sent before is there. Raises NetlinkError."""
         self._set(_DROP_MEMBERSHIP, group, "leave netlink group")
 
-    def events(self) -> list[Frame]:
-        """What the groups have sent since the last call; never waits.
+    def events(self, most: int = sys.maxsize) -> Iterator[Frame]:
+        """What the groups have sent, of at most so many datagrams; never waits.
 
-        Where the kernel had to throw events away, `overruns` has grown. Raises
-        NetlinkError.
+        A datagram is read when its first message is asked for. Where the kernel had to
+        throw events away, `overruns` has grown. Raises NetlinkError.
         """
-        frames: list[Frame] = []
-        while True:
+        for _ in range(most):
             try:
                 data = self._socket.recv(_RECEIVE)
             except BlockingIOError:
-                return frames
+                return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise _failure(error, "read events") from None
                 self.overruns += 1
                 continue
-            frames += split(data)
+            yield from split(data)
 
     def _request(self, family: int, attributes: bytes, type_: int, flags: int) -> bytes:
         self._sequence += 1

@@ -53,8 +53,8 @@ class FakeSource:
     def fileno(self) -> int:
         return self._end.fileno()
 
-    def read(self) -> list[object]:
-        return []
+    def read(self, _most: int) -> Iterator[object]:
+        return iter(())
 
     def update(self) -> None:
         """Nothing has changed."""
