@@ -25,6 +25,7 @@ from cthelper.core.daemon.progress import Progress
 from cthelper.core.daemon.server import Server
 from cthelper.core.daemon.signals import waker_pair
 from cthelper.core.errors import NetlinkError, QueueError
+from cthelper.core.netlink.ctnetlink import EntryGone
 from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import Backend
 from cthelper.core.queue.binding import Binding, BoundQueue
@@ -74,6 +75,9 @@ class FakeQueue:
     def filters(self, _filters: object) -> None:
         pass
 
+    def forget(self, _key: object) -> None:
+        """It remembers none."""
+
     def close(self) -> None:
         self._socket.close()
 
@@ -106,6 +110,10 @@ class World:
         ends = waker_pair()
         self.sockets += ends
         return ends
+
+    def events_source(self) -> FakeSource:
+        end, self.events = self.pair()
+        return FakeSource(end)
 
     def read_queue(self, binding: Binding, _flows: int) -> FakeQueue:
         self.record.append(f"read {binding.number}")
@@ -170,6 +178,9 @@ class FakeInspection:
     def tick(self, _queues: object) -> None:
         """Nothing is due."""
 
+    def forget(self, _key: object) -> None:
+        """It has none."""
+
     def prepare(self, config: Config) -> None:
         self._record.append(f"prepare {','.join(map(str, sorted(config.queues)))}")
 
@@ -190,7 +201,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Config], World]
         backend = Backend("fake", "it is a test", None, world.read_queue)  # type: ignore[arg-type]
         fakes: dict[str, object] = {
             "choose": lambda _: backend,
-            "Events": lambda: FakeSource(world.pair()[0]),
+            "Events": world.events_source,
             "Links": lambda: FakeSource(world.pair()[0]),
             "waker_pair": world.pair,
             "Inspection": lambda *given: FakeInspection(world, *given),
@@ -312,6 +323,29 @@ def test_addresses_that_cannot_be_read_are_asked_for_again_and_end_nothing(
     failed = world.counted()["step-failed"]
     assert isinstance(failed, int)
     assert failed >= 3
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001])
+def test_events_without_end_do_not_keep_anything_waiting(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    read = []
+
+    def without_end(_events: FakeSource, most: int) -> Iterator[EntryGone]:
+        for number in range(most):
+            read.append(number)
+            time.sleep(seconds)
+            yield EntryGone((number, 0))
+
+    monkeypatch.setattr(FakeSource, "read", without_end)
+    world = begin(configured())
+    world.events.send(b"more than is ever read")
+    for _ in range(3):
+        world.queues[2077].waiting = 2
+        assert world.told(Order.DRAIN) == {}
+    # It went on in turns, of so many events or so much time.
+    assert read.count(0) > 1
+    assert max(read) < (1000 if seconds == 0 else 100)
 
 
 def test_queue_that_cannot_be_read_is_the_servers_end(
