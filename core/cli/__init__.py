@@ -8,7 +8,6 @@ ended by Ctrl-C. Errors are one line to standard error.
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 INTERRUPTED: Final = 130
@@ -36,7 +35,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     import argparse
 
     from cthelper import __version__
-    from cthelper.core.cli import check, doctor, helpers, new, replay, ruleset, run
+    from cthelper.core.cli import (
+        check,
+        doctor,
+        helpers,
+        new,
+        reload,
+        replay,
+        ruleset,
+        run,
+    )
+    from cthelper.core.cli.options import complain
     from cthelper.core.errors import (
         ConfigError,
         CthelperError,
@@ -56,7 +65,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         "--version", action="version", version=f"cthelper {__version__}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (run, check, ruleset, replay, helpers, new, doctor):
+    for module in (run, check, reload, ruleset, replay, helpers, new, doctor):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
@@ -65,9 +74,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         text = str(error)
         if isinstance(error, NetlinkError):
             text = advised(text, error.errno)
-        # Where nobody reads it the exit code says so still.
-        with suppress(OSError):
-            print(f"cthelper: {text}", file=sys.stderr, flush=True)
+        complain(text)
         wrong = isinstance(error, ConfigError | RegistryError | UsageError)
         return 2 if wrong else 1
     return status

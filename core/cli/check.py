@@ -2,10 +2,16 @@
 """``cthelper check``: is the configuration right, and what is not?"""
 
 import argparse
-import sys
 
 from cthelper import nft
-from cthelper.core.cli.options import Commands, add_config, left_out, warn, warned
+from cthelper.core.cli.options import (
+    Commands,
+    add_config,
+    complain,
+    left_out,
+    warn,
+    warned,
+)
 from cthelper.core.config import parse, plugin_folder, read_file
 from cthelper.core.errors import ConfigError, RegistryError
 from cthelper.core.registry import Broken, classes, find_helpers
@@ -46,7 +52,7 @@ def _check(options: argparse.Namespace) -> int:
         problems += error.lines
     # What is wrong with the file as such was found twice.
     for problem in dict.fromkeys(problems):
-        print(f"cthelper: {problem}", file=sys.stderr)
+        complain(problem)
     if problems:
         return 2
     print(f"{file.path}: nothing is wrong")

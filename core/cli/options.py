@@ -15,6 +15,7 @@ from cthelper.core.config import (
     plugin_folder,
     read_file,
 )
+from cthelper.core.daemon.standard_error import priority
 from cthelper.core.registry import Broken, Found, classes, find_helpers
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
@@ -53,10 +54,19 @@ def found_helpers(
     return _found(read_file(options.config), options, broken)
 
 
+def complain(text: str) -> None:
+    """Print an error; where nobody reads it the exit code says so still."""
+    _print(text, "error")
+
+
 def warn(text: str) -> None:
     """Print a warning; it is of no matter whether anybody reads it."""
+    _print(f"warning: {text}", "warning")
+
+
+def _print(text: str, level: str) -> None:
     with suppress(OSError):
-        print(f"cthelper: warning: {text}", file=sys.stderr, flush=True)
+        print(f"{priority(level)}cthelper: {text}", file=sys.stderr, flush=True)
 
 
 def left_out(broken: Broken) -> str:

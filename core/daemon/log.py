@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from cthelper.core.daemon.standard_error import StandardError
+from cthelper.core.daemon.standard_error import StandardError, priority
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
 # Lines of one event and reason: so many at once, then so many a second.
@@ -31,7 +31,8 @@ class Log:
     first line that is written again says how many were left out (``suppressed``).
     Lines that cannot be written are counted, too: an event of its own (``log-lost``)
     tells of them before the next line that can be. `common` are fields that all lines
-    have. Lines go to `output`, by default standard error.
+    have. Lines go to `output`, by default standard error; where that is the journal
+    each begins with its priority.
     """
 
     def __init__(
@@ -45,6 +46,9 @@ class Log:
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._clock = clock
+        self._marks = dict.fromkeys(_LEVELS, "")
+        if output is None:
+            self._marks = {level: priority(level) for level in _LEVELS}
         self._output = StandardError() if output is None else output
         self._lost = 0
         self._common = dict(common)
@@ -100,7 +104,7 @@ class Log:
             **more,
         }
         line = json.dumps(record) if self._json else _text(record)
-        self._output.write(f"{line}\n")
+        self._output.write(f"{self._marks[level]}{line}\n")
 
 
 class _Bucket:

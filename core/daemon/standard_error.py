@@ -16,6 +16,9 @@ import stat
 import sys
 from contextlib import suppress
 
+# As the kernel's log has them (sd-daemon(3)).
+_PRIORITIES = {"error": "<3>", "warning": "<4>", "info": "<6>", "debug": "<7>"}
+
 _FLAGS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -83,3 +86,20 @@ def _opened(descriptor: int, mode: int) -> int:
         with suppress(OSError):
             return os.open(f"/proc/self/fd/{descriptor}", _FLAGS)
     return os.dup(descriptor)
+
+
+def priority(level: str) -> str:
+    """What a line of this level begins with where the journal reads standard error.
+
+    Elsewhere it is nothing. JOURNAL_STREAM has the journal's device and inode, and is
+    handed on to processes whose standard error is another (systemd.exec(5)).
+    """
+    journal = os.environ.get("JOURNAL_STREAM")
+    if journal is None:
+        return ""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return ""
+    ours = f"{found.st_dev}:{found.st_ino}" == journal
+    return _PRIORITIES[level] if ours else ""

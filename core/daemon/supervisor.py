@@ -30,6 +30,7 @@ from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
+from cthelper.core.daemon.notify import Notifier
 from cthelper.core.daemon.probe import (
     GLUE_MENDED,
     NOT_GLUED,
@@ -97,6 +98,7 @@ class Supervisor:
         daemon = config.daemon
         self._backend = choose(daemon.backend)
         self._log = Log(daemon.log_level, daemon.log_format, clock=time.monotonic)
+        self._notifier = Notifier(os.environ, time.monotonic)
         self._kernel = UNKNOWN
         self._installation = Installation(self._log)
         self._care = RulesetCare(self._installation, self._log, time.monotonic)
@@ -133,6 +135,7 @@ class Supervisor:
                 backend=self._backend.name,
                 because=self._backend.reason,
             )
+            self._notifier.ready()
             try:
                 while not self._signals.stop:
                     self._turn()
@@ -154,8 +157,9 @@ class Supervisor:
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
         dues = [*self._due.values()]
-        if self._care.due is not None:
-            dues.append(self._care.due)
+        for other in (self._care.due, self._notifier.due):
+            if other is not None:
+                dues.append(other)
         wait = max(0.0, min(dues) - time.monotonic()) if dues else None
         for key, _ in self._selector.select(wait):
             key.data()
@@ -170,6 +174,17 @@ class Supervisor:
                     self._postpone(number)
         if self._care.due is not None and self._care.due <= time.monotonic():
             self._care.act(self._config)
+        # One that stands still is replaced soon, or something is wrong here.
+        if not any(each.standing.released for each in self._processes.values()):
+            self._notifier.alive()
+
+    def _tell_state(self, more: str = "") -> None:
+        """Tell the service manager how it is."""
+        serving = sum(each.serving for each in self._processes.values())
+        self._notifier.status(
+            f"{serving} of {self._config.daemon.workers} workers serve "
+            f"{', '.join(self._config.helpers)}{more}"
+        )
 
     def _take_notice(self) -> None:
         """Tell what the watchdog has done, and resume the queues of who goes on."""
@@ -235,6 +250,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
+        self._notifier.stopping()
         for binding in self._bindings.values():
             self._installation.attempt(binding.pause)
         self._failed(self._order_all(Order.DRAIN))
@@ -336,6 +352,7 @@ class Supervisor:
                 signal.signal(each, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self._notifier.close()
             # Who holds the supervisor's end of a channel keeps it open for the dead.
             ours.close()
             for process in self._processes.values():
@@ -383,6 +400,7 @@ class Supervisor:
         for binding in self._bindings_of(process.number):
             self._installation.attempt(binding.resume)
         self._log.event("worker-started", worker=process.number, pid=process.pid)
+        self._tell_state()
 
     def _order_all(
         self,
@@ -455,6 +473,7 @@ class Supervisor:
             **({"because": "stuck"} if process.standing.killed else {}),
             **_told(blamed),
         )
+        self._tell_state()
         if lived > _YOUNG_SECONDS:
             self._young[number] = 0
         self._postpone(number)
@@ -496,14 +515,20 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Take a new configuration, or refuse it and go on with the old one."""
+        self._notifier.reloading()
+        refused = None
         try:
             config = self._read_config()
             self._change(config)
         except CthelperError as error:
-            self._log.event("reload-refused", "error", error=str(error))
-            return
-        self._warn()
-        self._log.event("reloaded", helpers=",".join(config.helpers))
+            refused = str(error)
+            self._log.event("reload-refused", "error", error=refused)
+        else:
+            self._warn()
+            self._log.event("reloaded", helpers=",".join(config.helpers))
+        self._notifier.reloaded(refused)
+        self._tell_state("" if refused is None else f"; refused a reload: {refused}")
+        self._notifier.ready()
 
     def _warn(self) -> None:
         for warning in self._config.warnings:

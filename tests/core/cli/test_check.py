@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from cthelper.core.config import Config
-from cthelper.core.daemon import supervisor
+from cthelper.core.daemon import notify, supervisor
 from cthelper.core.errors import ConfigError
 from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
@@ -169,3 +169,51 @@ def test_reload_of_what_came_through_a_pipe_is_refused(run: Runner) -> None:
     assert str(caught.value) == (
         f"{name}: came through a pipe and cannot be read again: restart cthelper"
     )
+
+
+# cthelper reload
+
+
+def test_reload_outside_of_the_unit_is_wrong_usage(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAINPID", "1")
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    result = run("reload")
+    assert result.code == 2
+    assert "use `systemctl reload cthelper`" in result.errors
+
+
+@pytest.mark.parametrize(("error", "code"), [("", 0), ("no queue 2077", 1)])
+def test_reload_is_what_the_daemon_answers(
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: str,
+    code: int,
+) -> None:
+    asked: list[object] = []
+
+    def answered(process: int, folder: Path, seconds: float) -> str:
+        asked.extend((process, folder))
+        assert seconds < 90  # what systemd waits for it
+        return error
+
+    monkeypatch.setenv("MAINPID", "77")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(notify, "reload", answered)
+    result = run("reload")
+    assert (result.code, result.output) == (code, "")
+    assert result.errors == (f"cthelper: {error}\n" if error else "")
+    assert asked == [77, tmp_path]
+
+
+def test_reload_of_a_daemon_that_is_gone_fails(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Above what a process's number can be (PID_MAX_LIMIT).
+    monkeypatch.setenv("MAINPID", str(1 << 22 | 1))
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    result = run("reload")
+    assert result.code == 1
+    assert "No such process" in result.errors

@@ -3,8 +3,13 @@
 
 import io
 import json
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
@@ -282,3 +287,46 @@ def test_line_that_says_how_many_were_left_out_says_it_when_it_can_be_written() 
     output.error = None
     written.log.event("seen")
     assert output.getvalue().endswith(" event=seen suppressed=10\n")
+
+
+# Where the journal reads standard error, lines have priorities.
+
+
+@pytest.mark.parametrize(
+    ("journal", "marks"),
+    [("{}", ["<3>", "<4>", "<6>", "<7>"]), ("{}1", [""] * 4), (None, [""] * 4)],
+    ids=["journal", "another stream", "no journal"],
+)
+def test_lines_for_the_journal_begin_with_their_priority(
+    journal: str | None, marks: list[str]
+) -> None:
+    ours, theirs = socket.socketpair()
+    found = os.fstat(theirs.fileno())
+    stream = f"{found.st_dev}:{found.st_ino}"
+    script = (
+        "from cthelper.core.cli.options import complain, warn\n"
+        "from cthelper.core.daemon.log import Log\n"
+        "log = Log('debug', clock=lambda: 0.0)\n"
+        "for level in ('error', 'warning', 'info', 'debug'):\n"
+        "    log.event('seen', level)\n"
+        "complain('no')\n"
+        "warn('odd')\n"
+    )
+    environment = {"PATH": os.environ["PATH"]}
+    if journal is not None:
+        environment["JOURNAL_STREAM"] = journal.format(stream)
+    with closing(ours):
+        with closing(theirs):
+            subprocess.run(
+                [sys.executable, "-c", script],
+                env=environment,
+                stderr=theirs.fileno(),
+                check=True,
+            )
+        with ours.makefile() as file:
+            *lines, error, warning = file.read().splitlines()
+    assert [line.partition("time=")[0] for line in lines] == marks
+    assert (error, warning) == (
+        f"{marks[0]}cthelper: no",
+        f"{marks[1]}cthelper: warning: odd",
+    )

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -21,7 +22,7 @@ from typing import TextIO
 import pytest
 
 from cthelper.core.config import Config, parse
-from cthelper.core.daemon import ruleset_care, supervisor
+from cthelper.core.daemon import notify, ruleset_care, supervisor
 from cthelper.core.daemon.channel import Channel, Gone, Order
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import CannotAsk, Kernel
@@ -34,6 +35,7 @@ from cthelper.core.queue.binding import Binding
 from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import ORIGINAL
 from tests.core.builders import conntrack
+from tests.core.daemon.test_notify import Manager
 
 OTHERS = "".join(
     f"helpers.{name}.enabled = false\n"
@@ -683,3 +685,64 @@ def test_queue_does_not_go_from_one_server_to_another(running: Running) -> None:
     lines = reload(running, "[daemon]\nworkers = 2\nqueue = 2078\n")
     refused = "queue 2078 is another worker's until now: restart cthelper"
     assert refused in lines[-1]
+
+
+# The service manager.
+
+
+def test_service_manager_is_told_of_each_state_once_it_is_so(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Manager(str(tmp_path / "notify"))) as manager:
+        told: list[str] = []
+
+        def heard(last: str) -> list[str]:
+            """The first lines of what is said, up to the one that is `last`."""
+            deadline = time.monotonic() + SECONDS
+            while last not in told:
+                assert time.monotonic() < deadline, told
+                told.extend(each.partition("\n")[0] for each in manager.heard)
+            found = told[: told.index(last) + 1]
+            del told[: len(found)]
+            return [each for each in found if each == last or each != "WATCHDOG=1"]
+
+        for name, value in manager.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+        running.fail("install")
+        running.configure("")
+        running.start()
+        running.until("cannot start")
+        assert "READY=1" not in manager.heard
+        os.waitpid(running.pid, 0)
+
+        running.mend("install")
+        started(running, "daemon.workers = 2\n")
+        serving = "workers serve sunrpc, tns"
+        assert heard("READY=1") == [
+            f"STATUS=1 of 2 {serving}",
+            f"STATUS=2 of 2 {serving}",
+            "READY=1",
+        ]
+        assert heard("WATCHDOG=1") == ["WATCHDOG=1"]
+        assert heard("WATCHDOG=1") == ["WATCHDOG=1"]
+
+        running.configure("daemon.workers = 2\nhelpers.tns.enabled = false\n")
+        assert notify.reload(running.pid, tmp_path, SECONDS) == ""
+        assert heard("READY=1") == [
+            *("RELOADING=1", "STATUS=2 of 2 workers serve sunrpc", "READY=1")
+        ]
+        running.until("* reloaded")
+
+        running.configure("daemon.workers = 1\n")
+        error = "daemon.workers has changed: restart cthelper"
+        assert notify.reload(running.pid, tmp_path, SECONDS) == error
+        assert heard("READY=1") == [
+            "RELOADING=1",
+            f"STATUS=2 of 2 workers serve sunrpc; refused a reload: {error}",
+            "READY=1",
+        ]
+        running.signal(signal.SIGTERM)
+        assert heard("STOPPING=1") == ["STOPPING=1"]
+        running.until("* stopped")
