@@ -201,7 +201,11 @@ class Supervisor:
         while watchdog.recovered:
             process = self._processes.get(watchdog.recovered.pop(0))
             # It may stand still again by now, or another one have taken its place.
-            if process is not None and process.serving and not process.standing.looks:
+            if (
+                process is not None
+                and process.serving
+                and not process.standing.released
+            ):
                 for binding in self._bindings_of(process.number):
                     self._installation.attempt(binding.resume)
                 self._log.event(

@@ -34,7 +34,8 @@ REPLACED: Final = 2.0
 _LOOKS: Final = 6
 _INTERRUPTED: Final = 3
 _RELEASED: Final = 5
-# A server that had less than this part of a core was kept from it: it does not loop.
+# A server that would run and had less CPU time than this part of a deadline was kept
+# from it, and is not at fault: a packet takes a thousandth of that.
 _STARVED: Final = 0.25
 _STOPPED: Final = "Tt"
 # The clock of a process's CPU time (include/linux/posix-timers_types.h).
@@ -162,7 +163,7 @@ class Watchdog:
             subject is not None
             and standing.looks >= _INTERRUPTED
             and not standing.interrupted
-            and not _starved(server.pid, standing.cpu, seconds)
+            and not self._starved(server, standing)
         ):
             standing.interrupted = True
             os.kill(server.pid, INTERRUPT)
@@ -180,11 +181,16 @@ class Watchdog:
             seconds >= max(REPLACED, 2 * self.deadline())
             and standing.released
             and not standing.killed
-            and not _starved(server.pid, standing.cpu, seconds)
+            and not self._starved(server, standing)
         ):
             standing.killed = True
             standing.stopped = _state(server.pid) in _STOPPED
             os.kill(server.pid, signal.SIGKILL)
+
+    def _starved(self, server: Watched, standing: Standing) -> bool:
+        """Whether a server that stands still would run and was kept from it."""
+        used = _cpu(server.pid) - standing.cpu
+        return _state(server.pid) == "R" and used < self.deadline() * _STARVED
 
 
 def _cpu(pid: int) -> float:
@@ -197,8 +203,3 @@ def _state(pid: int) -> str:
     # The name before it, in parentheses, may hold anything.
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     return stat.rpartition(")")[2].split()[0]
-
-
-def _starved(pid: int, before: float, seconds: float) -> bool:
-    """Whether a process wants to run and was kept from it, for so many seconds."""
-    return _state(pid) == "R" and _cpu(pid) - before < seconds * _STARVED
