@@ -25,7 +25,7 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.errors import ConfigError
-from cthelper.core.guard import DENIED_PORTS, IN_ALL, Rules
+from cthelper.core.guard import DENIED_PORTS, IN_ALL, Allowance, Rules
 from cthelper.core.ports import read_port, read_ports, spelled
 from cthelper.core.tables import Table, one_of, read_document, shown
 from cthelper.core.trusted import Untrusted, open_trusted
@@ -39,6 +39,9 @@ _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
 _MARK_LIMIT: Final = 0xFFFFFFFF
 _SIZE_LIMIT: Final = 1 << 20
+# Hosts that anybody may announce without a warning: those of a cluster.
+_FEW_HOSTS: Final = 16
+_ALLOWANCE: Final = '{ from = "10.0.0.10", hosts = ["10.0.0.0/28"], ports = [1521] }'
 _MARKS: Final = (
     (codecs.BOM_UTF8, "UTF-8"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
@@ -468,7 +471,7 @@ def _helper(
         policies=_policies(table.table("policies"), helper.policies),
         options={option.name: table.option(option) for option in helper.options},
         hooks=frozenset(map(Hook, hooks)),
-        guard=_rules(table.table("guard"), helper, denied),
+        guard=_rules(table.table("guard"), helper, denied, warnings),
         nat=_nat(table.table("nat"), helper),
         interfaces=table.list_of("interfaces", _interface, ()),
         sources=table.list_of("sources", _network, ()),
@@ -495,21 +498,54 @@ def _helper(
     return config if enabled else None
 
 
-def _rules(table: Table, helper: type[Helper], denied: tuple[int, ...]) -> Rules:
+def _rules(
+    table: Table,
+    helper: type[Helper],
+    denied: tuple[int, ...],
+    warnings: list[str],
+) -> Rules:
     plain = Rules()
     rules = Rules(
         denied_ports=frozenset(_ports(table, "denied_ports", denied, Transport)),
+        allowed_ports=_port_ranges(table, "allowed_ports", (), Transport),
         lowest_port=table.value(
             "lowest_port",
             lambda value: read_port(value, Transport),
             helper.lowest_port,
         ),
+        allow=tuple(map(_allowance, table.tables("allow", _ALLOWANCE))),
         allow_hosts=table.list_of("allow_hosts", _network, plain.allow_hosts),
         per_source=table.integer("per_source", plain.per_source, 0, _RATE_LIMIT),
         per_helper=table.integer("per_helper", plain.per_helper, 0, _RATE_LIMIT),
     )
+    warnings += (
+        f"{table.name}.allow_hosts = {shown(str(each))}: anybody may announce these "
+        f"{each.num_addresses} hosts: say in allow who may, and which ports"
+        for each in rules.allow_hosts
+        if each.num_addresses > _FEW_HOSTS
+    )
     table.close()
     return rules
+
+
+def _allowance(table: Table) -> Allowance:
+    allowance = Allowance(
+        from_=table.value("from", _networks, ()),
+        hosts=table.value("hosts", _networks, ()),
+        ports=_port_ranges(table, "ports", (), Transport),
+    )
+    for key in ("from", "hosts"):
+        table.require(key, f"such as {_ALLOWANCE}")
+    table.close()
+    return allowance
+
+
+def _networks(value: object) -> tuple[Network, ...]:
+    """One network, or those of a list, which is not empty."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError("must name a network")
+    return tuple(map(_network, values))
 
 
 def _nat(table: Table, helper: type[Helper]) -> NatConfig:
@@ -593,13 +629,24 @@ def _ports(
 ) -> tuple[int, ...]:
     """The ports that a list of numbers, ranges and names of services means."""
     plain = tuple(range(each, each + 1) for each in default)
-    groups = table.list_of(key, lambda value: read_ports(value, transports), plain)
+    groups = _port_ranges(table, key, plain, transports)
+    return tuple(port for group in groups for port in group)
+
+
+def _port_ranges(
+    table: Table,
+    key: str,
+    default: tuple[range, ...],
+    transports: Iterable[Transport],
+) -> tuple[range, ...]:
+    """The same, not taken apart."""
+    groups = table.list_of(key, lambda value: read_ports(value, transports), default)
     for one, other in combinations(groups, 2):
         if one != other and (shared := set(one) & set(other)):
             both = spelled(one) + spelled(other)
             table.refuse(key, both, f"has port {min(shared)} twice")
             return default
-    return tuple(port for group in groups for port in group)
+    return groups
 
 
 def _pair(value: object) -> tuple[Address, Address]:

@@ -162,11 +162,10 @@ class Grants:
                 "nat", f"{entry.original} is translated, which {name} does not support"
             )
         endpoint = wish.endpoint
-        if wish.alternative and not config.guard.allows(endpoint.address):
+        if wish.alternative and not config.guard.allows(announcer, endpoint):
             raise ExpectationRefused(
                 "other-address",
-                f"{announcer} announced {endpoint.address}, which is not in "
-                "guard.allow_hosts",
+                f"{announcer} announced {endpoint}, which it may not by guard.allow",
             )
         opening = opening_for(entry, message.direction, endpoint, config.nat.outside)
         if opening.translation is not None:
@@ -211,7 +210,9 @@ class Grants:
         for port in candidates if opening.any_port else (announced,):
             moved = [_moved(each, port - announced) for each in wanted]
             if any(
-                each.destination.port in config.guard.denied_ports for each in moved
+                each.destination.port in config.guard.denied_ports
+                or (port != announced and config.guard.refusal(each.destination.port))
+                for each in moved
             ):
                 continue
             placed = placer.place(entry, moved)

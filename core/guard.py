@@ -30,24 +30,87 @@ _SOURCE_LIMIT: Final = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """Who may announce other hosts than itself; an entry of ``guard.allow``.
+
+    Announcers in the networks `from_` may announce addresses in `hosts`, with `ports`;
+    where these are empty, with the ports of the helper's rules.
+    """
+
+    from_: tuple[Network, ...]
+    hosts: tuple[Network, ...]
+    ports: tuple[range, ...] = ()
+
+    def names(self, announcer: Address, address: Address) -> bool:
+        """Whether the announcer may announce the address, with some port."""
+        return _within(announcer, self.from_) and _within(address, self.hosts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What one helper may open; table ``[helpers.NAME.guard]``.
 
-    `allow_hosts` are networks whose addresses may be announced by others than
-    themselves. `lowest_port` is the lowest port that may be opened, 1 to 65535.
+    `lowest_port` is the lowest port that may be opened, 1 to 65535; of those above it
+    none of `denied_ports`, and only `allowed_ports` where there are any. `allow` says
+    who may announce other hosts than itself; whom `allow_hosts` has anybody may.
     `per_source` and `per_helper` are expectations a minute, as many at once, for the
-    flows of one source address and for all of the helper's; 0 is no limit.
+    flows of one source and for all of the helper's; 0 is no limit.
     """
 
     denied_ports: frozenset[int] = DENIED_PORTS
+    allowed_ports: tuple[range, ...] = ()
     lowest_port: int = 1024
+    allow: tuple[Allowance, ...] = ()
     allow_hosts: tuple[Network, ...] = ()
     per_source: int = 512
     per_helper: int = 2048
 
-    def allows(self, address: Address) -> bool:
-        """Whether others than itself may announce it."""
-        return any(address in network for network in self.allow_hosts)
+    def allows(self, announcer: Address, endpoint: Endpoint) -> bool:
+        """Whether `announcer` may announce an endpoint that is another host's.
+
+        What no helper may open at all `refusal` says.
+        """
+        address, port = endpoint.address, endpoint.port
+        return _within(address, self.allow_hosts) or any(
+            each.names(announcer, address)
+            and (not each.ports or _among(port, each.ports))
+            for each in self.allow
+        )
+
+    def names(self, announcer: Address, address: Address) -> bool:
+        """Whether `announcer` may announce another host, with some port at least."""
+        return _within(address, self.allow_hosts) or any(
+            each.names(announcer, address) for each in self.allow
+        )
+
+    def refusal(self, port: int, *, listed: bool = False) -> ExpectationRefused | None:
+        """Why a port must not be opened; None: it may be.
+
+        `listed` is whether an entry of `allow` lists it, so that `allowed_ports` does
+        not matter.
+        """
+        if port in self.denied_ports:
+            return ExpectationRefused(
+                "denied-port", f"port {port} is in guard.denied_ports"
+            )
+        if port < self.lowest_port:
+            return ExpectationRefused(
+                "low-port",
+                f"port {port} is below guard.lowest_port, {self.lowest_port}",
+            )
+        if self.allowed_ports and not (listed or _among(port, self.allowed_ports)):
+            return ExpectationRefused(
+                "port-not-allowed", f"port {port} is not in guard.allowed_ports"
+            )
+        return None
+
+    def lists(self, announcer: Address, endpoint: Endpoint) -> bool:
+        """Whether an entry of `allow` lists the port of another host's endpoint."""
+        return any(
+            each.names(announcer, endpoint.address)
+            and _among(endpoint.port, each.ports)
+            for each in self.allow
+        )
 
 
 @dataclass(slots=True)
@@ -80,29 +143,30 @@ class Guard:
     def check(self, endpoint: Endpoint, announcer: Address, rules: Rules) -> None:
         """Raise ExpectationRefused unless `announcer` may announce `endpoint`."""
         address, port = endpoint.address, endpoint.port
-        allowed = rules.allows(address)
+        allowed = rules.allows(announcer, endpoint)
         reason = _unusable(address)
         if reason is not None and not (allowed and address.is_loopback):
             text = f"{address} cannot be a host's address"
             if address.is_loopback:
-                text += " outside guard.allow_hosts"
+                text += " outside guard.allow"
             raise ExpectationRefused(reason, text)
-        if address != announcer and not allowed:
+        other = address != announcer
+        if other and not allowed:
+            if rules.names(announcer, address):
+                raise ExpectationRefused(
+                    "third-party-port",
+                    f"{announcer} announced port {port} of {address}, which is not "
+                    "among its ports in guard.allow",
+                )
             raise ExpectationRefused(
                 "third-party-address",
-                f"{announcer} announced {address}, which is not in guard.allow_hosts",
+                f"{announcer} announced {address}, which it may not by guard.allow",
             )
         if port == 0:
             raise ExpectationRefused("port-zero", f"{address} announced port 0")
-        if port in rules.denied_ports:
-            raise ExpectationRefused(
-                "denied-port", f"port {port} is in guard.denied_ports"
-            )
-        if port < rules.lowest_port:
-            raise ExpectationRefused(
-                "low-port",
-                f"port {port} is below guard.lowest_port, {rules.lowest_port}",
-            )
+        refusal = rules.refusal(port, listed=other and rules.lists(announcer, endpoint))
+        if refusal is not None:
+            raise refusal
 
     def charge(
         self, now: float, helper: str, source: Address, rules: Rules, count: int
@@ -145,6 +209,14 @@ class Guard:
             if oldest.filled > now - _MINUTE and len(self._buckets) <= _SOURCE_LIMIT:
                 return
             self._buckets.popitem(last=False)
+
+
+def _within(address: Address, networks: tuple[Network, ...]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _among(port: int, ranges: tuple[range, ...]) -> bool:
+    return any(port in each for each in ranges)
 
 
 # The same few servers announce again and again, and each question costs a look-up.

@@ -89,11 +89,25 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
             spelled(rules.denied_ports),
             "Ports that are not opened; by default those of [guard].",
         ),
+        (
+            "allowed_ports",
+            rules.allowed_ports,
+            "The only ports that are opened, of the announcer's own; empty: all that "
+            "are not denied.",
+        ),
         ("lowest_port", rules.lowest_port, "The lowest port that may be opened."),
+        (
+            "allow",
+            rules.allow,
+            "Who may announce other hosts than itself, which ones and with which ports "
+            '(without ports: those of the lines above), such as { from = "10.0.0.10", '
+            'hosts = ["10.0.0.11", "10.0.0.12"], ports = ["1521-1522"] }.',
+        ),
         (
             "allow_hosts",
             rules.allow_hosts,
-            "Networks whose hosts may be announced by others than themselves.",
+            "Networks whose hosts anybody may announce, with any port that is not "
+            "denied. Rather use allow.",
         ),
         (
             "per_source",

@@ -122,6 +122,7 @@ class Table:
         self.name = name
         self.problems = problems
         self._values = dict(values)
+        self._given = frozenset(values)
         self._known: list[str] = []
 
     def refuse(self, key: str, value: object, allowed: str) -> None:
@@ -135,6 +136,24 @@ class Table:
             self.refuse(key, value, f"must be a table [{self._full(key)}]")
             value = {}
         return Table(self._full(key), value, self.problems)
+
+    def tables(self, key: str, such_as: str) -> tuple["Table", ...]:
+        """The tables of a list, named by their places from 0 on; none where it is not.
+
+        `such_as` is one as TOML has it.
+        """
+        values = self._pop(key, [])
+        if not isinstance(values, list):
+            self.refuse(key, values, f"must be a list of tables such as [{such_as}]")
+            return ()
+        found: list[Table] = []
+        for place, value in enumerate(values):
+            if isinstance(value, dict):
+                name = f"{self._full(key)}[{place}]"
+                found.append(Table(name, value, self.problems))
+            else:
+                self.refuse(key, value, f"must be a table such as {such_as}")
+        return tuple(found)
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:
         """A number from `low` to `high`."""
@@ -224,6 +243,11 @@ class Table:
                 self.refuse(key, value, "stands there twice")
             result.append(element)
         return tuple(result) if len(result) == len(values) else default
+
+    def require(self, key: str, such_as: str) -> None:
+        """Note that a key is missing that has no default; call it when it was read."""
+        if key not in self._given:
+            self.problems.append(f"{self._full(key)}: is missing, {such_as}")
 
     def close(self, kind: str = "key") -> None:
         """Note each key that is left, since nothing has read it."""

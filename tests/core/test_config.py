@@ -12,7 +12,7 @@ from cthelper.core import config
 from cthelper.core.api import UDP, Hook, Policy
 from cthelper.core.config import Budget, DaemonConfig, parse, plugin_folder, read_file
 from cthelper.core.errors import ConfigError
-from cthelper.core.guard import IN_ALL, Rules
+from cthelper.core.guard import IN_ALL, Allowance, Rules
 from cthelper.core.tables import as_toml
 from cthelper.core.tuples import TCP, Endpoint, Tuple
 from tests.core.configured import HELPERS, PATH, Chosen, Plain, error_of, read
@@ -79,7 +79,12 @@ def test_every_key_is_read() -> None:
         [helpers.plain.guard]
         denied_ports = [7]
         lowest_port = 512
-        allow_hosts = ["198.51.100.0/24"]
+        allowed_ports = [80, "1024-65535"]
+        allow = [
+            { from = "10.0.0.10", hosts = ["10.0.0.0/28", "fd00::/64"], ports = [7] },
+            { hosts = "10.0.0.5", from = ["10.0.0.8/30"] },
+        ]
+        allow_hosts = ["198.51.100.0/28"]
         per_source = 0
         per_helper = 1000000
         [helpers.plain.nat]
@@ -127,7 +132,19 @@ def test_every_key_is_read() -> None:
     assert plain.guard == Rules(
         denied_ports=frozenset({7}),
         lowest_port=512,
-        allow_hosts=(ip_network("198.51.100.0/24"),),
+        allowed_ports=(range(80, 81), range(1024, 65536)),
+        allow=(
+            Allowance(
+                from_=(ip_network("10.0.0.10/32"),),
+                hosts=(ip_network("10.0.0.0/28"), ip_network("fd00::/64")),
+                ports=(range(7, 8),),
+            ),
+            Allowance(
+                from_=(ip_network("10.0.0.8/30"),),
+                hosts=(ip_network("10.0.0.5/32"),),
+            ),
+        ),
+        allow_hosts=(ip_network("198.51.100.0/28"),),
         per_source=0,
         per_helper=1_000_000,
     )
@@ -207,6 +224,16 @@ def test_what_once_chose_the_way_of_queueing_is_a_warning(value: str) -> None:
     )
 
 
+def test_many_hosts_that_anybody_may_announce_are_a_warning() -> None:
+    few = 'allow_hosts = ["10.0.0.0/28", "2001:db8::/124"]'
+    assert read(f"helpers.plain.guard = {{ {few} }}").warnings == ()
+    many = 'allow_hosts = ["10.0.0.0/27", "10.1.0.1"]'
+    assert read(f"helpers.plain.guard = {{ {many} }}").warnings == (
+        'cthelper.toml: helpers.plain.guard.allow_hosts = "10.0.0.0/27": anybody may '
+        "announce these 32 hosts: say in allow who may, and which ports",
+    )
+
+
 def test_no_mark_is_a_mark_of_zero() -> None:
     assert read("daemon = {mark = 0, user_mask = 0xffffffff}").daemon.mark == 0
 
@@ -242,6 +269,7 @@ PORT = (
     "must be a port from 1 to 65535, or the name of a service, or a range such as "
     '"6660-6669"'
 )
+ALLOWANCE = '{ from = "10.0.0.10", hosts = ["10.0.0.0/28"], ports = [1521] }'
 INTERFACE = (
     "must be the name of an interface, at most 15 characters, "
     "a * at its end matches any rest"
@@ -348,6 +376,56 @@ WRONG = [
     (
         "helpers.plain.guard.per_source = 1.5",
         "helpers.plain.guard.per_source = 1.5: must be a number from 0 to 1000000",
+    ),
+    (
+        "helpers.plain.guard.allowed_ports = [0]",
+        f"helpers.plain.guard.allowed_ports = 0: {PORT}",
+    ),
+    (
+        "helpers.plain.guard.allowed_ports = ['1-9', 7]",
+        'helpers.plain.guard.allowed_ports = ["1-9", 7]: has port 7 twice',
+    ),
+    (
+        'helpers.plain.guard.allow = "10.0.0.0/24"',
+        'helpers.plain.guard.allow = "10.0.0.0/24": must be a list of tables such as '
+        f"[{ALLOWANCE}]",
+    ),
+    (
+        'helpers.plain.guard.allow = ["10.0.0.0/24"]',
+        'helpers.plain.guard.allow = "10.0.0.0/24": must be a table such as '
+        f"{ALLOWANCE}",
+    ),
+    *(
+        (
+            f"helpers.plain.guard.allow = [{ALLOWANCE}, {{ {entry} }}]",
+            f"helpers.plain.guard.allow[1].{problem}",
+        )
+        for entry, problem in (
+            ('from = "10.0.0.1"', f"hosts: is missing, such as {ALLOWANCE}"),
+            ('hosts = ["10.0.0.1"]', f"from: is missing, such as {ALLOWANCE}"),
+            (
+                'from = "10.0.0.1", hosts = []',
+                "hosts = []: must name a network",
+            ),
+            (
+                'from = 7, hosts = "10.0.0.1"',
+                'from = 7: must be a network such as "192.0.2.0/24"',
+            ),
+            (
+                'from = "10.0.0.1", hosts = ["10.0.0.1/24"]',
+                'hosts = ["10.0.0.1/24"]: must be a network: 10.0.0.1/24 has host bits '
+                "set",
+            ),
+            (
+                'from = "10.0.0.1", hosts = ["10.0.0.1"], ports = [0]',
+                f"ports = 0: {PORT}",
+            ),
+            (
+                'from = "10.0.0.1", hosts = ["10.0.0.1"], port = [7]',
+                "port = [7]: unknown key (did you mean ports?), known are from, hosts, "
+                "ports",
+            ),
+        )
     ),
     (
         "helpers.plain.guard.allow_hosts = ['192.0.2.1/24']",

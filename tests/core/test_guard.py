@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The attacks that the guard stops, each by its reason."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.guard import Guard, Rules
+from cthelper.core.guard import Allowance, Guard, Rules
 from tests.core.builders import CLIENT, CLIENT6, SERVER, SERVER6, endpoint
 
 
@@ -97,6 +98,99 @@ def test_configured_host_may_be_announced_by_another(
     assert reason == "third-party-address"
 
 
+LISTENER, STRANGER, NODE = "10.0.0.10", "10.0.0.66", "10.0.0.5"
+CLUSTER = Allowance(
+    from_=(ip_network(f"{LISTENER}/32"), ip_network("fd00::10/128")),
+    hosts=(ip_network("10.0.0.0/24"), ip_network("fd00::/64")),
+    ports=(range(1521, 1523), range(40000, 50000)),
+)
+
+
+@pytest.mark.parametrize(
+    ("announcer", "address", "port", "reason"),
+    [
+        (LISTENER, NODE, 1521, None),
+        (LISTENER, NODE, 49999, None),
+        ("fd00::10", "fd00::5", 1522, None),
+        # With allow_hosts = 10.0.0.0/24 this was opened.
+        (STRANGER, NODE, 5985, "third-party-address"),
+        (STRANGER, NODE, 1521, "third-party-address"),
+        ("fd00::66", "fd00::5", 1521, "third-party-address"),
+        (LISTENER, NODE, 5985, "third-party-port"),
+        (LISTENER, NODE, 1520, "third-party-port"),
+        (LISTENER, NODE, 50000, "third-party-port"),
+        (LISTENER, "10.0.1.5", 1521, "third-party-address"),
+        (LISTENER, "fd00:0:0:1::5", 1521, "third-party-address"),
+        # Of its own address the entry says nothing.
+        (LISTENER, LISTENER, 5985, None),
+        (STRANGER, STRANGER, 5985, None),
+    ],
+)
+def test_allowed_host_belongs_to_an_announcer_and_ports(
+    announcer: str, address: str, port: int, reason: str | None
+) -> None:
+    rules = Rules(allow=(CLUSTER,))
+    assert refusal(address, port, announcer=announcer, rules=rules) == reason
+
+
+def test_listed_port_may_still_be_denied_or_too_low() -> None:
+    everything = replace(CLUSTER, ports=(range(1, 65536),))
+    rules = Rules(allow=(everything,), lowest_port=1000)
+    for port, reason in ((22, "denied-port"), (999, "low-port"), (1000, None)):
+        assert refusal(NODE, port, announcer=LISTENER, rules=rules) == reason
+
+
+@pytest.mark.parametrize(
+    ("announcer", "address", "port", "ports", "reason"),
+    [
+        (LISTENER, LISTENER, 1530, CLUSTER.ports, None),
+        (LISTENER, LISTENER, 1540, CLUSTER.ports, "port-not-allowed"),
+        (LISTENER, LISTENER, 1521, CLUSTER.ports, "port-not-allowed"),
+        # An entry's ports stand in for them, and without its own they hold.
+        (LISTENER, NODE, 1521, CLUSTER.ports, None),
+        (LISTENER, NODE, 1530, CLUSTER.ports, "third-party-port"),
+        (LISTENER, NODE, 1521, (), "port-not-allowed"),
+        (LISTENER, NODE, 1530, (), None),
+        (LISTENER, LISTENER, 22, CLUSTER.ports, "denied-port"),
+    ],
+)
+def test_allowed_ports_are_all_that_is_opened_of_the_announcer_itself(
+    announcer: str,
+    address: str,
+    port: int,
+    ports: tuple[range, ...],
+    reason: str | None,
+) -> None:
+    rules = Rules(
+        allowed_ports=(range(1530, 1540), range(22, 23)),
+        allow=(replace(CLUSTER, ports=ports),),
+    )
+    assert refusal(address, port, announcer=announcer, rules=rules) == reason
+
+
+def test_one_of_several_entries_that_lists_the_port_is_enough() -> None:
+    rules = Rules(
+        allow=(CLUSTER, replace(CLUSTER, ports=(range(7000, 7001),))),
+        allowed_ports=(range(9000, 9001),),
+    )
+    assert refusal(NODE, 7000, announcer=LISTENER, rules=rules) is None
+    assert refusal(NODE, 9000, announcer=LISTENER, rules=rules) == "third-party-port"
+
+
+@given(st.integers(0, 255), st.integers(0, 255), st.integers(1, 65535), st.booleans())
+def test_no_entry_opens_what_it_does_not_list(
+    announcer: int, host: int, port: int, listed: bool
+) -> None:
+    ports = CLUSTER.ports if listed else ()
+    rules = Rules(allow=(replace(CLUSTER, ports=ports),))
+    reason = refusal(
+        f"10.0.0.{host}", port, announcer=f"10.0.0.{announcer}", rules=rules
+    )
+    if reason is None and announcer != host:
+        assert announcer == 10
+        assert not listed or 1521 <= port <= 1522 or 40000 <= port < 50000
+
+
 def test_loopback_may_be_allowed_and_what_is_no_host_never() -> None:
     everywhere = tuple(map(ip_network, ("0.0.0.0/0", "::/0")))
     rules = Rules(allow_hosts=everywhere)
@@ -136,17 +230,24 @@ def test_address_of_no_host_is_refused(address: str, reason: str) -> None:
         (
             SERVER,
             5000,
-            "third-party-address: 192.0.2.1 announced 198.51.100.2, which is not in "
-            "guard.allow_hosts",
+            "third-party-address: 192.0.2.1 announced 198.51.100.2, which it may not "
+            "by guard.allow",
         ),
         (
             "127.0.0.1",
             5000,
             "loopback-address: 127.0.0.1 cannot be a host's address outside "
-            "guard.allow_hosts",
+            "guard.allow",
         ),
         ("::", 5000, "unspecified-address: :: cannot be a host's address"),
         (CLIENT, 22, "denied-port: port 22 is in guard.denied_ports"),
+        (
+            "10.0.0.5",
+            5985,
+            "third-party-port: 192.0.2.1 announced port 5985 of 10.0.0.5, which is not "
+            "among its ports in guard.allow",
+        ),
+        (CLIENT, 5985, "port-not-allowed: port 5985 is not in guard.allowed_ports"),
         (CLIENT, 80, "denied-port: port 80 is in guard.denied_ports"),
         (CLIENT, 1023, "low-port: port 1023 is below guard.lowest_port, 1024"),
     ],
@@ -154,8 +255,12 @@ def test_address_of_no_host_is_refused(address: str, reason: str) -> None:
 def test_refusal_names_what_was_announced_and_the_key_that_would_allow_it(
     address: str, port: int, text: str
 ) -> None:
+    rules = Rules(
+        allowed_ports=(range(1, 5985),),
+        allow=(replace(CLUSTER, from_=(ip_network(f"{CLIENT}/32"),)),),
+    )
     with pytest.raises(ExpectationRefused) as caught:
-        Guard().check(endpoint(address, port), ip_address(CLIENT), Rules())
+        Guard().check(endpoint(address, port), ip_address(CLIENT), rules)
     assert str(caught.value) == text
 
 

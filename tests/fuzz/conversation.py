@@ -315,7 +315,7 @@ def _check(expectation: Expectation, scene: Scene) -> None:
     address, port = expectation.destination.address, expectation.destination.port
     tuples = scene.entry.original, scene.entry.reply
     ends = {end.address for each in tuples for end in (each.source, each.destination)}
-    allowed = any(address in network for network in rules.allow_hosts)
+    allowed = any(rules.names(each, address) for each in ends)
     assert address in ends or allowed, f"third party: {expectation}"
     assert port >= rules.lowest_port, f"low port: {expectation}"
     assert port not in rules.denied_ports, f"denied port: {expectation}"

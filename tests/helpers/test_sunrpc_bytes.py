@@ -27,7 +27,7 @@ from cthelper.core.api import (
 from cthelper.core.engine import Decision, Engine
 from cthelper.core.guard import DENIED_PORTS
 from cthelper.core.outcome import Damaged, Refused
-from cthelper.core.tuples import Conntrack
+from cthelper.core.tuples import Conntrack, Endpoint
 from cthelper.helpers.rpcbind import PORTMAPPER
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.testing import play
@@ -267,7 +267,8 @@ def test_port_is_opened_at_the_address_that_was_asked_whichever_is_announced(
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.detail) == (
         "other-address",
-        f"{SERVER} announced {ip_address(host)}, which is not in guard.allow_hosts",
+        f"{SERVER} announced {Endpoint(ip_address(host), PORT)}, which it may not by "
+        "guard.allow",
     )
     decision = decided(getaddr(7), answer, 'guard.allow_hosts = ["0.0.0.0/0", "::/0"]')
     opened = [own] if allowed else [own, f"udp {CLIENT} > {host}:{PORT}"]

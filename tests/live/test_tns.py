@@ -56,7 +56,10 @@ CONFIG = f"""
 [helpers.tns]
 hosts = ["{NODE1} {DATABASE}", "{NODE1_6} {DATABASE}"]
 [helpers.tns.guard]
-allow_hosts = ["{NODE1}/32", "{NODE1_6}/128"]
+allow = [
+  {{ from = "{SERVER}", hosts = "{NODE1}", ports = ["1024-65535"] }},
+  {{ from = "{SERVER6}", hosts = "{NODE1_6}" }},
+]
 [helpers.tns.policies.redirect]
 timeout = {TIMEOUT}
 """

@@ -76,8 +76,8 @@ def because(
             22,
             [],
             "tns asked for tcp 192.0.2.10 > 198.51.100.31:1521 in frame 18: refused, "
-            "third-party-address: 198.51.100.20 announced 198.51.100.31, which is not "
-            "in guard.allow_hosts",
+            "third-party-address: 198.51.100.20 announced 198.51.100.31, which it may "
+            "not by guard.allow",
         ),
     ],
 )
