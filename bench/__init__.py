@@ -14,6 +14,9 @@ BACKENDS: Final = ("native", "netfilterqueue")
 UNLIMITED: Final = """
 [guard]
 in_all = 0
+live_source = 0
+live_server = 0
+live_all = 0
 [helpers.sunrpc.guard]
 per_source = 0
 per_helper = 0

@@ -82,7 +82,7 @@ class _World:
         self._now = 0.0
         self._engine = Engine(
             config.helpers,
-            guard=Guard(config.expectations_in_all),
+            guard=Guard(config.limits),
             on_link=lambda _: (),
             clock=lambda: self._now,
             flow_limit=flows,

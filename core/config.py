@@ -25,7 +25,7 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.errors import ConfigError
-from cthelper.core.guard import DENIED_PORTS, IN_ALL, Allowance, Rules
+from cthelper.core.guard import DENIED_PORTS, Allowance, Limits, Rules
 from cthelper.core.ports import read_port, read_ports, spelled
 from cthelper.core.tables import Table, one_of, read_document, shown
 from cthelper.core.trusted import Untrusted, open_trusted
@@ -34,7 +34,7 @@ from cthelper.core.tuples import Address, Tuple
 DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
 DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
 
-# Expectations a minute, far above what a kernel's table holds.
+# Expectations, a minute and at a time: far above what a kernel's table holds.
 _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
 _MARK_LIMIT: Final = 0xFFFFFFFF
@@ -172,13 +172,13 @@ class HelperConfig:
 class Config:
     """The whole configuration. `helpers` holds the enabled ones, by name.
 
-    `expectations_in_all` is how many a minute all helpers may have; 0 is no limit.
-    `warnings` say what stands in the file without effect.
+    `limits` is what all of them together may have, `warnings` say what stands in the
+    file without effect.
     """
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     budget: Budget = field(default_factory=Budget)
-    expectations_in_all: int = IN_ALL
+    limits: Limits = field(default_factory=Limits)
     helpers: Mapping[str, HelperConfig]
     warnings: tuple[str, ...] = ()
 
@@ -292,7 +292,13 @@ def parse(
     budget = _budget(root.table("budget"))
     guard = root.table("guard")
     denied = _ports(guard, "denied_ports", tuple(sorted(DENIED_PORTS)), Transport)
-    in_all = guard.integer("in_all", IN_ALL, 0, _RATE_LIMIT)
+    plain = Limits()
+    limits = Limits(
+        in_all=guard.integer("in_all", plain.in_all, 0, _RATE_LIMIT),
+        live_source=guard.integer("live_source", plain.live_source, 0, _RATE_LIMIT),
+        live_server=guard.integer("live_server", plain.live_server, 0, _RATE_LIMIT),
+        live_all=guard.integer("live_all", plain.live_all, 0, _RATE_LIMIT),
+    )
     guard.close()
     plugins = root.table("plugins")
     _folder(plugins)
@@ -315,7 +321,7 @@ def parse(
     result = Config(
         daemon=daemon,
         budget=budget,
-        expectations_in_all=in_all,
+        limits=limits,
         helpers=_separated(enabled, daemon.workers),
         warnings=tuple(f"{path}: {each}" for each in warnings),
     )

@@ -12,6 +12,7 @@ from cthelper.core.api import Expect, Grant, Hook, Message, Policy, Source
 from cthelper.core.config import HelperConfig
 from cthelper.core.errors import ExpectationRefused, HelperFault
 from cthelper.core.guard import Guard
+from cthelper.core.ledger import Asker, Standing
 from cthelper.core.nat import Opening, opening_for, ports
 from cthelper.core.tuples import (
     Address,
@@ -21,6 +22,7 @@ from cthelper.core.tuples import (
     Network,
     Tuple,
     host_network,
+    key_of,
 )
 
 OnLink = Callable[[Address], tuple[Network, ...]]
@@ -109,12 +111,7 @@ class Grants:
         class_, policy = find_policy(config.policies, wish)
         opening = self._opening(wish, message, entry, config)
         networks = self._networks(wish, opening)
-        count = len(networks) * (1 + wish.pair)
-        source = entry.original.source.address
         name = config.helper.name
-        self.guard.charge(message.now, name, source, config.guard, count)
-        if wish.helper == name:
-            self._chain(entry, message.depth)
         wanted = [
             each
             for network in networks
@@ -136,14 +133,30 @@ class Grants:
                 pair=wish.pair,
             )
         ]
-        if opening.translation is None or not entry.confirmed or self._placer is None:
-            return Granted(Grant(opening.destination), tuple(wanted))
-        return self._place(self._placer, wish, opening, wanted, entry, config)
+        placer = self._placer
+        if opening.translation is None or not entry.confirmed:
+            placer = None
+        asker = _asker(name, message, entry)
+        moves = placer is not None
+        self.guard.charge(message.now, asker, config.guard, wanted, moves=moves)
+        if wish.helper == name:
+            self._chain(entry, message.depth)
+        if placer is None:
+            granted = Granted(Grant(opening.destination), tuple(wanted))
+        else:
+            granted = self._place(placer, wish, opening, wanted, entry, config)
+            wanted = [each.expectation for each in granted.placed]
+        self.guard.ledger.enter(message.now, asker, wanted, placed=moves)
+        return granted
 
     def withdraw(self, granted: Granted) -> None:
         """Take back what was granted, for the receiver is not told of it."""
+        self.guard.ledger.cancel(granted.wanted)
         if granted.placed and self._placer is not None:
             self._placer.withdraw(granted.placed)
+            self.guard.ledger.remove(
+                each.expectation for each in granted.placed if each.how is How.CREATED
+            )
 
     def _opening(
         self, wish: Expect, message: Message, entry: Conntrack, config: HelperConfig
@@ -230,6 +243,17 @@ class Grants:
         self._chains.move_to_end(key)
         if len(self._chains) > CHAINS:
             self._chains.popitem(last=False)
+
+
+def _asker(helper: str, message: Message, entry: Conntrack) -> Asker:
+    """For whom a message asks."""
+    if entry.assured or not message.forwarded:
+        standing = Standing.PROVEN
+    else:
+        standing = Standing.ANSWERED if entry.answered else Standing.UNANSWERED
+    # Behind destination NAT servers are told apart by their own addresses.
+    server = None if message.group else entry.reply.source.address
+    return Asker(helper, entry.original.source.address, server, standing, key_of(entry))
 
 
 def _pair(expectation: Expectation, *, pair: bool) -> list[Expectation]:

@@ -3,25 +3,53 @@
 
 Each check has a reason code, and each refusal leaves nothing open. An announced
 address must be the announcer's own: this is what stops redirects to third parties
-(FTP bounce, NAT slipstreaming, TNS poison). And whoever asks for too many is refused
-more, while what others were granted stays: the kernel's table is small, a thousand
-expectations or so (nf_conntrack_expect_max).
+(FTP bounce, NAT slipstreaming, TNS poison). And whoever asks for too many, within a
+minute or living at a time (core/ledger.py), is refused more, while what others were
+granted stays.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Final
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.tuples import LIMITED_BROADCAST, Address, Endpoint, Network
+from cthelper.core.ledger import (
+    LIVE_ALL,
+    LIVE_SERVER,
+    LIVE_SOURCE,
+    Account,
+    Asker,
+    Ledger,
+    Room,
+    Standing,
+    network_of,
+    part,
+    source_of,
+)
+from cthelper.core.tuples import (
+    LIMITED_BROADCAST,
+    Address,
+    Endpoint,
+    Expectation,
+    Network,
+)
 
 DENIED_PORTS: Final = frozenset({22, 23, 25, 53, 80, 135, 139, 443, 445, 3389})
 """Ports never to be opened by default: what they serve is not announced by a helper."""
 
-IN_ALL: Final = 4096
+IN_ALL: Final = 8192
 """Expectations a minute of all helpers together."""
+
+_WHO: Final = {
+    "rate-source": "{0.source} with {0.helper}",
+    "rate-network": "the /48 of {0.source}",
+    "rate-unanswered": "unanswered flows",
+    "rate-helper": "{0.helper}",
+    "rate-all": "all helpers",
+}
 
 _MINUTE: Final = 60.0
 # A source of which nothing was heard for a minute has a full bucket again, so that few
@@ -63,7 +91,7 @@ class Rules:
     allow: tuple[Allowance, ...] = ()
     allow_hosts: tuple[Network, ...] = ()
     per_source: int = 512
-    per_helper: int = 2048
+    per_helper: int = 4096
 
     def allows(self, announcer: Address, endpoint: Endpoint) -> bool:
         """Whether `announcer` may announce an endpoint that is another host's.
@@ -113,6 +141,23 @@ class Rules:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What all helpers together may have; table ``[guard]``. 0 is no limit.
+
+    `in_all` is expectations a minute; the others are live ones: of one source's flows,
+    of those to one server, and in all.
+    """
+
+    in_all: int = IN_ALL
+    live_source: int = LIVE_SOURCE
+    live_server: int = LIVE_SERVER
+    live_all: int = LIVE_ALL
+
+
+UNLIMITED: Final = Limits(in_all=0, live_source=0, live_server=0, live_all=0)
+
+
 @dataclass(slots=True)
 class _Bucket:
     """A token bucket: it holds what may be taken at once, and fills in a minute."""
@@ -129,16 +174,35 @@ class _Bucket:
 class Guard:
     """Refuses endpoints that no honest announcement names, and too many of any.
 
-    `in_all` is how many expectations a minute all helpers may have; 0 is no limit.
+    `lives`, `room` and `workers` are the ledger's (core/ledger.py).
     """
 
-    def __init__(self, in_all: int = IN_ALL) -> None:
-        self._in_all = in_all
-        self._buckets: OrderedDict[tuple[str, Address | None], _Bucket] = OrderedDict()
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        lives: Callable[[Expectation], bool] | None = None,
+        room: Callable[[], Room | None] | None = None,
+        workers: int = 1,
+    ) -> None:
+        limits = limits or Limits()
+        self._in_all = limits.in_all
+        self.ledger = Ledger(
+            *(limits.live_source, limits.live_server, limits.live_all),
+            lives=lives,
+            room=room,
+            workers=workers,
+        )
+        self._buckets: OrderedDict[Account, _Bucket] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many sources and helpers are kept account of."""
+        """How many rates are kept account of."""
         return len(self._buckets)
+
+    def limit(self, limits: Limits) -> None:
+        """Go by these from now on; what was taken, and what lives, still counts."""
+        self._in_all = limits.in_all
+        self.ledger.limit(limits.live_source, limits.live_server, limits.live_all)
 
     def check(self, endpoint: Endpoint, announcer: Address, rules: Rules) -> None:
         """Raise ExpectationRefused unless `announcer` may announce `endpoint`."""
@@ -169,29 +233,29 @@ class Guard:
             raise refusal
 
     def charge(
-        self, now: float, helper: str, source: Address, rules: Rules, count: int
+        self,
+        now: float,
+        asker: Asker,
+        rules: Rules,
+        wanted: Sequence[Expectation],
+        *,
+        moves: bool = False,
     ) -> None:
-        """Take `count` expectations off what is left, or raise ExpectationRefused.
+        """Take these off what is left for a minute, or raise ExpectationRefused.
 
-        `source` is who opened the flow that asks. `now` is a clock in seconds. A
-        refusal takes nothing.
+        Nor may they be too many with those that live; with `moves` they may yet be
+        given other ports. `now` is a clock in seconds. A refusal takes nothing.
         """
+        self.ledger.check(now, asker, wanted, moves=moves)
+        count = len(wanted)
         taken: list[_Bucket] = []
-        for reason, key, size, limit in (
-            ("rate-source", (helper, source), rules.per_source, "guard.per_source"),
-            ("rate-helper", (helper, None), rules.per_helper, "guard.per_helper"),
-            ("rate-all", ("", None), self._in_all, "[guard] in_all"),
-        ):
+        for reason, key, size, limit in self._rates(asker, rules):
             if not size:
                 continue
             bucket = self._buckets.get(key) or _Bucket(size, now)
             bucket.fill(now, size)
             if bucket.tokens < count:
-                who = {
-                    "rate-source": f"{source} with {helper}",
-                    "rate-helper": helper,
-                    "rate-all": "all helpers",
-                }[reason]
+                who = _WHO[reason].format(asker)
                 raise ExpectationRefused(
                     reason, f"{who} had {size} expectations within a minute ({limit})"
                 )
@@ -201,6 +265,33 @@ class Guard:
         for bucket in taken:
             bucket.tokens -= count
         self._forget(now)
+
+    def _rates(
+        self, asker: Asker, rules: Rules
+    ) -> Iterator[tuple[str, Account, int, str]]:
+        """Reason, account, size and key of what an asker's expectations are taken off.
+
+        What anybody may have sent in a source's name is not taken off what that source
+        has for flows that were answered, nor what an answer to a forged datagram may
+        say off what it has for others. And all of it leaves something to the others.
+        """
+        helper, source, _, standing, _ = asker
+        unanswered = standing is Standing.UNANSWERED
+        per_source = part(rules.per_source, 1, 4) if unanswered else rules.per_source
+        key = helper, int(standing), *source_of(source)
+        yield "rate-source", key, per_source, "guard.per_source"
+        network = network_of(source)
+        for name, size, limit in (
+            (helper, rules.per_helper, "guard.per_helper"),
+            ("", self._in_all, "[guard] in_all"),
+        ):
+            if network is not None:
+                key = name, *network
+                yield "rate-network", key, part(size, 3, 4), f"3/4 of {limit}"
+            if unanswered:
+                key = name, "unanswered"
+                yield "rate-unanswered", key, part(size, 1, 2), f"half of {limit}"
+            yield "rate-helper" if name else "rate-all", (name,), size, limit
 
     def _forget(self, now: float) -> None:
         """Let go of buckets that are full again."""

@@ -112,8 +112,9 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
         (
             "per_source",
             rules.per_source,
-            "Expectations a minute, for the flows of one address and for all of the "
-            "helper's; beyond it they are refused. 0: no limit.",
+            "Expectations a minute, for the flows of one source (an address, of IPv6 "
+            "a /64) and for all of the helper's; beyond it they are refused. 0: no "
+            "limit.",
         ),
         ("per_helper", rules.per_helper, ""),
     ]

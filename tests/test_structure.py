@@ -27,6 +27,7 @@ PURE: Final = frozenset(
         "flows",
         "grants",
         "guard",
+        "ledger",
         "masters",
         "nat",
         "nearest",

@@ -11,6 +11,7 @@ from typing import Final
 
 from cthelper.core.api import Prefilter
 from cthelper.core.config import Config
+from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.gate import Gate, tell_refused
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import Kernel
@@ -67,9 +68,15 @@ class Inspection:
         self._masters = Masters(ctnetlink, log, clock, mark=config.daemon.mark)
         self._expecter = Expecter(ctnetlink, self._masters, log, clock, follow)
         self._gate = Gate(log, clock, adjusts_twice=kernel.adjusts_twice)
+        table = ExpectationTable(ctnetlink)
         self._engine = Engine(
             config.helpers,
-            guard=Guard(config.expectations_in_all),
+            guard=Guard(
+                config.limits,
+                lives=table.lives,
+                room=table.room,
+                workers=config.daemon.workers,
+            ),
             on_link=links.on_link,
             clock=clock,
             flow_limit=config.daemon.flow_limit,
@@ -197,6 +204,9 @@ class Inspection:
         Whether it does of anything, and what the flow's timeout must be set to.
         """
         answer = self._expecter.carry_out(entry, decision.expectations, decision.placed)
+        ledger = self._engine.guard.ledger
+        ledger.confirm(each.expectation for each in answer.placed)
+        ledger.cancel(each for each, _ in answer.refused)
         for expectation, how, flows in answer.placed:
             self._log.event(
                 "expectation",
@@ -260,6 +270,7 @@ class Inspection:
     def forget(self, key: FlowKey) -> None:
         """A flow's entry is gone."""
         self._engine.flows.remove(key)
+        self._engine.guard.ledger.forget(key)
         self._masters.forget(key)
 
     # Changing
@@ -278,5 +289,5 @@ class Inspection:
         """The kernel has the configuration that was prepared."""
         config = self._config = self._prepared
         self._engine.helpers = config.helpers
-        self._engine.guard = Guard(config.expectations_in_all)
+        self._engine.guard.limit(config.limits)
         self._engine.release()

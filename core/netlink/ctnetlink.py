@@ -17,6 +17,7 @@ from cthelper.core.netlink.decoding import (
     conntrack_entry,
     conntrack_key,
     expectation_entry,
+    expectations_made,
 )
 from cthelper.core.netlink.messages import (
     CTNETLINK,
@@ -237,6 +238,18 @@ class Ctnetlink:
         """All expectations of this network namespace."""
         frames = self._dump(expectation_message, CTNETLINK_EXP, "list expectations")
         return [each for frame in frames if (each := _try_expectation(frame))]
+
+    def expectation_count(self) -> int:
+        """How many expectations there are in this network namespace.
+
+        The kernel limits just these (nf_conntrack_expect_max); it does not tell their
+        number, but how many were put in and taken out (nf_ct_expect_insert and
+        nf_ct_unlink_expect_report in nf_conntrack_expect.c).
+        """
+        type_ = CTNETLINK_EXP | messages.EXPECTATION_STATISTICS
+        frames = self._socket.dump(expectation_message(), type_, "count expectations")
+        made = sum(expectations_made(each.data, _HEADERS) for each in frames)
+        return made & 0xFFFFFFFF
 
     def delete_expectation(self, expectation: Expectation) -> None:
         """Delete an expectation. Raises NotFound, for one."""

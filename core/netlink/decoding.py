@@ -36,6 +36,8 @@ EXP_HELP_NAME, EXP_ZONE, EXP_FLAGS, EXP_CLASS, EXP_NAT, EXP_FN = 6, 7, 8, 9, 10,
 NAT_DIR, NAT_TUPLE = 1, 2
 PERMANENT: Final = 1  # NF_CT_EXPECT_PERMANENT
 
+_CREATED, _DELETED = 2, 3  # CTA_STATS_EXP_CREATE, CTA_STATS_EXP_DELETE
+
 _ATTRIBUTE = struct.Struct("=HH")
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
@@ -174,6 +176,18 @@ def expectation_entry(data: bytes, start: int) -> Expectation | None:
         zone=zone,
         translation=translation,
     )
+
+
+def expectations_made(data: bytes, start: int) -> int:
+    """How many expectations a CPU has put in beyond those that it has taken out.
+
+    Counters of 32 bits (CTA_STATS_EXP_*). Raises Truncated.
+    """
+    counts = {
+        type_: read_u32(data, begin, end)
+        for type_, begin, end in walk(data, start, len(data))
+    }
+    return counts.get(_CREATED, 0) - counts.get(_DELETED, 0)
 
 
 def _read_translation(data: bytes, start: int, stop: int) -> Translation | None:

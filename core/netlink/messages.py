@@ -18,6 +18,8 @@ CTHELPER: Final = 9 << 8
 NEW: Final = 0
 GET: Final = 1
 DELETE: Final = 2
+EXPECTATION_STATISTICS: Final = 3
+"""Of CTNETLINK_EXP alone, for each CPU (IPCTNL_MSG_EXP_GET_STATS_CPU)."""
 
 
 class tuple_attribute(nla):

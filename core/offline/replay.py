@@ -202,7 +202,7 @@ class Replay:
         )
         self.engine = Engine(
             config.helpers,
-            guard=Guard(config.expectations_in_all),
+            guard=Guard(config.limits, lives=self._lives),
             on_link=links.on_link,
             clock=self._clock,
             flow_limit=config.daemon.flow_limit,
@@ -337,6 +337,9 @@ class Replay:
         answer = self.expecter.carry_out(
             conntrack, decision.expectations, decision.placed
         )
+        ledger = self.engine.guard.ledger
+        ledger.confirm(each.expectation for each in answer.placed)
+        ledger.cancel(each for each, _ in answer.refused)
         for expectation, error in answer.refused:
             detail = _unwanted(expectation, error.reason)
             refused = Refused(error.reason, detail, _wish_of(expectation))
@@ -347,6 +350,10 @@ class Replay:
             return False
         self.table.keep(self.now, entry, answer.timeout)
         return True
+
+    def _lives(self, expectation: Expectation) -> bool:
+        """Whether the model has an expectation."""
+        return self.table.covering(self.now, expectation) is not None
 
     def _tell(self, seen: Seen, helper: str, placed: Placed) -> None:
         """The kernel has the expectation."""
@@ -468,6 +475,7 @@ class Replay:
         """The entry has ended, and the daemon would be told so."""
         self._masters.forget((entry.id, 0))
         self.engine.flows.remove((entry.id, 0))
+        self.engine.guard.ledger.forget((entry.id, 0))
         watched = self._watched.pop(entry.id, None)
         if watched is not None:
             self._events.append(watched)

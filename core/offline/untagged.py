@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cthelper.core.config import Config
 from cthelper.core.engine import Engine
 from cthelper.core.grants import OnLink
-from cthelper.core.guard import Guard
+from cthelper.core.guard import UNLIMITED, Guard
 from cthelper.core.nearest import Pattern, fits
 from cthelper.core.offline.capture import Frame
 from cthelper.core.offline.conntrack import State, Table
@@ -42,7 +42,7 @@ def unread(
     engines = {
         name: Engine(
             {name: each},
-            guard=Guard(0),
+            guard=Guard(UNLIMITED),
             on_link=on_link,
             clock=lambda: now,
             flow_limit=config.daemon.flow_limit,

@@ -12,7 +12,7 @@ from cthelper.core import config
 from cthelper.core.api import UDP, Hook, Policy
 from cthelper.core.config import Budget, DaemonConfig, parse, plugin_folder, read_file
 from cthelper.core.errors import ConfigError
-from cthelper.core.guard import IN_ALL, Allowance, Rules
+from cthelper.core.guard import Allowance, Limits, Rules
 from cthelper.core.tables import as_toml
 from cthelper.core.tuples import TCP, Endpoint, Tuple
 from tests.core.configured import HELPERS, PATH, Chosen, Plain, error_of, read
@@ -22,7 +22,7 @@ from tests.core.test_tables import WRONG as WRONG_TABLES
 def test_empty_text_is_all_defaults() -> None:
     result = read("")
     assert result.daemon == DaemonConfig()
-    assert result.expectations_in_all == IN_ALL
+    assert result.limits == Limits()
     assert list(result.helpers) == ["plain", "chosen"]
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
     assert plain.guard == chosen.guard == Rules()
@@ -67,6 +67,9 @@ def test_every_key_is_read() -> None:
         [guard]
         denied_ports = [6000, 6001]
         in_all = 7
+        live_source = 8
+        live_server = 0
+        live_all = 1000000
         [helpers.plain]
         enabled = true
         queue = 0
@@ -118,7 +121,9 @@ def test_every_key_is_read() -> None:
     assert result.budget == Budget(
         deadline=10, memory=1 << 20, messages=1 << 16, source_cpu=100
     )
-    assert result.expectations_in_all == 7
+    assert result.limits == Limits(
+        in_all=7, live_source=8, live_server=0, live_all=1_000_000
+    )
     plain, chosen = result.helpers["plain"], result.helpers["chosen"]
     assert plain.queue == 0
     assert plain.ports == (1, 65535)
@@ -321,7 +326,7 @@ WRONG = [
     (
         "[guard]\ndenied = []",
         "guard.denied = []: unknown key (did you mean denied_ports?), "
-        "known are denied_ports, in_all",
+        "known are denied_ports, in_all, live_source, live_server, live_all",
     ),
     (
         "[helpers.plain]\nport = 1",
@@ -372,7 +377,10 @@ WRONG = [
         )
     ),
     # Lists of the guard and of helpers.
-    ("guard.in_all = -1", "guard.in_all = -1: must be a number from 0 to 1000000"),
+    *(
+        (f"guard.{key} = -1", f"guard.{key} = -1: must be a number from 0 to 1000000")
+        for key in ("in_all", "live_source", "live_server", "live_all")
+    ),
     (
         "helpers.plain.guard.per_source = 1.5",
         "helpers.plain.guard.per_source = 1.5: must be a number from 0 to 1000000",

@@ -22,9 +22,9 @@ from cthelper.core.api import (
     Source,
 )
 from cthelper.core.grants import CHAINS
-from cthelper.core.guard import Guard, Rules
+from cthelper.core.guard import UNLIMITED, Guard, Rules
 from cthelper.core.outcome import Refused
-from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction
+from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction, Status
 from tests.core.builders import (
     CLIENT,
     CLIENT_PORT,
@@ -71,7 +71,7 @@ def test_flow_of_an_unknown_master_is_one_deep() -> None:
 
 def test_depths_that_are_kept_are_bounded() -> None:
     host = Host(Datagrams)
-    host.engine.guard = Guard(0)
+    host.engine.guard = Guard(UNLIMITED)
     unlimited = Rules(per_source=0, per_helper=0)
     config = replace(configured(Datagrams), guard=unlimited)
     host.engine.helpers = {"datagram": config}
@@ -231,3 +231,62 @@ def test_translated_flow_of_a_helper_without_nat_opens_nothing() -> None:
         (refused,) = decision.events
         assert isinstance(refused, Refused)
         assert refused.reason == "nat"
+
+
+ASSURED = Status.CONFIRMED | Status.SEEN_REPLY | Status.ASSURED
+
+
+@pytest.mark.parametrize(
+    ("status", "forwarded", "granted"),
+    [
+        (Status(0), True, 1),
+        (Status.CONFIRMED, True, 1),
+        (Status.CONFIRMED | Status.SEEN_REPLY, True, 4),
+        (ASSURED, True, 6),
+        # What this host sends is not forged.
+        (Status(0), False, 6),
+    ],
+)
+def test_flow_that_anybody_may_have_begun_is_granted_less(
+    status: Status, forwarded: bool, granted: int
+) -> None:
+    host = Host(Datagrams)
+    host.engine.guard = Guard(replace(UNLIMITED, live_source=6))
+    entry = replace(host.entry, status=status)
+    made = [
+        host.engine.handle(udp(b"OPEN %d" % port), entry, ORIGINAL, forwarded=forwarded)
+        for port in range(5000, 5010)
+    ]
+    assert [len(each.expectations) for each in made] == (
+        [1] * granted + [0] * (10 - granted)
+    )
+    reasons = {
+        each.reason for one in made for each in one.events if isinstance(each, Refused)
+    }
+    assert reasons == {"live-source"}
+
+
+def test_server_counts_unless_it_is_a_group() -> None:
+    host = Host(Datagrams)
+    host.engine.guard = Guard(replace(UNLIMITED, live_server=1))
+    assert host.send(b"OPEN 5000").expectations
+    (refused,) = host.send(b"OPEN 5001").events
+    assert isinstance(refused, Refused)
+    assert refused.reason == "live-server"
+    group = flow_tuple(UDP, (CLIENT, CLIENT_PORT), ("224.0.0.251", SERVER_PORT))
+    host.entry = conntrack(group, id_=2, helper="datagram")
+    assert host.send(b"OPEN 5002").expectations
+    assert host.send(b"OPEN 5003").expectations
+
+
+def test_end_of_the_flow_and_what_is_not_put_in_make_room() -> None:
+    host = Host(Datagrams)
+    host.engine.guard = Guard(replace(UNLIMITED, live_source=1))
+    ledger = host.engine.guard.ledger
+    assert host.send(b"OPEN 5000").expectations
+    ledger.forget((host.entry.id, host.entry.zone))
+    (made,) = host.send(b"OPEN 5001").expectations
+    assert host.send(b"OPEN 5002").expectations == ()
+    ledger.cancel([made])
+    assert host.send(b"OPEN 5002").expectations
+    assert len(ledger) == 1

@@ -3,13 +3,17 @@
 
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
+from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.guard import Allowance, Guard, Rules
+from cthelper.core.guard import UNLIMITED, Allowance, Guard, Rules
+from cthelper.core.ledger import Standing
+from tests.core.asking import asker, wished
 from tests.core.builders import CLIENT, CLIENT6, SERVER, SERVER6, endpoint
 
 
@@ -264,31 +268,42 @@ def test_refusal_names_what_was_announced_and_the_key_that_would_allow_it(
     assert str(caught.value) == text
 
 
-@pytest.mark.parametrize(
-    ("rules", "in_all", "key"),
-    [
-        (Rules(per_source=1), 0, "guard.per_source"),
-        (Rules(per_helper=1), 0, "guard.per_helper"),
-        (Rules(), 1, "[guard] in_all"),
-    ],
-)
-def test_limit_names_its_key(rules: Rules, in_all: int, key: str) -> None:
-    guard = Guard(in_all)
-    with pytest.raises(ExpectationRefused) as caught:
-        guard.charge(0.0, "line", ip_address(CLIENT), rules, 2)
-    assert caught.value.detail.endswith(f"had 1 expectations within a minute ({key})")
+# How many within a minute.
 
 
-# How many.
+PORTS = count(1024)
 
 
-def charged(guard: Guard, now: float, source: str, rules: Rules, count: int = 1) -> str:
+def charged(
+    guard: Guard, now: float, source: str, rules: Rules, size: int = 1, **more: Any
+) -> str:
     """The reason of the refusal; empty: granted."""
+    who = asker(source, **more)
+    ports = (next(PORTS) % 60000 + 1024 for _ in range(size))
     try:
-        guard.charge(now, "sunrpc", ip_address(source), rules, count)
+        guard.charge(now, who, rules, wished(who, *ports))
     except ExpectationRefused as error:
         return error.reason
     return ""
+
+
+def limited(in_all: int) -> Guard:
+    return Guard(replace(UNLIMITED, in_all=in_all))
+
+
+@pytest.mark.parametrize(
+    ("rules", "in_all", "text"),
+    [
+        (Rules(per_source=1), 0, "192.0.2.1 with sunrpc had 1 {} (guard.per_source)"),
+        (Rules(per_helper=1), 0, "sunrpc had 1 {} (guard.per_helper)"),
+        (Rules(), 1, "all helpers had 1 {} ([guard] in_all)"),
+    ],
+)
+def test_rate_names_its_key(rules: Rules, in_all: int, text: str) -> None:
+    who = asker()
+    with pytest.raises(ExpectationRefused) as caught:
+        limited(in_all).charge(0.0, who, rules, wished(who, 5000, 5001))
+    assert caught.value.detail == text.format("expectations within a minute")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +317,7 @@ def charged(guard: Guard, now: float, source: str, rules: Rules, count: int = 1)
 def test_so_many_at_once_and_then_as_many_a_minute(
     rules: Rules, in_all: int, reason: str
 ) -> None:
-    guard = Guard(in_all)
+    guard = limited(in_all)
     granted = [charged(guard, 100.0, CLIENT, rules) for _ in range(5)]
     assert granted == ["", "", "", reason, reason]
     assert charged(guard, 119.9, CLIENT, rules) == reason
@@ -321,11 +336,11 @@ def test_helpers_do_not_use_up_one_another() -> None:
     guard, rules = Guard(), Rules(per_helper=1)
     assert charged(guard, 0.0, CLIENT, rules) == ""
     assert charged(guard, 0.0, CLIENT, rules) == "rate-helper"
-    guard.charge(0.0, "mdns", ip_address(CLIENT), rules, 1)
+    assert charged(guard, 0.0, CLIENT, rules, helper="mdns") == ""
 
 
 def test_refusal_takes_nothing() -> None:
-    guard = Guard(4)
+    guard = limited(4)
     rules = Rules(per_source=3)
     assert charged(guard, 0.0, CLIENT, rules, 2) == ""
     assert charged(guard, 0.0, CLIENT, rules, 2) == "rate-source"
@@ -334,9 +349,60 @@ def test_refusal_takes_nothing() -> None:
     assert charged(guard, 0.0, SERVER, rules, 1) == ""
 
 
-def test_zero_is_no_limit() -> None:
-    guard, rules = Guard(0), Rules(per_source=0, per_helper=0)
-    assert not any(charged(guard, 0.0, CLIENT, rules) for _ in range(5000))
+def test_zero_is_no_rate() -> None:
+    guard, rules = Guard(UNLIMITED), Rules(per_source=0, per_helper=0)
+    for standing in Standing:
+        for source in (CLIENT, CLIENT6):
+            assert not charged(guard, 0.0, source, rules, 5000, standing=standing)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1", "fe80::2", False),
+        ("192.0.2.1", "192.0.2.2", False),
+    ],
+)
+def test_source_is_an_address_or_a_64(one: str, other: str, same: bool) -> None:
+    guard, rules = Guard(), Rules(per_source=1)
+    assert charged(guard, 0.0, one, rules) == ""
+    assert charged(guard, 0.0, other, rules) == ("rate-source" if same else "")
+
+
+def test_what_may_be_forged_takes_nothing_from_what_was_answered() -> None:
+    guard, rules = Guard(), Rules(per_source=8, per_helper=100)
+    for standing, size in (
+        (Standing.UNANSWERED, 2),
+        (Standing.ANSWERED, 8),
+        (Standing.PROVEN, 8),
+    ):
+        reasons = [
+            charged(guard, 0.0, CLIENT, rules, standing=standing) for _ in range(9)
+        ]
+        assert reasons == [""] * size + ["rate-source"] * (9 - size)
+
+
+@pytest.mark.parametrize(("per_helper", "in_all"), [(8, 0), (0, 8)])
+def test_unanswered_flows_leave_half_to_the_others(
+    per_helper: int, in_all: int
+) -> None:
+    guard, rules = limited(in_all), Rules(per_helper=per_helper)
+    reasons = [
+        charged(guard, 0.0, f"10.0.0.{host}", rules, standing=Standing.UNANSWERED)
+        for host in range(5)
+    ]
+    assert reasons == [*[""] * 4, "rate-unanswered"]
+    assert charged(guard, 0.0, CLIENT, rules, 4) == ""
+
+
+@pytest.mark.parametrize(("per_helper", "in_all"), [(8, 0), (0, 8)])
+def test_a_48_leaves_a_quarter_to_the_others(per_helper: int, in_all: int) -> None:
+    guard, rules = limited(in_all), Rules(per_helper=per_helper)
+    reasons = [charged(guard, 0.0, f"2001:db8:0:{n}::1", rules) for n in range(7)]
+    assert reasons == [*[""] * 6, "rate-network"]
+    assert charged(guard, 0.0, CLIENT6, rules, 2) == ""
 
 
 @given(
@@ -350,19 +416,27 @@ def test_no_minute_has_more_than_twice_what_is_allowed(
     guard, rules = Guard(), Rules(per_source=5, per_helper=8)
     now = 0.0
     granted: list[tuple[float, int, int]] = []
-    for pause, host, count in asked:
+    for pause, host, number in asked:
         now += pause
-        if not charged(guard, now, str(IPv4Address(host)), rules, count):
-            granted.append((now, host, count))
+        if not charged(guard, now, str(IPv4Address(host)), rules, number):
+            granted.append((now, host, number))
     for start, _, _ in granted:
         within = [each for each in granted if start <= each[0] < start + 60]
-        assert sum(count for _, _, count in within) <= 16
+        assert sum(number for _, _, number in within) <= 16
         for host in range(4):
-            assert sum(count for _, own, count in within if own == host) <= 10
+            assert sum(number for _, own, number in within if own == host) <= 10
 
 
 def test_buckets_that_are_full_again_are_forgotten() -> None:
-    guard, rules = Guard(0), Rules(per_source=5, per_helper=0)
+    guard, rules = Guard(UNLIMITED), Rules(per_source=5, per_helper=0)
     for number in range(1000):
         charged(guard, float(number), str(IPv4Address(number)), rules)
     assert len(guard) <= 61
+
+
+def test_other_limits_hold_from_then_on_and_what_was_taken_counts() -> None:
+    guard = limited(2)
+    assert charged(guard, 0.0, CLIENT, Rules(), 2) == ""
+    guard.limit(replace(UNLIMITED, in_all=5))
+    assert charged(guard, 30.0, CLIENT, Rules(), 3) == "rate-all"
+    assert charged(guard, 30.0, CLIENT, Rules(), 2) == ""

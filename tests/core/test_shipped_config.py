@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from cthelper.core.config import DEFAULT_PLUGINS, Budget, Config, parse
-from cthelper.core.guard import Rules
+from cthelper.core.guard import Limits, Rules
 from cthelper.core.registry import builtin_helpers
 
 SHIPPED = files("cthelper.core").joinpath("cthelper.toml").read_text("utf-8")
@@ -45,7 +45,10 @@ def test_every_key_is_there() -> None:
         "lost_ruleset",
     }
     assert set(written["budget"]) == {each.name for each in fields(Budget)}
-    assert set(written["guard"]) == {"denied_ports", "in_all"}
+    assert set(written["guard"]) == {
+        "denied_ports",
+        *(each.name for each in fields(Limits)),
+    }
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}
     common = {
         *("enabled", "queue", "ports", "hooks", "interfaces", "sources"),

@@ -9,19 +9,22 @@ import io
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from cthelper.core.config import Config, DaemonConfig
 from cthelper.core.daemon import inspection
+from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
 from cthelper.core.daemon.progress import NOT_BEGUN, Progress, Subject
 from cthelper.core.engine import Decision
-from cthelper.core.errors import Malformed, NetlinkError
+from cthelper.core.errors import Malformed, NetlinkError, NotFound
 from cthelper.core.expecter import Expecter
+from cthelper.core.guard import UNLIMITED
 from cthelper.core.netlink import encoding
 from cthelper.core.netlink.ctnetlink import ExpectationMade
 from cthelper.core.quarantine import Quarantine
@@ -79,6 +82,9 @@ class World:
         # Seconds that the clock goes on with each expectation.
         self.slow = 0.0
         self.errors: dict[int, int] = {}
+        # Expectations in the table, and whether ours are still there.
+        self.held = 0
+        self.lives = False
         self._waiting: list[QueuedPacket] = []
         self._touched: list[Touched] = []
 
@@ -93,6 +99,14 @@ class World:
         self.record.append(f"expect {expectation.destination.port}")
         self.clock.now += self.slow
         self.begun = self.progress.subject
+
+    def covering(self, expectation: Expectation) -> Expectation:
+        if self.lives:
+            return expectation
+        raise NotFound.of(errno.ENOENT, f"get expectation {expectation}")
+
+    def expectation_count(self) -> int:
+        return self.held
 
     def get(self, _original: Tuple, _zone: int = 0) -> Conntrack:
         return ENTRY
@@ -466,3 +480,62 @@ def test_packets_that_are_decided_do_not_wait_for_slow_ones_of_their_batch(
         for each in world.record
     ]
     assert steps == ["expect", "note", "verdict"] * 3
+
+
+def refusals(world: World) -> dict[str, int]:
+    """Why expectations were refused, and how often."""
+    counters = world.log.counters.items()
+    return {key: number for key, number in counters if key.startswith("refused.")}
+
+
+def limited(**limits: int) -> Config:
+    return replace(CONFIG, limits=replace(UNLIMITED, **limits))
+
+
+def test_end_of_a_flow_and_what_the_kernel_refuses_make_room(world: World) -> None:
+    inspects = inspection_of(limited(live_all=1), world)
+    world.errors[5000] = errno.EMFILE
+    served(world, inspects, b"OPEN 5000", ENTRY, 1)
+    assert "expect 5001" in served(world, inspects, b"OPEN 5001", ENTRY, 2)
+    world.lives = True
+    served(world, inspects, b"OPEN 5002", ENTRY, 3)
+    inspects.forget((ENTRY.id, ENTRY.zone))
+    assert "expect 5003" in served(world, inspects, b"OPEN 5003", ENTRY, 4)
+    assert refusals(world) == {"refused.kernel-emfile": 1, "refused.live-all": 1}
+
+
+def test_one_that_was_met_makes_room(world: World) -> None:
+    inspects = inspection_of(limited(live_all=1), world)
+    for port in range(5000, 5100):
+        payload = b"OPEN %d" % port
+        assert f"expect {port}" in served(world, inspects, payload, ENTRY, port)
+    assert refusals(world) == {}
+
+
+def test_other_limits_hold_from_a_reload_on_and_what_lives_counts(
+    world: World,
+) -> None:
+    world.lives = True
+    inspects = inspection_of(limited(live_all=2), world)
+    for port in (5000, 5001):
+        served(world, inspects, b"OPEN %d" % port, ENTRY, port)
+    inspects.prepare(limited(live_all=3))
+    inspects.commit()
+    for port in (5002, 5003):
+        served(world, inspects, b"OPEN %d" % port, ENTRY, port)
+    assert refusals(world) == {"refused.live-all": 1}
+
+
+def test_quarter_of_the_kernels_table_is_left_to_others(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = tmp_path / "most"
+    most.write_text("120")
+    monkeypatch.setattr(
+        inspection, "ExpectationTable", lambda one: ExpectationTable(one, most)
+    )
+    world.held = 89
+    inspects = inspection_of(limited(), world)
+    assert "expect 5000" in served(world, inspects, b"OPEN 5000", ENTRY, 1)
+    served(world, inspects, b"OPEN 5001", ENTRY, 2)
+    assert refusals(world) == {"refused.live-all": 1}

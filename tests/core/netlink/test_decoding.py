@@ -16,6 +16,7 @@ from cthelper.core.errors import Truncated
 from cthelper.core.netlink.decoding import (
     conntrack_entry,
     conntrack_key,
+    expectations_made,
     read_u32,
     walk,
 )
@@ -228,6 +229,16 @@ def test_key_is_id_and_zone() -> None:
     data = b"\xa5" * 20 + BOTH + u32(ID, 9) + attribute(ZONE, (3).to_bytes(2))
     assert conntrack_key(data, 20) == (9, 3)
     assert conntrack_key(b"\xa5" * 20 + BOTH, 20) == (0, 0)
+
+
+def test_expectations_are_counted_by_what_was_put_in_and_taken_out() -> None:
+    head = b"\xa5" * 20
+    # New, create, delete: a CPU may have taken out more than it has put in.
+    assert expectations_made(head + u32(1, 9) + u32(2, 7) + u32(3, 5), 20) == 2
+    assert expectations_made(head + u32(1, 9) + u32(2, 5) + u32(3, 7), 20) == -2
+    assert expectations_made(head, 20) == 0
+    with pytest.raises(Truncated):
+        expectations_made(head + attribute(2, b"\1"), 20)
 
 
 def test_attributes_are_walked_up_to_the_end() -> None:

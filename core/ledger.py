@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many expectations live, whose they are, and whether there may be more.
+
+The kernel's table is small (nf_conntrack_expect_max), and its own helpers share it. So
+whoever asks has an account, and so has the server that he asks, and all together. An
+account that is full refuses what is new and gives up nothing that it has.
+
+An expectation counts from the wish to its end: by its timeout, with its master, or
+because the kernel has not taken it. That a one-shot one was met is not told. So an
+account that is full asks the kernel for some of its own, the one-shot ones first, and
+what is there no more no longer counts. Nobody is refused for what has ended, and who
+keeps his account full has few questions answered in a second.
+"""
+
+import enum
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count as counter
+from itertools import islice
+from typing import Final, NamedTuple
+
+from cthelper.core.errors import ExpectationRefused
+from cthelper.core.tuples import Address, Expectation, FlowKey
+
+LIVE_SOURCE: Final = 512
+"""Live expectations of one source's flows."""
+LIVE_SERVER: Final = 1024
+"""Live expectations of flows to one server."""
+LIVE_ALL: Final = 8192
+"""Live expectations in all."""
+
+_LINK_LOCAL: Final = 0xFE80 >> 6  # fe80::/10
+# Seconds between two looks at the kernel's table, and in which an account that the
+# kernel has nothing to say against is not asked for again.
+_PAUSE: Final = 1.0
+# What an account that is full looks at, and asks the kernel for, at a time: a question
+# takes the kernel and us 50 us or so.
+_LOOKED_AT: Final = 64
+_ASKED: Final = 8
+# Flows that may have asked for one and the same, each of which may be its master.
+_FLOWS: Final = 8
+# Seconds that one may live longer in the kernel than from the wish on: it gets its
+# timeout when it is put in.
+_MARGIN: Final = 1.0
+
+
+class Standing(enum.IntEnum):
+    """How sure it is that the source of a flow is who it says."""
+
+    UNANSWERED = 0
+    """Anybody may have sent its first packet."""
+    ANSWERED = 1
+    """A server has answered; a datagram that he answered may be forged."""
+    PROVEN = 2
+    """Its source has heard the answer (IPS_ASSURED), or is this host."""
+
+
+class Asker(NamedTuple):
+    """The flow that asks for expectations, and for whom.
+
+    `server` is None where it goes to a group. `flow` is the master's key.
+    """
+
+    helper: str
+    source: Address
+    server: Address | None
+    standing: Standing
+    flow: FlowKey
+
+
+class Room(NamedTuple):
+    """The kernel's table: how many are in it, whoever's, and how many may be."""
+
+    held: int
+    most: int
+
+
+Account = tuple[object, ...]
+"""What tells one account from another."""
+
+
+def source_of(address: Address) -> Account:
+    """What counts as one source: an address, over IPv6 a /64.
+
+    A host has all addresses of its /64 (RFC 4291, 2.5.4), but of the link-local one
+    each host of the link has some.
+    """
+    number = int(address)
+    if address.version == 6 and number >> 118 != _LINK_LOCAL:
+        return "/64", number >> 64
+    return address.version, number
+
+
+def network_of(address: Address) -> Account | None:
+    """The /48 of an address, which one customer may have (RFC 6177); None: IPv4."""
+    return None if address.version == 4 else ("/48", int(address) >> 80)
+
+
+_Identity = tuple[object, ...]
+"""What tells one expectation in the kernel from another."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """One expectation, on the accounts of who asked first.
+
+    `end` is when it has certainly ended, `placed` whether the kernel has had it. One of
+    the `flows` is its master, or was that of one like it; None: too many have asked.
+    """
+
+    expectation: Expectation
+    accounts: tuple[Account, ...]
+    end: float
+    placed: bool
+    flows: set[FlowKey] | None
+
+
+class _Limit(NamedTuple):
+    """Of an account; `whose` says in words whose it is, about an asker."""
+
+    reason: str
+    account: Account
+    most: int
+    whose: str
+
+
+class Ledger:
+    """The live expectations, within limits; 0 is none.
+
+    `lives` asks the kernel whether it has an expectation, or one that covers it; None:
+    it is not asked. `room` looks at the kernel's table, of which a quarter is left to
+    others; None, or one that returns None: nobody knows it. Of the rest one of
+    `workers` has its share.
+    """
+
+    def __init__(
+        self,
+        source: int,
+        server: int,
+        in_all: int,
+        *,
+        lives: Callable[[Expectation], bool] | None = None,
+        room: Callable[[], Room | None] | None = None,
+        workers: int = 1,
+    ) -> None:
+        self.limit(source, server, in_all)
+        self._lives = lives
+        self._look = room
+        self._workers = workers
+        self._looked = -_PAUSE
+        # How many of the kernel's table are ours at most, and how many of these are
+        # free until the next look; None: not known.
+        self._usable: int | None = None
+        self._free: int | None = None
+        self._live: dict[_Identity, _Live] = {}
+        self._members: dict[Account, dict[_Identity, None]] = {}
+        self._of_flow: dict[FlowKey, set[_Identity]] = {}
+        # Some have moved on, or are gone, when their time comes.
+        self._ends: list[tuple[float, int, _Identity]] = []
+        self._number = counter()
+        self._asked: dict[Account, float] = {}
+
+    def __len__(self) -> int:
+        """How many live, or may."""
+        return len(self._live)
+
+    def limit(self, source: int, server: int, in_all: int) -> None:
+        """Set the limits anew; what lives beyond them goes on."""
+        self._source, self._server, self._in_all = source, server, in_all
+
+    def check(
+        self, now: float, asker: Asker, wanted: Sequence[Expectation], *, moves: bool
+    ) -> None:
+        """Raise ExpectationRefused where these would be too many.
+
+        With `moves` they may be given other ports: then all count as new.
+        """
+        self._expire(now)
+        if now - self._looked >= _PAUSE:
+            self._look_at_table(now)
+        count = len(wanted)
+        if not moves:
+            live = self._live
+            count = len({key for key in map(_identity, wanted) if key not in live})
+        if not count:
+            return
+        for limit in self._limits(asker):
+            if not limit.most or self._count(limit.account) + count <= limit.most:
+                continue
+            self._ask(now, limit.account)
+            if self._count(limit.account) + count > limit.most:
+                whose = limit.whose.format(asker)
+                raise ExpectationRefused(
+                    limit.reason, f"{whose} {limit.most} live expectations"
+                )
+        if self._free is not None and self._free < count:
+            raise ExpectationRefused(
+                "live-all",
+                "a quarter of the kernel's table is left to others "
+                "(nf_conntrack_expect_max)",
+            )
+
+    def enter(
+        self,
+        now: float,
+        asker: Asker,
+        expectations: Iterable[Expectation],
+        *,
+        placed: bool,
+    ) -> None:
+        """Count these, which may be there already. `placed`: the kernel has them."""
+        accounts = tuple(each.account for each in self._limits(asker))
+        for expectation in expectations:
+            identity = _identity(expectation)
+            end = now + expectation.timeout + _MARGIN
+            live = self._live.get(identity)
+            if live is not None:
+                live.end = max(live.end, end)
+                live.placed |= placed
+                self._join(identity, live, asker.flow)
+                continue
+            live = _Live(expectation, accounts, end, placed, set())
+            self._live[identity] = live
+            self._join(identity, live, asker.flow)
+            for account in accounts:
+                self._members.setdefault(account, {})[identity] = None
+            heapq.heappush(self._ends, (end, next(self._number), identity))
+            if self._free is not None:
+                self._free -= 1
+
+    def confirm(self, expectations: Iterable[Expectation]) -> None:
+        """The kernel has taken these."""
+        for expectation in expectations:
+            live = self._live.get(_identity(expectation))
+            if live is not None:
+                live.placed = True
+
+    def cancel(self, expectations: Iterable[Expectation]) -> None:
+        """The kernel has not taken these; what it took before stays."""
+        for expectation in expectations:
+            identity = _identity(expectation)
+            live = self._live.get(identity)
+            if live is not None and not live.placed:
+                self._remove(identity)
+
+    def remove(self, expectations: Iterable[Expectation]) -> None:
+        """These were taken out of the kernel."""
+        for expectation in expectations:
+            self._remove(_identity(expectation))
+
+    def forget(self, flow: FlowKey) -> None:
+        """A flow has ended, and with it what it expected."""
+        for identity in self._of_flow.pop(flow, ()):
+            flows = self._live[identity].flows
+            if flows is not None:
+                flows.discard(flow)
+                if not flows:
+                    self._remove(identity)
+
+    def _join(self, identity: _Identity, live: _Live, flow: FlowKey) -> None:
+        """A flow has asked, and the kernel does not say if it is the master now."""
+        if live.flows is None:
+            return
+        if len(live.flows) >= _FLOWS and flow not in live.flows:
+            self._part_from_flows(identity, live)
+            live.flows = None
+            return
+        live.flows.add(flow)
+        self._of_flow.setdefault(flow, set()).add(identity)
+
+    def _part_from_flows(self, identity: _Identity, live: _Live) -> None:
+        for flow in live.flows or ():
+            own = self._of_flow[flow]
+            own.discard(identity)
+            if not own:
+                del self._of_flow[flow]
+
+    def _limits(self, asker: Asker) -> Iterator[_Limit]:
+        """The accounts that an asker's expectations are on, the narrowest first.
+
+        What may be forged in the source's name gets a part of its account alone, which
+        leaves the source itself the rest.
+        """
+        usable = self._usable
+        source, server, in_all = (
+            _lower(limit, None if usable is None else usable * eighths // 8)
+            for limit, eighths in (
+                (self._source, 3),
+                (self._server, 4),
+                (self._in_all, 8),
+            )
+        )
+        who = source_of(asker.source)
+        standing = asker.standing
+        if standing is not Standing.PROVEN:
+            sixths = 4 if standing is Standing.ANSWERED else 1
+            yield _Limit(
+                "live-source",
+                (int(standing), *who),
+                part(source, sixths, 6),
+                "{0.source}, which may be forged, has",
+            )
+        whose = "the flows of {0.source} have"
+        yield _Limit("live-source", ("source", *who), source, whose)
+        if asker.server is not None:
+            whose = "the flows to {0.server} have"
+            if standing is Standing.UNANSWERED:
+                yield _Limit(
+                    "live-server",
+                    ("unanswered", int(asker.server), asker.server.version),
+                    part(server, 1, 2),
+                    f"unanswered ones of {whose}",
+                )
+            yield _Limit(
+                "live-server",
+                ("server", int(asker.server), asker.server.version),
+                server,
+                whose,
+            )
+        network = network_of(asker.source)
+        if network is not None:
+            whose = "the /48 of {0.source} has"
+            yield _Limit("live-network", network, part(in_all, 3, 4), whose)
+        if standing is Standing.UNANSWERED:
+            whose = "unanswered flows have"
+            yield _Limit("live-unanswered", ("unanswered",), part(in_all, 1, 2), whose)
+        yield _Limit("live-all", ("all",), in_all, "all flows have")
+
+    def _count(self, account: Account) -> int:
+        return len(self._members.get(account, ()))
+
+    def _remove(self, identity: _Identity) -> None:
+        live = self._live.pop(identity, None)
+        if live is None:
+            return
+        for account in live.accounts:
+            members = self._members[account]
+            del members[identity]
+            if not members:
+                del self._members[account]
+                self._asked.pop(account, None)
+        self._part_from_flows(identity, live)
+        if len(self._ends) > 2 * len(self._live) + _LOOKED_AT:
+            self._ends = [
+                (each.end, next(self._number), key) for key, each in self._live.items()
+            ]
+            heapq.heapify(self._ends)
+
+    def _expire(self, now: float) -> None:
+        """Let go of those whose time is over."""
+        while self._ends and self._ends[0][0] <= now:
+            _, number, identity = heapq.heappop(self._ends)
+            live = self._live.get(identity)
+            if live is None:
+                continue
+            if live.end > now:
+                heapq.heappush(self._ends, (live.end, number, identity))
+            else:
+                self._remove(identity)
+
+    def _ask(self, now: float, account: Account) -> None:
+        """Let go of some that the kernel has no more."""
+        members = self._members.get(account)
+        if self._lives is None or members is None:
+            return
+        if now - self._asked.get(account, -_PAUSE) < _PAUSE:
+            return
+        front = list(islice(members, _LOOKED_AT))
+        for identity in front:
+            # The next time it is others' turn.
+            members[identity] = members.pop(identity)
+        placed = [each for each in front if self._live[each].placed]
+        placed.sort(key=lambda each: self._live[each].expectation.permanent)
+        gone = [
+            each
+            for each in placed[:_ASKED]
+            if not self._lives(self._live[each].expectation)
+        ]
+        for identity in gone:
+            self._remove(identity)
+        if not gone:
+            self._asked[account] = now
+
+    def _look_at_table(self, now: float) -> None:
+        self._looked = now
+        room = None if self._look is None else self._look()
+        if room is None:
+            self._usable = self._free = None
+            return
+        usable = room.most * 3 // 4
+        self._usable = max(1, usable // self._workers)
+        self._free = max(0, usable - room.held) // self._workers
+
+
+def _identity(expectation: Expectation) -> _Identity:
+    """Transport, ends and zone as numbers: hashing addresses and enums is dear."""
+    address, source = expectation.destination.address, expectation.source
+    return (
+        int(expectation.transport),
+        address.version,
+        int(address),
+        expectation.destination.port,
+        None if source is None else int(source.network_address),
+        None if source is None else source.prefixlen,
+        expectation.source_port,
+        expectation.zone,
+    )
+
+
+def _lower(limit: int, other: int | None) -> int:
+    """The lower of two limits, of which the first one is none where it is 0."""
+    if other is None:
+        return limit
+    return min(limit, max(1, other)) if limit else max(1, other)
+
+
+def part(limit: int, count: int, parts: int) -> int:
+    """A part of a limit, at least 1; 0, none, of none."""
+    return max(1, limit * count // parts) if limit else 0
