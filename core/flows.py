@@ -32,13 +32,11 @@ _PARTS: Final = 8
 class Side:
     """What the host keeps for one direction of a flow, which is TCP's.
 
-    `stream`, `pending` (bytes of a message that is not complete) and `patches` (what
-    was rewritten, if anything was). `parsed` turns false when a message was malformed:
-    what follows in the stream says nothing any more.
+    `stream` and `patches` (what was rewritten, if anything was). `parsed` turns false
+    when a message was malformed: what follows in the stream says nothing any more.
     """
 
     stream: Stream | None = None
-    pending: bytearray | bytes = b""
     patches: Patches | None = None
     parsed: bool = True
 
@@ -97,7 +95,7 @@ class Flow:
         """
         self.helper = None
         for side in (self.sent, self.answered):
-            side.pending, side.patches = b"", None
+            side.patches = None
 
     def count_damage(self, direction: Direction) -> None:
         """Something malformed came; over TCP the direction is not read any more."""
@@ -106,8 +104,6 @@ class Flow:
             return
         side.parsed = False
         side.stream = None
-        # Not cleared: the exception's frames may hold views of the bytes.
-        side.pending = b""
         if not (self.sent.parsed or self.answered.parsed):
             self.finish("malformed")
 
@@ -130,7 +126,6 @@ class Flow:
         for side in (self.sent, self.answered):
             if side is not _UDP:
                 side.stream = None
-                side.pending = b""
 
 
 class FlowTable:

@@ -172,12 +172,9 @@ class Reader:
                 return None
             if standing is Standing.ANEW:
                 flow.begin_anew()
+        begun = stream.tail
         fresh = stream.feed(packet.sequence, packet.payload)
-        if not fresh:
-            return None
-        side = flow.side(packet.direction)
-        pending = side.pending = bytearray(side.pending) + fresh
-        return pending
+        return bytearray(begun) + fresh if fresh else None
 
     def _messages(
         self,
@@ -190,19 +187,19 @@ class Reader:
 
         That is the sequence number of the first byte; 0 of a datagram.
         """
-        if side.stream is None or pending is None:
+        stream = side.stream
+        if stream is None or pending is None:
             yield 0, packet.payload
             return
-        end = side.stream.next
+        end, limit = stream.next, stream.limit
         while pending:
             position = end - len(pending)
             with memoryview(pending) as view:
                 length = helper.frame(view.toreadonly())
-            limit = helper.message_limit
             if length is None:
                 if len(pending) > limit:
                     raise Oversized(f"no complete message in {len(pending)} bytes")
-                return
+                break
             if not 0 < length <= len(pending):
                 raise HelperFault(f"frame() returned {length} of {len(pending)} bytes")
             if length > limit:
@@ -210,6 +207,7 @@ class Reader:
             payload = bytes(pending[:length])
             del pending[:length]
             yield position, payload
+        stream.unread = len(pending)
 
     def _react(
         self,

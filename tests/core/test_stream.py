@@ -91,7 +91,8 @@ def test_bytes_become_available_in_order(
         "held bytes, longer": [(2, b"cd"), (2, b"cXe")],
         "first copy was held": [(2, b"cd"), (0, b"abX")],
         "first copy was held, inside": [(2, b"cd"), (0, b"abXdef")],
-        "both copies were held": [(2, b"cd"), (3, b"Xe"), (0, b"ab")],
+        "both copies are held": [(2, b"cd"), (3, b"Xe")],
+        "held between two others": [(2, b"cd"), (6, b"gh"), (3, b"defX")],
     },
 )
 def test_repetition_with_other_content_is_an_overlap(
@@ -145,26 +146,46 @@ def test_what_does_not_wait_is_counted_anew_after_each_byte_in_order() -> None:
         assert feed(stream, offset, b"x") == b"x"
 
 
-def test_what_waits_is_bounded_in_all() -> None:
-    # Each segment lies within the limit, but they overlap: every copy is held.
+def test_what_waits_is_kept_once() -> None:
     stream = begun(limit=8)
-    assert feed(stream, 1, b"12345") == b""
-    assert feed(stream, 2, b"234") == b""
-    assert feed(stream, 6, b"6") == b""
-    assert feed(stream, 0, b"0") == b"012345"
+    for offset, data in [(1, b"12345"), (2, b"234"), (6, b"6"), (1, b"1"), (4, b"456")]:
+        assert feed(stream, offset, data) == b""
+    assert stream.held < begun(limit=8).held + 400
+    assert feed(stream, 0, b"0") == b"0123456"
 
 
-def test_number_of_segments_that_wait_is_bounded() -> None:
-    # One byte each, the last first: within the limit of bytes by far.
+def test_number_of_pieces_that_wait_is_bounded() -> None:
+    # Every second byte: within the limit of bytes by far.
     stream = begun(limit=16 * 1024)
-    for offset in range(256, 0, -1):
+    for offset in range(128, 0, -2):
         assert feed(stream, offset, b"x") == b""
-    assert feed(stream, 0, b"y") == b"y" + 256 * b"x"
+    assert feed(stream, 130, b"x") == b""
+    assert stream.held < 16 * 1024
+    # What touches a piece is no further one.
+    assert feed(stream, 129, b"z") == b""
+    for offset in range(1, 129, 2):
+        assert feed(stream, offset, b"z") == b""
+    assert feed(stream, 0, b"y") == b"y" + 64 * b"zx" + b"z"
+    assert feed(stream, 130, b"x") == b"x"
+
+
+def test_no_packet_has_much_to_put_together() -> None:
     stream = begun(limit=16 * 1024)
-    for offset in range(257, 0, -1):
+    for offset in range(8000, 0, -1):
         assert feed(stream, offset, b"x") == b""
-    assert feed(stream, 0, b"y") == b"y"
-    assert feed(stream, 1, b"x") == 257 * b"x"
+    assert stream.held < 16 * 1024
+    assert feed(stream, 0, b"y") == b"y" + 8000 * b"x"
+
+
+def test_tail_is_what_is_unread() -> None:
+    stream = begun(limit=8)
+    assert stream.tail == b""
+    feed(stream, 0, CONTENT)
+    for unread in (0, 3, 8):
+        stream.unread = unread
+        assert stream.tail == CONTENT[16 - unread :]
+    stream.begin(FIRST)
+    assert stream.tail == b""
 
 
 def test_segment_in_order_may_be_longer_than_the_limit() -> None:
@@ -214,6 +235,7 @@ def test_any_delivery_gives_the_content(
     content, segments = delivery
     stream = begun(limit=sum(len(data) for _, data in segments) + 1, first=first)
     assert b"".join(feed(stream, *each, first) for each in segments) == content
+    assert stream.held == begun().held + len(content)
 
 
 @given(st.binary(min_size=2, max_size=60), st.integers(0, 2**32 - 1), st.data())
