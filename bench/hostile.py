@@ -4,7 +4,7 @@
 usage: python -m bench.hostile [--rounds N] [NAME...]
 
 CPU is this thread's in `Engine.handle`, of each packet of an attack the least of some
-rounds, and of these the most: what the dearest packet takes where nothing else disturbs.
+rounds, and of these the most: what the dearest packet takes where nothing disturbs.
 Memory is what tracemalloc counts, for each of many flows that keep as much as they can,
 beside what the engine takes them for. The last line of the output is JSON.
 """
@@ -415,7 +415,7 @@ def _dearest(name: str, rounds: int, *, translated: bool = False) -> tuple[float
 
 
 def _full_tns() -> Attack:
-    """Both directions at their limit: known bytes, a message begun, and bytes beyond."""
+    """Both directions at their limit: a message begun, and pieces beyond it."""
     yield from _tns_connected()
     client = 1 + len(_CONNECT)
     for direction, start in ((ORIGINAL, client), (REPLY, 1)):

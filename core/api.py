@@ -256,9 +256,12 @@ class Done:
     """The flow announces nothing more; stop inspecting it. Yield `DONE`.
 
     `why`, a few words for people, may be given: ``yield Done("the server's ACCEPT")``.
+    `reason` is a code in words joined by hyphens, which names a counter: another one
+    where the helper gives up a flow that may announce something yet.
     """
 
     why: str = field(default="", compare=False)
+    reason: str = field(default="done", compare=False)
 
 
 DONE: Final = Done()

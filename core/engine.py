@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from cthelper.core.config import HelperConfig
+from cthelper.core.config import Budget, HelperConfig
 from cthelper.core.errors import ExpectationRefused, Malformed
 from cthelper.core.flows import Flow, FlowTable
 from cthelper.core.grants import Grants, OnLink, Placed, Placer
@@ -56,9 +56,9 @@ class Engine:
 
     `helpers` maps the names that conntrack entries carry to what is configured for
     them; it may be replaced at any time, and flows begun before keep their instance.
-    `clock` gives seconds and only moves forward. At most `flow_limit` flows are kept.
-    `watch` is told of every message and effect. `quarantine` may hold already what
-    another engine met.
+    `clock` gives seconds and only moves forward. At most `flow_limit` flows are kept,
+    and no more is spent on them than `budget` says. `watch` is told of every message
+    and effect. `quarantine` may hold already what another engine met.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Engine:
         placer: Placer | None = None,
         watch: Watch | None = None,
         quarantine: Quarantine | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.helpers = helpers
         self.flows = FlowTable(flow_limit)
@@ -79,6 +80,17 @@ class Engine:
         self._on_link = on_link
         self._quarantine = quarantine or Quarantine(clock)
         self._reader = Reader(self._grants, clock, watch, self._quarantine)
+        self._budget = self.budget = budget or Budget()
+
+    @property
+    def budget(self) -> Budget:
+        """What inspection may cost; it may be replaced at any time."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        self._budget = budget
+        self._reader.messages = budget.messages
 
     @property
     def guard(self) -> Guard:

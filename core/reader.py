@@ -19,7 +19,7 @@ from cthelper.core.api import (
     Message,
     Rewrite,
 )
-from cthelper.core.config import HelperConfig
+from cthelper.core.config import Budget, HelperConfig
 from cthelper.core.errors import (
     ExpectationRefused,
     HelperFault,
@@ -58,7 +58,8 @@ class Reader:
     """Runs helpers over messages.
 
     `clock` gives seconds and only moves forward. `watch` is told of every message and
-    effect, `quarantine` of every fault.
+    effect, `quarantine` of every fault. Of one packet at most so many `messages` are
+    read.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Reader:
         watch: Watch | None,
         quarantine: Quarantine,
     ) -> None:
+        self.messages = Budget().messages
         self._grants = grants
         self._clock = clock
         self._watch = watch
@@ -90,6 +92,11 @@ class Reader:
                 self._settle(packet, flow, outcome)
             else:
                 self.repeat(packet, flow.side(packet.direction), outcome)
+        except MemoryError:
+            # Not the helper's fault, nor the flow's.
+            self._withdraw(outcome)
+            flow.finish("memory")
+            self.repeat(packet, flow.side(packet.direction), outcome)
         # The one place where a helper's bug arrives.
         except (Exception, Overrun) as error:
             self._withdraw(outcome)
@@ -117,7 +124,12 @@ class Reader:
                 return
         helper = flow.helper or config.helper()
         flow.helper = helper
-        for position, payload in self._messages(helper, side, packet, pending):
+        messages = self._messages(helper, side, packet, pending)
+        for number, (position, payload) in enumerate(messages):
+            if number == self.messages:
+                flow.finish("too-many-messages")
+                outcome.finish = f"over {number} messages in one packet"
+                break
             message = Message(
                 direction=direction,
                 transport=packet.segment.transport,
@@ -150,7 +162,7 @@ class Reader:
                 *(reaction, effect, message, entry, config, position, outcome)
             )
             if done is not None:
-                flow.finish("done")
+                flow.finish(done.reason)
                 outcome.finish = done.why
                 break
 

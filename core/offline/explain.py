@@ -265,10 +265,10 @@ class _Story:
         if not messages and flow.finished is None:
             if not side.parsed:
                 yield "engine", "this direction is no longer read: it was malformed"
-            elif side.pending:
+            elif side.stream is not None and side.stream.unread:
                 yield (
                     "stream",
-                    f"{len(side.pending)} bytes wait for the rest of their message",
+                    f"{side.stream.unread} bytes wait for the rest of their message",
                 )
             elif size and flow.original.transport is TCP:
                 yield "stream", "its bytes are not next: they wait, or came before"

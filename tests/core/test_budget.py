@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What inspection may cost: messages of a packet, memory, CPU of a source."""
+
+import pytest
+
+from cthelper.core.api import Done, Effects, Helper, Message
+from cthelper.core.config import Budget
+from cthelper.core.engine import Decision
+from cthelper.core.outcome import Finished
+from cthelper.core.tuples import REPLY
+from tests.core.builders import cut
+from tests.core.host import (
+    Host,
+    Lines,
+    expectation,
+)
+
+# Messages.
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_so_many_messages_of_a_packet_are_read(count: int) -> None:
+    host = Host(Lines)
+    host.engine.budget = Budget(messages=4)
+    assert host.send(b"NOTHING\n" * count).events == ()
+    assert len(host.messages) == count
+    assert host.send(b"OPEN 5000\n").expectations == (expectation(host, 5000),)
+
+
+def test_packet_with_more_messages_is_the_last_that_is_read() -> None:
+    host = Host(Lines)
+    host.engine.budget = Budget(messages=4)
+    decision = host.send(b"OPEN 5000\n" + b"NOTHING\n" * 3 + b"OPEN 5001\n")
+    assert decision.expectations == (expectation(host, 5000),)
+    (event,) = decision.events
+    assert event == Finished("too-many-messages")
+    assert "over 4 messages" in str(event)
+    assert host.send(b"OPEN 5002\n") == Decision(decision.flow)
+    assert host.send(b"OPEN 5002\n", REPLY) == Decision(decision.flow)
+
+
+def test_messages_of_several_packets_are_not_added_up() -> None:
+    host = Host(Lines)
+    host.engine.budget = Budget(messages=2)
+    for piece in cut(b"NOTHING\n" * 64, range(16, 512, 16)):
+        assert host.send(piece).events == ()
+    assert len(host.messages) == 64
+
+
+def test_messages_that_one_segment_makes_available_count() -> None:
+    host = Host(Lines)
+    host.engine.budget = Budget(messages=2)
+    host.send(b"")
+    assert host.segment(1, b"OTHING\nNOTHING\nNOTHING\n").events == ()
+    assert host.segment(0, b"N").events == (Finished("too-many-messages"),)
+
+
+class Tired(Lines):
+    """Gives up."""
+
+    def on_message(self, message: Message) -> Effects:
+        yield Done("nothing was said", "idle")
+
+
+def test_helper_may_say_by_which_reason_it_is_done() -> None:
+    assert Host(Tired).send(b"NOTHING\n").events == (Finished("idle"),)
+    assert Done("a") == Done("b", "idle")
+
+
+# Memory.
+
+
+class Hungry(Lines):
+    """Asks for more memory than there is, after an expectation."""
+
+    name = "hungry"
+
+    def on_message(self, message: Message) -> Effects:
+        yield from super().on_message(message)
+        raise MemoryError
+
+    def frame(self, data: memoryview) -> int | None:
+        if bytes(data[:1]) == b"!":
+            raise MemoryError
+        return super().frame(data)
+
+
+class HungryAtOnce(Lines):
+    """Asks for it at its beginning."""
+
+    def __init__(self) -> None:
+        raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("helper", "payload"),
+    [(Hungry, b"OPEN 5000\n"), (Hungry, b"!"), (HungryAtOnce, b"OPEN 5000\n")],
+)
+def test_want_of_memory_is_nobodys_fault(helper: type[Helper], payload: bytes) -> None:
+    host = Host(helper)
+    for _ in range(20):
+        decision = host.send(payload)
+        assert (decision.expectations, decision.packet) == ((), None)
+        assert decision.events == (Finished("memory"),)
+        assert host.send(payload) == Decision(decision.flow)
+        host.next_flow()
