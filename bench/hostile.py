@@ -51,7 +51,7 @@ procedures = ["getport", "getaddr", "getaddrlist", "dump"]
 _SEGMENT: Final = 1448
 # As much as a queue copies of a packet (core/packet.py), less the headers.
 _LARGEST: Final = 65_000
-_FLOWS: Final = 64
+_FLOWS: Final = 512
 
 Packet = tuple[Direction, bytes]
 Attack = Iterator[Packet]
@@ -422,36 +422,43 @@ def _full_tns() -> Attack:
         begun = struct.pack("!HHBBH", 16_300, 0, 6, 0, 0) + bytes(16_000)
         yield from _stream(begun, direction, start)
         beyond = start + len(begun)
-        for each in range(1, 255):
-            yield direction, _segment(beyond + 64 * each, bytes(50))
+        for each in range(64):
+            yield direction, _segment(beyond + 1 + 251 * each, bytes(250))
+
+
+def _one_call() -> Attack:
+    yield ORIGINAL, _datagram(_getport(1))
 
 
 _FULL: Final[dict[str, tuple[str, Transport, Callable[[], Attack]]]] = {
+    "sunrpc, one call": ("sunrpc", UDP, _one_call),
+    "tns, CONNECT": ("tns", TCP, _tns_connected),
     "tns": ("tns", TCP, _full_tns),
     "sunrpc, TCP": ("sunrpc", TCP, _rpc_calls),
     "sunrpc, UDP": ("sunrpc", UDP, _rpc_calls_udp),
 }
 
 
-def _held(name: str) -> float:
-    """KiB of a flow that keeps as much as it can."""
+def _held(name: str) -> tuple[float, float]:
+    """KiB of a flow that keeps as much as it can, and what it is taken for."""
     helper, transport, attack = _FULL[name]
     packets = list(attack())
     engine = _engine()
-    entries = [_entry_for(helper, transport, number) for number in range(_FLOWS + 1)]
 
-    def fill(entry: Conntrack) -> None:
+    def fill(number: int) -> None:
+        entry = _entry_for(helper, transport, number)
         for direction, packet in packets:
             engine.handle(packet, entry, direction)
 
-    fill(entries.pop())
+    fill(_FLOWS)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for entry in entries:
-        fill(entry)
+    for number in range(_FLOWS):
+        fill(number)
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    return taken / _FLOWS / 1024
+    weight = engine.flows.weight / (_FLOWS + 1)
+    return taken / _FLOWS / 1024, weight / 1024
 
 
 def main() -> int:
@@ -472,8 +479,8 @@ def main() -> int:
             cpu[label], size = _dearest(name, options.rounds, translated=translated)
             print(f"{label}: {cpu[label]:.0f} us for a packet of {size} bytes")
     held = {name: _held(name) for name in _FULL if name.startswith(chosen)}
-    for name, size_of in held.items():
-        print(f"{name}: {size_of:.1f} KiB for a flow")
+    for name, (taken, weight) in held.items():
+        print(f"{name}: {taken:.1f} KiB for a flow, taken for {weight:.1f} KiB")
     print(json.dumps({"cpu": cpu, "memory": held}))
     return 0
 

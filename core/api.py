@@ -10,8 +10,10 @@ message.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from sys import getsizeof
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, cast, final
 
 from cthelper.core.cursor import Cursor
@@ -79,6 +81,11 @@ __all__ = [
 API: Final = (1, 0)
 """The version of what is here. Its second number grows with what is added, the first
 where a helper may have to be changed."""
+
+# What an instance takes besides its attributes, in bytes, and how many items of each of
+# them are looked at.
+_INSTANCE: Final = 200
+_LOOKED_AT: Final = 16
 
 OptionValue = bool | int | str | tuple[object, ...]
 _V = TypeVar("_V", bound=OptionValue)
@@ -359,6 +366,25 @@ class Helper(ABC):
     @abstractmethod
     def on_message(self, message: Message) -> Effects:
         """React to one message. Raises Malformed, ExpectationRefused, nothing else."""
+
+    def footprint(self) -> int:
+        """Bytes of memory that the instance keeps, about, for the budget of memory.
+
+        Asked after each packet that was read. By default what its attributes take, and
+        what these hold; a helper whose state is nested deeper says it itself.
+        """
+        values = list(getattr(self, "__dict__", {}).values())
+        for class_ in type(self).__mro__:
+            values += [
+                getattr(self, name, None) for name in vars(class_).get("__slots__", ())
+            ]
+        size = _INSTANCE + sum(map(getsizeof, values))
+        for value in values:
+            if isinstance(value, Collection) and not isinstance(value, str | bytes):
+                items = value.values() if isinstance(value, Mapping) else value
+                some = list(map(getsizeof, islice(items, _LOOKED_AT)))
+                size += sum(some) * len(value) // max(1, len(some))
+        return size
 
     def describe(self, message: Message) -> Mapping[str, str]:
         """What a message says, field by field, in words; empty: nothing.

@@ -75,7 +75,7 @@ class Engine:
         budget: Budget | None = None,
     ) -> None:
         self.helpers = helpers
-        self.flows = FlowTable(flow_limit)
+        self.flows = FlowTable(flow_limit, (budget or Budget()).memory)
         self._grants = Grants(guard, on_link, placer)
         self._on_link = on_link
         self._quarantine = quarantine or Quarantine(clock)
@@ -91,6 +91,7 @@ class Engine:
     def budget(self, budget: Budget) -> None:
         self._budget = budget
         self._reader.messages = budget.messages
+        self.flows.memory = budget.memory
 
     @property
     def guard(self) -> Guard:
@@ -157,6 +158,7 @@ class Engine:
             self._reader.read(located, flow, config, outcome)
         elif located is not None:
             self._reader.repeat(located, side, outcome)
+        self.flows.weigh(flow)
         if inspected and flow.finished is not None:
             outcome.events.append(Finished(flow.finished, outcome.finish))
         if outcome.packet is None and outcome.empty:

@@ -2,10 +2,10 @@
 """The flow table: conntrack id and zone to the helper's instance and its streams."""
 
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from cthelper.core.api import Helper
@@ -26,6 +26,12 @@ from cthelper.core.tuples import (
 _SHARES: Final = 64
 # Of so many parts of the table, flows that are not assured may always have one.
 _PARTS: Final = 8
+# Flows of a share of which the heaviest goes.
+_LOOKED_AT: Final = 32
+# What a flow takes in memory by itself, with its place in the table and its tuple.
+_FLOW: Final = 1000
+# What something that was rewritten takes.
+_PATCH: Final = 300
 
 
 @dataclass(slots=True)
@@ -40,6 +46,16 @@ class Side:
     patches: Patches | None = None
     parsed: bool = True
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes, about."""
+        size = 0
+        if self.stream is not None:
+            size += self.stream.held
+        if self.patches is not None:
+            size += _PATCH * len(self.patches)
+        return size
+
 
 # On UDP there is nothing to keep: all flows share this. A malformed datagram says
 # nothing about the next one, and may be anybody's.
@@ -51,8 +67,9 @@ class Flow:
     """A flow that a helper inspects. There may be a hundred thousand of them.
 
     `name` is the helper's; its instance, `helper`, is made for the first packet that is
-    read. `depth` and `group` are what its messages say. `finished` says why the flow is
-    no longer inspected.
+    read, and takes `kept` bytes. `depth` and `group` are what its messages say.
+    `finished` says why the flow is no longer inspected. `share` and `weight`, in bytes,
+    are the table's.
     """
 
     key: FlowKey
@@ -64,6 +81,9 @@ class Flow:
     depth: int = 0
     group: bool = False
     finished: str | None = None
+    kept: int = 0
+    weight: int = field(default=0, compare=False)
+    share: "_Share" = field(init=False, repr=False, compare=False)
 
     @classmethod
     def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":
@@ -108,6 +128,16 @@ class Flow:
             self.finish("malformed")
 
     @property
+    def measured(self) -> int:
+        """Bytes of memory that it takes, about."""
+        size = _FLOW
+        if self.helper is not None:
+            size += self.kept
+        if self.sent is not _UDP:
+            size += self.sent.held + self.answered.held
+        return size
+
+    @property
     def quiet(self) -> bool:
         """Whether its packets need no look any more.
 
@@ -128,40 +158,53 @@ class Flow:
                 side.stream = None
 
 
-class FlowTable:
-    """Flows by conntrack id and zone, at most `limit`.
+@dataclass(slots=True)
+class _Share:
+    """Flows of some sources, the most recently used last, and their weight in bytes.
 
-    When it is full the least recently used one of some goes, and `evicted` counts it.
-    As in the kernel (early_drop in nf_conntrack_core.c) these are the flows that are
-    not assured, each of which anybody can begin by one packet with any source; and of
-    those the ones whose sources have the most. Sources are told apart by hashing them,
-    IPv6 by their /64. Assured flows go only where they would leave less than an eighth
-    of the table to the others.
+    `room` is the most flows that it has had since its table was made.
+    """
+
+    assured: bool
+    flows: OrderedDict[FlowKey, Flow] = field(default_factory=OrderedDict)
+    weight: int = 0
+    room: int = 0
+
+
+class FlowTable:
+    """Flows by conntrack id and zone, at most `limit`, of `memory` bytes in all.
+
+    When it is full others go, and `evicted` counts them: by ``flows`` where there are
+    too many, by ``memory`` where they weigh too much. As in the kernel (early_drop in
+    nf_conntrack_core.c) these are the flows that are not assured, each of which anybody
+    can begin by one packet with any source; and of those the ones whose sources have
+    the most. Sources are told apart by hashing them, IPv6 by their /64. Assured flows
+    go, by the same rule, only where they would leave less than an eighth of the table
+    to the others. The least recently used goes, or for memory the heaviest of some that
+    were not used for long.
 
     A flow that was evicted and goes on is met again as new: on TCP in mid-stream, so
     that it is finished, on UDP with a fresh instance.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, memory: int) -> None:
+        self.memory = memory
+        self.weight = 0
+        self.evicted: Counter[str] = Counter()
         self._limit = limit
-        self._open = max(1, limit // _PARTS)
-        self._assured: OrderedDict[FlowKey, Flow] = OrderedDict()
-        # The others, and which of the shares each is in.
-        self._shares = [OrderedDict[FlowKey, Flow]() for _ in range(_SHARES)]
-        self._share_of: dict[FlowKey, int] = {}
-        # The most flows that a share has had since it was made: what it has room for.
-        self._rooms = [0] * _SHARES
+        self._flows: dict[FlowKey, Flow] = {}
+        self._assured = [_Share(assured=True) for _ in range(_SHARES)]
+        self._others = [_Share(assured=False) for _ in range(_SHARES)]
+        self._beginning = 0
+        self._beginning_weight = 0
         # Nobody is to choose whom he shares with.
         self._secret = random.getrandbits(64)
-        self.evicted = 0
 
     def __len__(self) -> int:
-        return len(self._assured) + len(self._share_of)
+        return len(self._flows)
 
     def __iter__(self) -> Iterator[Flow]:
-        return chain(
-            self._assured.values(), *(share.values() for share in self._shares)
-        )
+        return iter(self._flows.values())
 
     def find(self, entry: Conntrack) -> Flow | None:
         """The flow of `entry`, now the most recently used; None: not known.
@@ -170,63 +213,92 @@ class FlowTable:
         come again: a flow whose original tuple differs is another one and is dropped.
         """
         key = key_of(entry)
-        flow = self._assured.get(key)
-        share = None
+        flow = self._flows.get(key)
         if flow is None:
-            number = self._share_of.get(key)
-            if number is None:
-                return None
-            share = self._shares[number]
-            flow = share[key]
+            return None
         original = entry.original
         # Comparing is dear, and an entry that was decoded before is the same object.
         if flow.original is not original and flow.original != original:
             self.remove(key)
             return None
-        if share is None:
-            self._assured.move_to_end(key)
-        elif entry.assured:
-            self.remove(key)
-            self._assured[key] = flow
+        share = flow.share
+        if share.assured or not entry.assured:
+            share.flows.move_to_end(key)
         else:
-            share.move_to_end(key)
+            self.remove(key)
+            self._put(flow, self._assured)
         return flow
 
     def add(self, flow: Flow) -> None:
-        """Put in a new flow, evicting another one if need be."""
-        if len(self) >= self._limit:
-            self._evict()
-        number = self._share(flow.original.source.address)
-        share = self._shares[number]
-        share[flow.key] = flow
-        self._share_of[flow.key] = number
-        if len(share) > self._rooms[number]:
-            self._rooms[number] = len(share)
+        """Put in a new flow, evicting others if need be."""
+        if len(self._flows) >= self._limit:
+            self._evict_one()
+        self._put(flow, self._others)
+        self._shrink()
+
+    def weigh(self, flow: Flow) -> None:
+        """Take account of what a flow keeps now, evicting others or it if need be."""
+        weight = flow.measured
+        more = weight - flow.weight
+        if more and flow.key in self._flows:
+            flow.weight = weight
+            self._account(flow.share, more)
+            if more > 0:
+                self._shrink()
 
     def remove(self, key: FlowKey) -> None:
         """Forget a flow, if it is known."""
-        number = self._share_of.pop(key, None)
-        if number is None:
-            self._assured.pop(key, None)
+        flow = self._flows.pop(key, None)
+        if flow is None:
             return
-        share = self._shares[number]
-        del share[key]
+        share = flow.share
+        del share.flows[key]
+        self._account(share, -flow.weight)
+        if not share.assured:
+            self._beginning -= 1
         # A dictionary keeps the room that it once needed: without this one source after
         # the other could fill each of the shares.
-        if len(share) < self._rooms[number] // 4:
-            self._shares[number] = OrderedDict(share)
-            self._rooms[number] = len(share)
+        if len(share.flows) < share.room // 4:
+            share.flows = OrderedDict(share.flows)
+            share.room = len(share.flows)
 
-    def _share(self, source: Address) -> int:
+    def _put(self, flow: Flow, shares: list[_Share]) -> None:
+        share = flow.share = shares[self._number(flow.original.source.address)]
+        self._flows[flow.key] = share.flows[flow.key] = flow
+        share.room = max(share.room, len(share.flows))
+        flow.weight = flow.measured
+        self._account(share, flow.weight)
+        if not share.assured:
+            self._beginning += 1
+
+    def _account(self, share: _Share, more: int) -> None:
+        self.weight += more
+        share.weight += more
+        if not share.assured:
+            self._beginning_weight += more
+
+    def _number(self, source: Address) -> int:
         number = int(source)
         if source.version == 6:
             number >>= 64
         return hash((number, self._secret)) % _SHARES
 
-    def _evict(self) -> None:
-        self.evicted += 1
-        if self._assured and len(self._share_of) < self._open:
-            self._assured.popitem(last=False)
-        else:
-            fullest = max(self._shares, key=len)
-            self.remove(next(iter(fullest)))
+    def _evict_one(self) -> None:
+        """Make room for a flow."""
+        spared = max(1, self._limit // _PARTS)
+        spare = self._beginning < min(spared, len(self._flows))
+        shares = self._assured if spare else self._others
+        share = max(shares, key=lambda each: len(each.flows))
+        self.remove(next(iter(share.flows)))
+        self.evicted["flows"] += 1
+
+    def _shrink(self) -> None:
+        """Make room for what is weighed already."""
+        while self.weight > self.memory:
+            spared = max(1, self.memory // _PARTS)
+            spare = self._beginning_weight < min(spared, self.weight)
+            shares = self._assured if spare else self._others
+            share = max(shares, key=lambda each: each.weight)
+            some = islice(share.flows.values(), _LOOKED_AT)
+            self.remove(max(some, key=lambda each: each.weight).key)
+            self.evicted["memory"] += 1

@@ -57,8 +57,8 @@ class Patches:
     def __init__(self, patches: Iterable[Patch] = ()) -> None:
         self._patches = list(patches)
 
-    def __bool__(self) -> bool:
-        return bool(self._patches)
+    def __len__(self) -> int:
+        return len(self._patches)
 
     def __iter__(self) -> Iterator[Patch]:
         return iter(self._patches)

@@ -88,6 +88,8 @@ class Reader:
             except StreamLost as error:
                 flow.finish(error.reason)
                 outcome.finish = error.detail
+            if flow.helper is not None:
+                flow.kept = flow.helper.footprint()
             if outcome.patches or outcome.unwritten is not None:
                 self._settle(packet, flow, outcome)
             else:

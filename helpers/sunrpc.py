@@ -93,6 +93,8 @@ _NAME: Final = "sunrpc"
 # before its answer; and each takes some 300 bytes for a minute, in every flow.
 _PENDING_LIMIT: Final = 128
 _PENDING_SECONDS: Final = 60.0
+# What one takes in memory, in bytes.
+_PENDING_SIZE: Final = 350
 # As many as the policies hold, so that a list does not evict what it has just opened.
 _LISTED: Final = {"DUMP": 32, "GETADDRLIST": 8}
 
@@ -235,6 +237,11 @@ class SunRpc(Helper):
             reply=((Match(32, 32, REPLY),),),
             answers=True,
         )
+
+    def footprint(self) -> int:
+        """What the calls take."""
+        pending = self._pending
+        return _PENDING_SIZE * (len(pending) + 1 if isinstance(pending, dict) else 1)
 
     def frame(self, data: memoryview) -> int | None:
         """Length of one record."""

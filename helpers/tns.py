@@ -70,6 +70,9 @@ _TEXT_LIMIT: Final = 4096
 # session's packets. What is waited for is read anew with each.
 _PIECES: Final = 16
 _CHAIN_LIMIT: Final = 4
+# What these take in memory, in bytes.
+_INSTANCE: Final = 400
+_PIECE: Final = 200
 
 
 class _Type(enum.IntEnum):
@@ -231,6 +234,13 @@ class Tns(Helper):
     def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:
         """Whether redirects to redirects are followed."""
         return bool(options[_CHAINED.name])
+
+    def footprint(self) -> int:
+        """What the text of a REDIRECT takes."""
+        pending = self._pending
+        if pending is None:
+            return _INSTANCE
+        return _INSTANCE + len(pending.text) + _PIECE * len(pending.pieces)
 
     def frame(self, data: memoryview) -> int | None:
         """Length of one packet; of a flow that is not TNS only what tells so."""

@@ -10,9 +10,11 @@ from cthelper.core.outcome import Finished
 from cthelper.core.tuples import REPLY
 from tests.core.builders import cut
 from tests.core.host import (
+    Datagrams,
     Host,
     Lines,
     expectation,
+    fault_of,
 )
 
 # Messages.
@@ -104,3 +106,58 @@ def test_want_of_memory_is_nobodys_fault(helper: type[Helper], payload: bytes) -
         assert decision.events == (Finished("memory"),)
         assert host.send(payload) == Decision(decision.flow)
         host.next_flow()
+
+
+def test_memory_of_all_flows_is_bounded() -> None:
+    host = Host(Lines)
+    host.engine.budget = Budget(memory=20_000)
+    for _ in range(15):
+        host.send(b"NOTHING\n")
+        host.send(b"OPEN ")
+        table = host.engine.flows
+        assert table.weight == sum(each.measured for each in table) <= 20_000
+        host.next_flow()
+    assert table.evicted["memory"] > 0
+    assert table.evicted["flows"] == 0
+
+
+def test_flow_that_is_finished_takes_less() -> None:
+    host = Host(Lines)
+    host.send(b"NOTHING\n")
+    before = host.engine.flows.weight
+    host.engine.helpers = {}
+    assert host.send(b"NOTHING\n").events == (Finished("helper-removed"),)
+    assert 1000 <= host.engine.flows.weight < before
+
+
+class Slotted(Datagrams):
+    """Has attributes of both kinds."""
+
+    __slots__ = ("numbers", "unset")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = b""
+        self.numbers: dict[int, bytes] = {}
+
+
+def test_helper_says_what_it_keeps_unless_it_says_otherwise() -> None:
+    helper = Slotted()
+    empty = helper.footprint()
+    helper.text = bytes(5000)
+    assert empty + 4900 < helper.footprint() < empty + 5100
+    helper.numbers = {number: bytes(1000) for number in range(100)}
+    assert empty + 105_000 < helper.footprint() < empty + 120_000
+    assert Datagrams().footprint() < empty
+
+
+class Wrong(Datagrams):
+    """Cannot say what it keeps."""
+
+    def footprint(self) -> int:
+        raise ZeroDivisionError
+
+
+def test_footprint_that_fails_is_the_helpers_fault() -> None:
+    decision = Host(Wrong).send(b"OPEN 5000")
+    assert fault_of(decision).error == "ZeroDivisionError: "

@@ -5,14 +5,17 @@ import sys
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
 from cthelper.core.flows import Flow, FlowTable
-from cthelper.core.patches import Patches
+from cthelper.core.patches import Patch, Patches
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status, key_of
 from tests.core.builders import CLIENT, SERVER, SERVER6, conntrack, flow_tuple
+
+MEMORY = 1 << 20
 
 
 class Silent(Helper):
@@ -34,11 +37,11 @@ def begun(table: FlowTable, entry: Conntrack) -> Flow:
 
 
 def test_unknown_flow_is_not_found() -> None:
-    assert FlowTable(2).find(conntrack()) is None
+    assert FlowTable(2, MEMORY).find(conntrack()) is None
 
 
 def test_flow_is_found_again() -> None:
-    table = FlowTable(2)
+    table = FlowTable(2, MEMORY)
     flow = begun(table, conntrack(id_=1))
     begun(table, conntrack(id_=2))
     assert table.find(conntrack(id_=1)) is flow
@@ -46,14 +49,14 @@ def test_flow_is_found_again() -> None:
 
 
 def test_least_recently_used_flow_is_evicted_and_counted() -> None:
-    table = FlowTable(2)
+    table = FlowTable(2, MEMORY)
     first, second, third = (conntrack(id_=number) for number in (1, 2, 3))
     kept = begun(table, first)
     begun(table, second)
     table.find(first)
-    assert table.evicted == 0
+    assert table.evicted == {}
     newest = begun(table, third)
-    assert table.evicted == 1
+    assert table.evicted == {"flows": 1}
     assert table.find(second) is None
     assert list(table) == [kept, newest]
 
@@ -80,17 +83,17 @@ def passed(table: FlowTable, entry: Conntrack) -> Flow:
 
 
 def test_flows_of_one_datagram_never_evict_an_assured_one() -> None:
-    table = FlowTable(64)
+    table = FlowTable(64, MEMORY)
     idle = [passed(table, assured(number)) for number in range(56)]
     for number in range(1000, 21000):
         passed(table, datagram(number, f"203.0.{number % 256}.{number // 256}"))
         assert len(table) <= 64
     assert [table.find(assured(number)) for number in range(56)] == idle
-    assert table.evicted == 20000 - 8
+    assert table.evicted == {"flows": 20000 - 8}
 
 
 def test_assured_flows_leave_an_eighth_to_those_that_begin() -> None:
-    table = FlowTable(64)
+    table = FlowTable(64, MEMORY)
     for number in range(64):
         passed(table, assured(number))
     beginning = [conntrack(id_=number) for number in range(100, 108)]
@@ -103,25 +106,25 @@ def test_assured_flows_leave_an_eighth_to_those_that_begin() -> None:
 
 
 def test_source_that_floods_evicts_its_own_flows() -> None:
-    table = FlowTable(64)
+    table = FlowTable(64, MEMORY)
     others = [datagram(number, f"192.0.2.{number}") for number in range(1, 17)]
     flows = [passed(table, entry) for entry in others]
     for number in range(1000, 3000):
         passed(table, datagram(number, "203.0.113.9"))
-    flooded = table._share(ip_address("203.0.113.9"))
+    flooded = table._number(ip_address("203.0.113.9"))
     for entry, flow in zip(others, flows, strict=True):
         # Who shares with it by chance fares as he would without shares.
-        if table._share(entry.original.source.address) != flooded:
+        if table._number(entry.original.source.address) != flooded:
             assert table.find(entry) is flow
 
 
 def test_sources_that_flood_in_turn_take_no_more_room_than_one() -> None:
-    table = FlowTable(1024)
+    table = FlowTable(1024, MEMORY)
 
     def flood(source: int) -> int:
         for number in range(1024):
             passed(table, datagram(number, f"203.0.113.{source}"))
-        took = sum(map(sys.getsizeof, table._shares))
+        took = sum(sys.getsizeof(each.flows) for each in table._others)
         # Its last one stays for a while.
         for key in [flow.key for flow in table][:-1]:
             table.remove(key)
@@ -132,14 +135,14 @@ def test_sources_that_flood_in_turn_take_no_more_room_than_one() -> None:
 
 
 def test_sources_of_one_ipv6_network_share() -> None:
-    table = FlowTable(64)
+    table = FlowTable(64, MEMORY)
     other = datagram(1, "2001:db8:1::1")
     flow = passed(table, other)
     for number in range(1000, 1300):
         passed(table, datagram(number, f"2001:db8:2::{number}"))
-    shares = {table._share(ip_address(f"2001:db8:2::{n}")) for n in range(1, 300)}
+    shares = {table._number(ip_address(f"2001:db8:2::{n}")) for n in range(1, 300)}
     assert len(shares) == 1
-    if table._share(ip_address("2001:db8:1::1")) not in shares:
+    if table._number(ip_address("2001:db8:1::1")) not in shares:
         assert table.find(other) is flow
 
 
@@ -150,7 +153,7 @@ def test_sources_of_one_ipv6_network_share() -> None:
 def test_table_is_bounded_and_holds_what_it_says(
     steps: list[tuple[int, bool, bool]], limit: int
 ) -> None:
-    table = FlowTable(limit)
+    table = FlowTable(limit, MEMORY)
     for number, sure, gone in steps:
         entry = assured(number) if sure else conntrack(id_=number)
         if gone:
@@ -165,7 +168,7 @@ def test_table_is_bounded_and_holds_what_it_says(
 
 
 def test_id_that_comes_again_with_another_tuple_is_another_flow() -> None:
-    table = FlowTable(2)
+    table = FlowTable(2, MEMORY)
     begun(table, conntrack(id_=1))
     other = conntrack(flow_tuple(TCP, (CLIENT, 40001), (SERVER, 7000)), id_=1)
     assert table.find(other) is None
@@ -175,7 +178,7 @@ def test_id_that_comes_again_with_another_tuple_is_another_flow() -> None:
 
 
 def test_zone_is_part_of_the_key() -> None:
-    table = FlowTable(4)
+    table = FlowTable(4, MEMORY)
     here = begun(table, conntrack(id_=1, zone=0))
     there = begun(table, conntrack(id_=1, zone=7))
     assert table.find(conntrack(id_=1, zone=0)) is here
@@ -184,13 +187,13 @@ def test_zone_is_part_of_the_key() -> None:
 
 
 def test_removed_flow_is_forgotten_without_being_counted() -> None:
-    table = FlowTable(2)
+    table = FlowTable(2, MEMORY)
     entry = conntrack()
     begun(table, entry)
     table.remove(key_of(entry))
     table.remove(key_of(entry))
     assert table.find(entry) is None
-    assert table.evicted == 0
+    assert table.evicted == {}
 
 
 def test_first_reason_for_finishing_stays() -> None:
@@ -216,3 +219,175 @@ def test_flow_is_quiet_when_it_is_finished_and_nothing_was_rewritten() -> None:
 def test_flow_of_datagrams_keeps_no_streams() -> None:
     flow = Flow.begin(conntrack(flow_tuple(UDP)), Silent)
     assert flow.side(ORIGINAL).stream is flow.side(REPLY).stream is None
+
+
+# Memory.
+
+
+class Heavy(Silent):
+    """Its instance says what it takes."""
+
+
+def weighing(table: FlowTable, entry: Conntrack, kept: int) -> Flow:
+    """A flow whose helper keeps so many bytes."""
+    flow = passed(table, entry)
+    flow.helper = flow.helper or Heavy()
+    flow.kept = kept
+    table.weigh(flow)
+    return flow
+
+
+def of_other_shares(table: FlowTable, address: str, *others: str) -> list[str]:
+    """Those of `others` that do not share with `address` by chance."""
+    number = table._number(ip_address(address))
+    return [each for each in others if table._number(ip_address(each)) != number]
+
+
+def test_weight_is_what_the_flows_take() -> None:
+    table = FlowTable(8, MEMORY)
+    flow = passed(table, conntrack(id_=1))
+    alone = table.weight
+    assert 1000 < alone < 2000
+    stream = flow.side(ORIGINAL).stream
+    assert stream is not None
+    stream.begin(1)
+    stream.feed(1, bytes(5000))
+    assert table.weight == alone
+    table.weigh(flow)
+    assert table.weight == alone + 5000
+    stream.feed(6001, bytes(3000))
+    table.weigh(flow)
+    assert alone + 8000 < table.weight < alone + 8500
+    weighing(table, conntrack(id_=1), 700)
+    assert alone + 8700 < table.weight < alone + 9200
+    flow.side(REPLY).patches = Patches([Patch(1, 2, b"x")] * 10)
+    table.weigh(flow)
+    assert table.weight > alone + 11000
+    flow.finish("done")
+    flow.side(REPLY).patches = None
+    table.weigh(flow)
+    assert table.weight == 1000
+    table.remove(flow.key)
+    table.weigh(flow)
+    assert table.weight == 0
+
+
+def test_heaviest_of_those_that_were_not_used_for_long_goes() -> None:
+    table = FlowTable(1000, MEMORY)
+    entries = [datagram(number, "203.0.113.9") for number in range(100)]
+    kept = {10: 100_000, 90: 200_000}
+    flows = [
+        weighing(table, entry, kept.get(number, 3000))
+        for number, entry in enumerate(entries)
+    ]
+    for entry in entries[:10]:
+        table.find(entry)
+    weighing(table, datagram(200, "203.0.113.9"), 400_000)
+    assert table.evicted == {"memory": 1}
+    assert table.find(entries[10]) is None
+    assert table.find(entries[90]) is flows[90]
+
+
+@pytest.mark.parametrize("kept", [100, 5_000, 100_000])
+def test_weight_of_one_datagram_each_never_evicts_an_assured_flow(kept: int) -> None:
+    table = FlowTable(1 << 20, MEMORY)
+    idle = [weighing(table, assured(number), 20_000) for number in range(40)]
+    for number in range(1000, 5000):
+        source = f"203.0.{number % 256}.{number // 256}"
+        weighing(table, datagram(number, source), kept)
+        assert table.weight <= MEMORY
+    assert [table.find(assured(number)) for number in range(40)] == idle
+    assert table.evicted["memory"] > 0
+    assert table.evicted["flows"] == 0
+
+
+def test_assured_flows_leave_an_eighth_of_the_memory() -> None:
+    table = FlowTable(1 << 20, MEMORY)
+    for number in range(64):
+        weighing(table, assured(number), 20_000)
+    beginning = [conntrack(id_=number) for number in range(100, 110)]
+    flows = [weighing(table, entry, 10_000) for entry in beginning]
+    assert [table.find(entry) for entry in beginning] == flows
+    assert len(table) < 74
+
+
+def test_source_whose_flows_are_heavy_evicts_its_own_assured_ones() -> None:
+    table = FlowTable(1 << 20, MEMORY)
+
+    def sure(number: int, source: str) -> Conntrack:
+        entry = datagram(number, source)
+        return replace(entry, status=entry.status | Status.ASSURED)
+
+    others = of_other_shares(
+        table, "203.0.113.9", *(f"192.0.2.{number}" for number in range(1, 11))
+    )
+    entries = [sure(number, source) for number, source in enumerate(others)]
+    flows = [weighing(table, entry, 20_000) for entry in entries]
+    for number in range(100, 400):
+        weighing(table, sure(number, "203.0.113.9"), 10_000)
+    assert [table.find(entry) for entry in entries] == flows
+
+
+def test_hosts_of_one_ipv6_network_share_their_memory() -> None:
+    table = FlowTable(1 << 20, MEMORY)
+    (other,) = of_other_shares(table, "2001:db8:2::", "2001:db8:1::1") or [""]
+    entry = datagram(1, other or "192.0.2.1")
+    flow = weighing(table, entry, 20_000)
+    for number in range(1000, 1300):
+        weighing(table, datagram(number, f"2001:db8:2::{number}"), 10_000)
+    assert not other or table.find(entry) is flow
+
+
+def test_flow_that_takes_all_by_itself_goes() -> None:
+    table = FlowTable(8, MEMORY)
+    flow = weighing(table, conntrack(id_=1), MEMORY)
+    assert (len(table), table.weight) == (0, 0)
+    table.weigh(flow)
+    assert (len(table), table.weight) == (0, 0)
+
+
+def test_memory_may_be_less_from_now_on() -> None:
+    table = FlowTable(8, MEMORY)
+    for number in range(8):
+        weighing(table, assured(number), 10_000)
+    table.memory = 20_000
+    weighing(table, assured(0), 10_001)
+    assert table.weight <= 20_000
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 12), st.booleans(), st.sampled_from([None, 0, 900, 40_000])
+        ),
+        max_size=80,
+    ),
+    st.integers(1, 9),
+    st.sampled_from([1, 3000, 50_000, MEMORY]),
+)
+def test_what_is_accounted_is_what_is_there(
+    steps: list[tuple[int, bool, int | None]], limit: int, memory: int
+) -> None:
+    table = FlowTable(limit, memory)
+    for number, sure, kept in steps:
+        entry = datagram(number, f"192.0.2.{number % 5}")
+        if sure:
+            entry = replace(entry, status=entry.status | Status.ASSURED)
+        if kept is None:
+            table.remove(key_of(entry))
+        else:
+            flow = table.find(entry)
+            if flow is None:
+                flow = begun(table, entry)
+            flow.helper, flow.kept = Silent(), kept
+            table.weigh(flow)
+        assert len(table) <= limit
+        assert table.weight <= memory
+        assert table.weight == sum(each.measured for each in table)
+        shares = table._assured + table._others
+        for share in shares:
+            weights = [each.measured for each in share.flows.values()]
+            assert share.weight == sum(weights)
+        beginning = sum(len(each.flows) for each in table._others)
+        assert table._beginning == beginning
+        assert table._beginning_weight == sum(each.weight for each in table._others)

@@ -29,7 +29,7 @@ from cthelper.core.api import (
     Transport,
     expect,
 )
-from cthelper.core.config import HelperConfig, NatConfig
+from cthelper.core.config import Budget, HelperConfig, NatConfig
 from cthelper.core.engine import Decision, Engine
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Event, Fault, Refused
@@ -121,6 +121,7 @@ class Host:
             clock=lambda: 0.0,
             flow_limit=4,
             placer=self.kernel,
+            budget=Budget(messages=1 << 16),
         )
         self.entry = conntrack(
             flow_tuple(transport, destination=(PUBLIC, SERVER_PORT)),
