@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from cthelper.core.accounts import NARROW, Account, Accounts
 from cthelper.core.config import Budget, HelperConfig
 from cthelper.core.errors import ExpectationRefused, Malformed
 from cthelper.core.flows import Flow, FlowTable
@@ -20,6 +21,7 @@ from cthelper.core.packet import Segment, locate
 from cthelper.core.quarantine import Quarantine
 from cthelper.core.reader import Reader, Watch
 from cthelper.core.tuples import (
+    ORIGINAL,
     TCP,
     Address,
     Conntrack,
@@ -50,6 +52,9 @@ class Decision(NamedTuple):
 
 NOTHING: Final = Decision()
 
+_WHOLE: Final = 100
+"""Percent of a core that are no limit."""
+
 
 class Engine:
     """Runs helpers over packets.
@@ -57,8 +62,9 @@ class Engine:
     `helpers` maps the names that conntrack entries carry to what is configured for
     them; it may be replaced at any time, and flows begun before keep their instance.
     `clock` gives seconds and only moves forward. At most `flow_limit` flows are kept,
-    and no more is spent on them than `budget` says. `watch` is told of every message
-    and effect. `quarantine` may hold already what another engine met.
+    and no more is spent on them than `budget` says: of CPU only with `timer`, which
+    gives seconds as `clock` does and is asked around each packet. `watch` is told of
+    every message and effect. `quarantine` may hold already what another engine met.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Engine:
         watch: Watch | None = None,
         quarantine: Quarantine | None = None,
         budget: Budget | None = None,
+        timer: Callable[[], float] | None = None,
     ) -> None:
         self.helpers = helpers
         self.flows = FlowTable(flow_limit, (budget or Budget()).memory)
@@ -80,7 +87,9 @@ class Engine:
         self._on_link = on_link
         self._quarantine = quarantine or Quarantine(clock)
         self._reader = Reader(self._grants, clock, watch, self._quarantine)
-        self._budget = self.budget = budget or Budget()
+        self._timer = timer
+        self._accounts: Accounts | None = None
+        self.budget = budget or Budget()
 
     @property
     def budget(self) -> Budget:
@@ -92,6 +101,16 @@ class Engine:
         self._budget = budget
         self._reader.messages = budget.messages
         self.flows.memory = budget.memory
+        self._accounts = None
+        if self._timer is not None and budget.source_cpu < _WHOLE:
+            self._accounts = Accounts(budget.source_cpu, self._timer)
+        for flow in self.flows:
+            flow.asking = flow.answering = None
+
+    @property
+    def accounts(self) -> Accounts | None:
+        """What each source has spent of CPU; None: it is not accounted for."""
+        return self._accounts
 
     @property
     def guard(self) -> Guard:
@@ -116,22 +135,54 @@ class Engine:
         `forwarded` is whether the packet came in through an interface. `segment` is
         what `locate` finds in the packet, where that is known already.
         """
+        accounts = self._accounts
+        began = 0.0 if accounts is None else accounts.timer()
         flow = self.flows.find(entry)
         if flow is None:
             config = self.helpers.get(entry.helper or "")
             if config is None:
                 return NOTHING
+            if accounts is not None:
+                both = accounts.of(entry.original, assured=entry.assured)
+                if accounts.overspent(both[direction is not ORIGINAL], entry.original):
+                    return NOTHING
             flow = Flow.begin(entry, config.helper)
             flow.depth = self._grants.depth(entry)
             flow.group = self._to_group(entry)
             self.flows.add(flow)
-        else:
-            config = self.helpers.get(flow.name)
+        # Of a finished flow, what was rewritten may be sent again.
+        elif flow.finished is not None and flow.side(direction).patches is None:
+            return Decision(flow)
+        if accounts is None:
+            return self._inspect(packet, flow, entry, direction, forwarded, segment)
+        payer = flow.asking if direction is ORIGINAL else flow.answering
+        if payer is None:
+            both = accounts.of(entry.original, assured=entry.assured)
+            flow.asking, flow.answering = both
+            payer = both[direction is not ORIGINAL]
+        over = accounts.overspent(payer, entry.original)
+        try:
+            return self._inspect(
+                packet, flow, entry, direction, forwarded, segment, over
+            )
+        finally:
+            payer.spend(accounts.timer() - began)
+
+    def _inspect(
+        self,
+        packet: bytes | memoryview,
+        flow: Flow,
+        entry: Conntrack,
+        direction: Direction,
+        forwarded: bool,
+        segment: Segment | None,
+        over: Account | None = None,
+    ) -> Decision:
+        """As `handle`, of a known flow. `over` is the account that has nothing left."""
+        config = self.helpers.get(flow.name)
+        over_tcp = flow.original.transport is TCP
         side = flow.side(direction)
         inspected = flow.finished is None
-        # Of a finished flow, what was rewritten may be sent again.
-        if not inspected and side.patches is None:
-            return Decision(flow)
         outcome = Outcome()
         if inspected and config is None:
             flow.finish("helper-removed")
@@ -141,7 +192,11 @@ class Engine:
             and self._quarantine.holds(flow.name, entry)
         ):
             flow.finish("quarantine")
-        readable = flow.finished is None and side.parsed
+        elif over is not None and (over.reason == NARROW or over_tcp):
+            flow.finish(over.reason)
+            outcome.finish = over.detail
+        # What is not read of a datagram's flow is not missed by what comes later.
+        readable = flow.finished is None and side.parsed and over is None
         located = None
         if readable or side.patches is not None:
             try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from cthelper.core.accounts import Account
 from cthelper.core.api import Helper
 from cthelper.core.patches import Patches
 from cthelper.core.stream import Stream
@@ -69,7 +70,9 @@ class Flow:
     `name` is the helper's; its instance, `helper`, is made for the first packet that is
     read, and takes `kept` bytes. `depth` and `group` are what its messages say.
     `finished` says why the flow is no longer inspected. `share` and `weight`, in bytes,
-    are the table's.
+    are the table's. What its packets cost is paid from `asking` and, for the reply
+    direction, `answering`; None: by whom is to be found out, as the flow is new or has
+    become assured.
     """
 
     key: FlowKey
@@ -82,6 +85,8 @@ class Flow:
     group: bool = False
     finished: str | None = None
     kept: int = 0
+    asking: Account | None = None
+    answering: Account | None = None
     weight: int = field(default=0, compare=False)
     share: "_Share" = field(init=False, repr=False, compare=False)
 
@@ -227,6 +232,7 @@ class FlowTable:
         else:
             self.remove(key)
             self._put(flow, self._assured)
+            flow.asking = flow.answering = None
         return flow
 
     def add(self, flow: Flow) -> None:

@@ -20,6 +20,7 @@ CORE: Final = "cthelper.core."
 BASE: Final = frozenset({"api", "errors", "tuples", "cursor"})
 PURE: Final = frozenset(
     {
+        "accounts",
         "config",
         "contract",
         "engine",
