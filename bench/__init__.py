@@ -12,6 +12,8 @@ PEER: Final = "conntrackd"
 BACKENDS: Final = ("native", "netfilterqueue")
 
 UNLIMITED: Final = """
+[budget]
+source_cpu = 100
 [guard]
 in_all = 0
 live_source = 0
@@ -21,7 +23,7 @@ live_all = 0
 per_source = 0
 per_helper = 0
 """
-"""A configuration in which the guard counts and refuses nothing for being too much."""
+"""A configuration in which nothing is refused for being too much of one source."""
 
 
 def cpu_seconds(name: str, command: Sequence[str]) -> float:

@@ -5,7 +5,9 @@ The one rule: every expectation is acknowledged by the kernel before the
 packet that announces it is released.
 """
 
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -82,7 +84,10 @@ class Inspection:
             flow_limit=config.daemon.flow_limit,
             placer=self._expecter,
             quarantine=quarantine,
+            budget=config.budget,
+            timer=time.perf_counter,
         )
+        self._evicted: Counter[str] = Counter()
 
     @property
     def prefilters(self) -> dict[str, Prefilter]:
@@ -102,8 +107,10 @@ class Inspection:
                 for each in packets:
                     try:
                         verdict = self._verdict(queue, each, released)
+                    except MemoryError:
+                        verdict = self._failed(queue, each, released, "memory")
                     except BaseException:  # a helper may raise SystemExit
-                        verdict = self._failed(queue, each, released)
+                        verdict = self._failed(queue, each, released, "fault")
                     verdicts.append(verdict)
                     # Those that are decided do not wait for all the others.
                     if self._clock() > late:
@@ -120,11 +127,12 @@ class Inspection:
                 self._masters.passed(entry)
 
     def _failed(
-        self, queue: Queue, packet: Packet, released: list[Conntrack]
+        self, queue: Queue, packet: Packet, released: list[Conntrack], finished: str
     ) -> Verdict:
-        """The verdict for a packet of a bug, which is being handled.
+        """The verdict for a packet of a bug, or for want of memory.
 
-        It ends the inspection of the packet's flow, and nothing else.
+        It is being handled, and ends the inspection of the packet's flow, by reason
+        `finished`, and nothing else.
         """
         entry = packet.conntrack
         self._log.event(
@@ -136,8 +144,9 @@ class Inspection:
         )
         flow = None if entry is None else self._engine.flows.find(entry)
         if entry is not None and flow is not None:
-            flow.finish("fault")
-            self._masters.finish(entry, flow.name, "fault")
+            flow.finish(finished)
+            self._engine.flows.weigh(flow)
+            self._masters.finish(entry, flow.name, finished)
             released.append(entry)
         return self._unread(queue, packet)
 
@@ -259,6 +268,25 @@ class Inspection:
         self._masters.sweep()
         self._expecter.sweep()
         self._gate.give_up_waiting()
+        self._tell_spent()
+
+    def _tell_spent(self) -> None:
+        """Log what budgets were spent, and what that was for, since the last time."""
+        evicted = Counter(self._engine.flows.evicted)
+        for reason, flows in (evicted - self._evicted).items():
+            self._log.several(flows, "evicted", "warning", reason=reason, flows=flows)
+        self._evicted = evicted
+        accounts = self._engine.accounts
+        if accounts is None:
+            return
+        while accounts.told:
+            told = accounts.told.popleft()
+            self._log.event(
+                "overspent", "warning", reason=told.reason, detail=told.detail
+            )
+        for reason, packets in accounts.refused.items():
+            self._log.several(packets, "uninspected", reason=reason, packets=packets)
+        accounts.refused.clear()
 
     def told(self, event: ExpectationMade | ExpectationMet) -> None:
         """The kernel tells of an expectation, while they are followed."""
@@ -290,4 +318,5 @@ class Inspection:
         config = self._config = self._prepared
         self._engine.helpers = config.helpers
         self._engine.guard.limit(config.limits)
+        self._engine.budget = config.budget
         self._engine.release()

@@ -84,6 +84,15 @@ class Log:
             self._lost += 1
             self.counters["log-lost"] += 1
 
+    def several(
+        self, times: int, event: str, level: str = "info", /, **fields: object
+    ) -> None:
+        """As `event`, of what has happened so often: all is counted, one line tells."""
+        reason = fields.get("reason")
+        name = event if reason is None else f"{event}.{reason}"
+        self.counters[name] += times - 1
+        self.event(event, level, **fields)
+
     def _write(
         self,
         event: str,

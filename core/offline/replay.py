@@ -208,6 +208,7 @@ class Replay:
             flow_limit=config.daemon.flow_limit,
             placer=self.expecter,
             watch=self.onlooker,
+            budget=config.budget,
         )
         self.finished: dict[str, str] = {}
         self._events: list[Event] = []

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import pytest
 
-from cthelper.core.config import Config, DaemonConfig
+from cthelper.core.api import Effects, Helper, Message
+from cthelper.core.config import Budget, Config, DaemonConfig, HelperConfig
 from cthelper.core.daemon import inspection
 from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.inspection import Inspection
@@ -367,6 +368,75 @@ def test_helper_reads_until_the_kernel_has_a_configuration_without_it(
     assert inspects.prefilters.keys() == known
 
 
+# Budgets.
+
+
+def test_evicted_flows_are_told_and_counted(world: World) -> None:
+    few = replace(CONFIG, daemon=DaemonConfig(mark=0x40, flow_limit=2))
+    inspects = inspection_of(few, world)
+    entries = [replace(ENTRY, id=number) for number in range(9)]
+    for entry in entries[:5]:
+        served(world, inspects, b"NOTHING", entry, 1)
+    inspects.tick([])
+    inspects.tick([])
+    line = json.loads(world.output.getvalue())
+    told = line["event"], line["level"], line["reason"], line["flows"]
+    assert told == ("evicted", "warning", "flows", 3)
+    assert world.log.counters["evicted.flows"] == 3
+    served(world, inspects, b"NOTHING", entries[5], 1)
+    inspects.tick([])
+    assert world.log.counters["evicted.flows"] == 4
+
+
+def test_source_that_takes_too_much_is_told_of_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timer = Clock()
+
+    class Slow(Datagrams):
+        def on_message(self, message: Message) -> Effects:
+            timer.now += 0.3
+            yield from ()
+
+    monkeypatch.setattr("time.perf_counter", timer)
+    inspects = inspection_of(replace(CONFIG, helpers=enabled(Slow)), world)
+    entries = [replace(ENTRY, id=number) for number in range(9)]
+    assert served(world, inspects, b"NOTHING", entries[0], 1) == [Verdict(1)]
+    for number, entry in enumerate(entries[1:], 2):
+        assert served(world, inspects, b"OPEN 5000", entry, number) == [Verdict(number)]
+    inspects.tick([])
+    inspects.tick([])
+    lines = [json.loads(line) for line in world.output.getvalue().splitlines()]
+    overspent, uninspected = (
+        line for line in lines if line["event"] in ("overspent", "uninspected")
+    )
+    assert (overspent["reason"], overspent["level"]) == ("source-cpu", "warning")
+    assert CLIENT in overspent["detail"]
+    assert (uninspected["reason"], uninspected["packets"]) == ("source-cpu", 8)
+    assert world.log.counters["uninspected.source-cpu"] == 8
+    # The flow that it was for is finished with its next packet.
+    served(world, inspects, b"OPEN 5000", entries[0], 99)
+    assert world.log.counters["finished.source-cpu"] == 1
+    inspects.prepare(replace(CONFIG, helpers=enabled(Slow), budget=Budget(messages=1)))
+    inspects.commit()
+    assert served(world, inspects, b"NOTHING", entries[1], 1)
+    assert world.log.counters["finished.source-cpu"] == 1
+    assert inspects._engine.budget.messages == 1
+
+
+def test_memory_that_is_bounded_is_so_in_the_daemon(world: World) -> None:
+    little = replace(CONFIG, budget=Budget(memory=4000))
+    inspects = inspection_of(little, world)
+    for number in range(9):
+        served(world, inspects, b"NOTHING", replace(ENTRY, id=number), number)
+    inspects.tick([])
+    assert world.log.counters["evicted.memory"] >= 5
+
+
+def enabled(helper: type[Helper]) -> dict[str, HelperConfig]:
+    return {"datagram": configured(helper)}
+
+
 # Whatever goes wrong, no packet is left without a verdict.
 
 
@@ -415,6 +485,8 @@ def test_bug_ends_the_inspection_of_its_flow_and_of_no_other(
     assert world.serves(inspects, BATCH) == [AROUND[0], Verdict(2), AROUND[1]]
     assert world.log.counters["step-failed.inspection"] == 1
     assert {"mark": (0x40, 0x40)} in world.record
+    reason = "memory" if isinstance(error, MemoryError) else "fault"
+    assert world.log.counters[f"marked.{reason}"] == 1
     # Neither is it asked again, nor has another one to suffer.
     later = [waits(b"OPEN 5002", 4, SECOND), waits(b"OPEN 5003", 5, FIRST)]
     assert world.serves(inspects, later)[0] == Verdict(4)

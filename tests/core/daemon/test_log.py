@@ -330,3 +330,17 @@ def test_lines_for_the_journal_begin_with_their_priority(
         f"{marks[0]}cthelper: no",
         f"{marks[1]}cthelper: warning: odd",
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "counter"), [({}, "lost"), ({"reason": "full"}, "lost.full")]
+)
+def test_what_happened_often_is_counted_so_and_told_once(
+    reason: dict[str, str], counter: str
+) -> None:
+    written = Written()
+    written.log.event("lost", **reason)
+    written.log.several(40, "lost", "warning", **reason, packets=40)
+    assert written.log.counters == {counter: 41}
+    assert len(written.lines) == 2
+    assert written.lines[1].endswith("packets=40")
