@@ -50,6 +50,11 @@ _FAILED: Final = (
     *("GARBAGE_ARGS", "SYSTEM_ERR"),
 )
 _AUTH_LIMIT: Final = 400
+
+LISTED_LIMIT: Final = 64
+"""Entries of GETADDRLIST that are read: a server has one for each way to a program."""
+DUMPED_LIMIT: Final = 256
+"""Entries of DUMP that are read: each version of a program and way to it has one."""
 # XDR's strings have no limit of their own; those of RFC 1833 are names and addresses.
 _STRING_LIMIT: Final = 255
 
@@ -98,6 +103,9 @@ PROGRAMS: Final = {
     "fypxfrd": 600100069,
 }
 """Numbers of programs by their names in rpc(5)."""
+
+_TRANSPORTS: Final[dict[int, Transport]] = {TCP: TCP, UDP: UDP}
+_NETIDS: Final = {name.encode(): meaning for name, meaning in NETIDS.items()}
 
 _PROGRAM_NAMES: Final = {number: name for name, number in PROGRAMS.items()}
 
@@ -163,7 +171,8 @@ class RemoteCall:
 Arguments = PortMapping | Rpcb | RemoteCall
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, which would treble what it costs to make one for each entry of a list.
+@dataclass(slots=True, kw_only=True)
 class Service:
     """Where a result says that a program is. What it leaves open is None.
 
@@ -300,7 +309,8 @@ def read_arguments(call: Call, cursor: Cursor) -> Arguments | None:
 def read_services(call: Call, cursor: Cursor) -> list[Service]:
     """The services over TCP and UDP that the result of `call` names.
 
-    Those that a list names without a universal address are left out. Raises Malformed.
+    Those that a list names without a universal address are left out, and of a long list
+    so is what comes after the limit. Raises Malformed.
     """
     match call.name, call.version:
         case "GETPORT", _:
@@ -308,14 +318,11 @@ def read_services(call: Call, cursor: Cursor) -> list[Service]:
         case "GETADDR" | "GETVERSADDR", _:
             return _at_address(cursor)
         case "GETADDRLIST", _:
-            found = read_list(cursor, _read_entry)
+            found = read_list(cursor, _read_entry, LISTED_LIMIT)
         case "DUMP", 2:
-            found = [_mapped(each) for each in read_list(cursor, _read_port_mapping)]
+            found = read_list(cursor, _read_mapped, DUMPED_LIMIT)
         case "DUMP", _:
-            found = [
-                _listed(each.program, each.netid, each.address, each.span)
-                for each in read_list(cursor, _read_rpcb)
-            ]
+            found = read_list(cursor, _read_registered, DUMPED_LIMIT)
         case "CALLIT" | "BCAST" | "INDIRECT", version:
             services = _at_port(cursor) if version == 2 else _at_address(cursor)
             _read_rest(cursor)
@@ -330,21 +337,29 @@ def parse_uaddr(text: str) -> Endpoint:
 
     RFC 5665, sections 5.2.3.3 and 5.2.3.4. Raises Malformed.
     """
-    host, *octets = text.rsplit(".", 2)
-    # int() would take signs, blanks, underscores and digits of other scripts.
-    if len(octets) != 2 or not all(
-        octet.isascii() and octet.isdigit() and int(octet) <= 0xFF for octet in octets
-    ):
-        raise Malformed(f"universal address {text!r}")
-    high, low = map(int, octets)
-    address: Address
+    rest, _, low = text.rpartition(".")
+    host, _, high = rest.rpartition(".")
     try:
-        address = IPv6Address(host) if ":" in host else IPv4Address(host)
-    except AddressValueError:
+        return Endpoint(_host(host), _OCTETS[high] * 256 + _OCTETS[low])
+    except (KeyError, AddressValueError):
         raise Malformed(f"universal address {text!r}") from None
-    if isinstance(address, IPv6Address) and address.scope_id is not None:
-        raise Malformed(f"universal address {text!r} has a scope")
-    return Endpoint(address, high * 256 + low)
+
+
+# int() would take signs, blanks, underscores and digits of other scripts.
+_OCTETS: Final = {
+    f"{number:0{width}}": number for number in range(256) for width in (1, 2, 3)
+}
+
+
+@lru_cache(maxsize=1024)
+def _host(text: str) -> Address:
+    """Raises AddressValueError."""
+    if ":" not in text:
+        return IPv4Address(text)
+    address = IPv6Address(text)
+    if address.scope_id is not None:
+        raise AddressValueError("it has a scope")
+    return address
 
 
 def _skip_auth(cursor: Cursor) -> None:
@@ -384,13 +399,36 @@ def _read_address(cursor: Cursor) -> tuple[str, tuple[int, int]]:
     return text, (start, cursor.position)
 
 
+def _read_mapped(cursor: Cursor) -> Service | None:
+    """One item of DUMP in version 2: program, version, protocol and port."""
+    program, _, protocol, port = cursor.u32s(4)
+    transport = _TRANSPORTS.get(protocol)
+    if transport is None or not 0 < port <= 0xFFFF:
+        return None
+    end = cursor.position
+    return Service(program=program, transport=transport, port=port, span=(end - 4, end))
+
+
+def _read_registered(cursor: Cursor) -> Service | None:
+    """One item of DUMP from version 3 on: as `_read_rpcb` reads it."""
+    program, _ = cursor.u32s(2)
+    netid = read_opaque(cursor, _STRING_LIMIT)
+    start = cursor.position
+    address = read_opaque(cursor, _STRING_LIMIT)
+    span = start, cursor.position
+    skip_opaque(cursor, cursor.u32(), _STRING_LIMIT)
+    return _listed(program, netid, address, span)
+
+
 def _read_entry(cursor: Cursor) -> Service | None:
     """One item of GETADDRLIST: address, netid, semantics, family and protocol."""
-    address, span = _read_address(cursor)
-    netid = read_string(cursor, _STRING_LIMIT)
+    start = cursor.position
+    address = read_opaque(cursor, _STRING_LIMIT)
+    span = start, cursor.position
+    netid = read_opaque(cursor, _STRING_LIMIT)
     cursor.skip(4)
-    read_string(cursor, _STRING_LIMIT)
-    read_string(cursor, _STRING_LIMIT)
+    skip_opaque(cursor, cursor.u32(), _STRING_LIMIT)
+    skip_opaque(cursor, cursor.u32(), _STRING_LIMIT)
     return _listed(None, netid, address, span)
 
 
@@ -418,29 +456,22 @@ def _at_address(cursor: Cursor) -> list[Service]:
     return [Service(host=endpoint.address, port=endpoint.port, span=span)]
 
 
-def _mapped(item: PortMapping) -> Service | None:
-    if item.protocol not in (TCP, UDP) or not 0 < item.port <= 0xFFFF:
-        return None
-    transport = Transport(item.protocol)
-    span = (item.end - 4, item.end)
-    return Service(program=item.program, transport=transport, port=item.port, span=span)
-
-
 def _listed(
-    program: int | None, netid: str, address: str, span: tuple[int, int]
+    program: int | None, netid: bytes, address: bytes, span: tuple[int, int]
 ) -> Service | None:
     """A service in a list, where it is one over TCP or UDP.
 
     A server tells what programs have registered, and does not check it: an address that
     is none is no reason to miss the others.
     """
-    if netid not in NETIDS:
+    meaning = _NETIDS.get(netid)
+    if meaning is None:
         return None
     try:
-        endpoint = parse_uaddr(address)
+        endpoint = parse_uaddr(address.decode("ascii", "replace"))
     except Malformed:
         return None
-    transport, ip_version = NETIDS[netid]
+    transport, ip_version = meaning
     return Service(
         program=program,
         transport=transport,

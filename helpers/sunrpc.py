@@ -35,7 +35,7 @@ given the announced one to another flow. A call to a group is refused behind NAT
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain
 from typing import Final
 
 from cthelper.core.api import (
@@ -95,6 +95,8 @@ _PENDING_LIMIT: Final = 128
 _PENDING_SECONDS: Final = 60.0
 # What one takes in memory, in bytes.
 _PENDING_SIZE: Final = 350
+# A client calls, and is answered: what opens nothing is answered, too.
+_IN_VAIN_LIMIT: Final = 64
 # As many as the policies hold, so that a list does not evict what it has just opened.
 _LISTED: Final = {"DUMP": 32, "GETADDRLIST": 8}
 
@@ -138,27 +140,27 @@ _DENIED: Final[Option[tuple[int, ...]]] = Option(
 _Place = tuple[Transport, Endpoint]
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would treble what it costs to make one for each entry of a list.
+@dataclass(slots=True)
 class _Offer:
     """A service as this flow's client is to reach it."""
 
     program: int
     transport: Transport
-    endpoint: Endpoint
+    host: Address
+    port: int
 
     def __str__(self) -> str:
-        return f"program {self.program} at {self.transport} {self.endpoint}"
+        return f"program {self.program} at {self.transport} {self.place[1]}"
 
     @property
     def place(self) -> _Place:
         """Where it is, whichever program it is."""
-        return self.transport, self.endpoint
+        return self.transport, Endpoint(self.host, self.port)
 
     def at(self, server: Address) -> _Place:
         """Where it is for who takes the port alone, and goes to the server."""
-        if self.endpoint.address == server:
-            return self.place
-        return self.transport, Endpoint(server, self.endpoint.port)
+        return self.transport, Endpoint(server, self.port)
 
 
 @dataclass(slots=True)
@@ -220,9 +222,11 @@ class SunRpc(Helper):
     # Services that root starts bind reserved ports (bindresvport takes 512 to 1023).
     lowest_port = 512
 
-    __slots__ = ("_pending",)
+    __slots__ = ("_in_vain", "_pending")
 
     def __init__(self) -> None:
+        # Messages over TCP that neither call the portmapper nor answer a call.
+        self._in_vain = 0
         # Most flows have one, and there may be a hundred thousand; else by xid.
         self._pending: _Pending | dict[int, _Pending] | None = None
 
@@ -260,10 +264,14 @@ class SunRpc(Helper):
             raise Malformed(
                 f"message type {kind} in {message.direction.value} direction"
             )
+        self._let_go(message.now)
         if message.direction is ORIGINAL:
             yield from self._called(xid, cursor, message)
         else:
             yield from self._answered(xid, cursor, message)
+        # A datagram may be anybody's.
+        if self._in_vain > _IN_VAIN_LIMIT and message.transport is TCP:
+            yield Done(f"{self._in_vain} messages in vain", "nothing-announced")
 
     def describe(self, message: Message) -> dict[str, str]:
         """The call or the reply; what a reply announces is told by its call."""
@@ -281,8 +289,8 @@ class SunRpc(Helper):
             fields["answers"] = "no call that could announce an endpoint"
         elif failure is None:
             services = _read_services(pending, cursor, message)
-            offers = dict.fromkeys(offer for _, offer in services)
-            fields["announces"] = "; ".join(map(str, offers)) or (
+            offers = dict.fromkeys(str(offer) for _, offer in services)
+            fields["announces"] = "; ".join(offers) or (
                 f"nothing over TCP or UDP and IPv{message.source.address.version}"
                 if pending.call.name in _LISTED
                 else "nothing: the program is not registered"
@@ -291,6 +299,11 @@ class SunRpc(Helper):
 
     def _called(self, xid: int, cursor: Cursor, message: Message) -> Effects:
         call = read_call(cursor)
+        if call.program == PORTMAPPER:
+            # Some may be on their way.
+            self._in_vain = max(-_PENDING_LIMIT, self._in_vain - 1)
+        else:
+            self._in_vain += 1
         name = call.name.lower()
         if message.group and name in _LOOKUPS:
             name = _DISCOVERY
@@ -326,6 +339,19 @@ class SunRpc(Helper):
             return pending.get(xid)
         return pending if pending is not None and pending.xid == xid else None
 
+    def _let_go(self, now: float) -> None:
+        """Forget the calls whose time is over: they stand in the order of their end."""
+        pending = self._pending
+        if isinstance(pending, dict):
+            while pending:
+                first = next(iter(pending.values()))
+                if first.expires > now:
+                    return
+                del pending[first.xid]
+            self._pending = None
+        elif pending is not None and pending.expires <= now:
+            self._pending = None
+
     def _forget(self, xid: int) -> None:
         if isinstance(self._pending, dict):
             self._pending.pop(xid, None)
@@ -352,22 +378,20 @@ class SunRpc(Helper):
 
     def _answered(self, xid: int, cursor: Cursor, message: Message) -> Effects:
         pending = self._call(xid)
-        if pending is None or pending.expires <= message.now:
+        if pending is None:
+            # The answer to a call that opens nothing, or to none.
+            self._in_vain += 1
             return
         if not read_success(cursor):
             pending.answer(())
             return
         services = _read_services(pending, cursor, message)
+        programs = {each.program for _, each in services}
         # The portmapper, which is there already, stands in its own list.
-        others = [each for _, each in services if each.program != PORTMAPPER]
-        denied = {
-            each.program for each in others if not _is_allowed(each.program, message)
-        }
-        offers = [each for each in others if each.program not in denied]
-        # Several programs, and the versions of one, may share a port.
-        listed = dict.fromkeys(each.at(message.source.address) for each in offers)
-        listed |= dict.fromkeys(each.place for each in offers)
-        places = tuple(islice(listed, _LISTED.get(pending.call.name)))
+        others = programs - {PORTMAPPER}
+        denied = {each for each in others if not _is_allowed(each, message)}
+        offers = [each for _, each in services if each.program in others - denied]
+        places = _places(offers, message.source.address, pending.call)
         pending.answer(places)
         told = yield from _open(pending.call, places, message)
         yield from _tell(services, told, message)
@@ -428,6 +452,7 @@ def _read_services(
 ) -> list[tuple[Service, _Offer]]:
     """The services in a result that this client could use."""
     server = message.source.address
+    known = message.original.destination.address
     found = []
     for service in read_services(pending.call, cursor):
         if service.ip_version not in (None, server.version):
@@ -435,16 +460,27 @@ def _read_services(
         program = pending.program if service.program is None else service.program
         transport = service.transport or pending.transport
         host = service.host
-        if host is None or host.is_unspecified or _is_server(host, message):
+        # What the server, or the client, knows the server by.
+        if host is None or host in (server, known) or host.is_unspecified:
             host = server
-        offer = _Offer(program, transport, Endpoint(host, service.port))
-        found.append((service, offer))
+        found.append((service, _Offer(program, transport, host, service.port)))
     return found
 
 
-def _is_server(host: Address, message: Message) -> bool:
-    """Whether it is what the server, or the client, knows the server by."""
-    return host in (message.source.address, message.original.destination.address)
+def _places(
+    offers: Sequence[_Offer], server: Address, call: Call
+) -> tuple[_Place, ...]:
+    """What is to be opened, as many as may be: first for who takes the ports alone."""
+    limit = _LISTED.get(call.name, len(offers) * 2)
+    places: dict[_Place, None] = {}
+    # Several programs, and the versions of one, may share a port.
+    for place in chain(
+        (each.at(server) for each in offers), (each.place for each in offers)
+    ):
+        places[place] = None
+        if len(places) == limit:
+            break
+    return tuple(places)
 
 
 def _open(
@@ -481,6 +517,8 @@ def _tell(
     service is open to it.
     """
     server, known = message.source.address, message.original.destination.address
+    if known == server and all(place[1] == new for place, new in told.items()):
+        return
     changes = []
     for service, offer in services:
         announced, own = told.get(offer.place), told.get(offer.at(server))

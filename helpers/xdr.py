@@ -27,21 +27,24 @@ def read_opaque(cursor: Cursor, limit: int) -> bytes:
     RFC 4506, section 4.10. Raises Malformed.
     """
     length = cursor.u32()
-    _check_size(length, limit)
+    if length > limit:
+        raise _too_large(length, limit)
     data = cursor.take(length)
-    cursor.skip(-length % 4)
+    if length % 4:
+        cursor.skip(-length % 4)
     return data
 
 
 def skip_opaque(cursor: Cursor, length: int, limit: int) -> None:
     """Pass over opaque data whose length has been read. Raises Malformed."""
-    _check_size(length, limit)
-    cursor.skip(length + -length % 4)
-
-
-def _check_size(length: int, limit: int) -> None:
     if length > limit:
-        raise Malformed(f"opaque data of {length} bytes, the limit is {limit}")
+        raise _too_large(length, limit)
+    if length:
+        cursor.skip(length + -length % 4)
+
+
+def _too_large(length: int, limit: int) -> Malformed:
+    return Malformed(f"opaque data of {length} bytes, the limit is {limit}")
 
 
 def read_string(cursor: Cursor, limit: int) -> str:
@@ -62,14 +65,17 @@ def string(text: str) -> bytes:
     return len(data).to_bytes(4) + data + bytes(-len(data) % 4)
 
 
-def read_list(cursor: Cursor, read: Callable[[Cursor], _T]) -> list[_T]:
+def read_list(
+    cursor: Cursor, read: Callable[[Cursor], _T], limit: int | None = None
+) -> list[_T]:
     """The items of a list in which a boolean before each says that it follows.
 
-    RFC 4506, sections 4.4 and 4.19. `read` reads one. The message bounds the list: each
-    item takes 4 bytes at least. Raises Malformed, also where the list does not end.
+    RFC 4506, sections 4.4 and 4.19. `read` reads one. With `limit` what comes after so
+    many items is not read; without it the message bounds the list: each item takes 4
+    bytes at least. Raises Malformed, also where what is read does not end.
     """
-    items = []
-    while (follows := cursor.u32()) != 0:
+    items: list[_T] = []
+    while len(items) != limit and (follows := cursor.u32()) != 0:
         if follows != 1:
             raise Malformed(f"boolean {follows} in a list")
         items.append(read(cursor))
