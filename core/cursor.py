@@ -16,30 +16,30 @@ class Cursor:
     """Reads forward through one message and never past its end.
 
     Every read raises Truncated where the bytes do not suffice, and then has read
-    nothing.
+    nothing. `data` is the message, `position` where the next byte to be read is in it.
     """
 
-    __slots__ = ("_data", "position")
+    __slots__ = ("data", "position")
 
     def __init__(self, data: bytes, position: int = 0) -> None:
-        self._data = data
+        self.data = data
         self.position = position
 
     @property
     def remaining(self) -> int:
         """Number of bytes that are left."""
-        return len(self._data) - self.position
+        return len(self.data) - self.position
 
     def take(self, length: int) -> bytes:
         """The next `length` bytes, 0 or more."""
         start = self.position
         stop = start + length
-        if not start <= stop <= len(self._data):
+        if not start <= stop <= len(self.data):
             raise Truncated(
                 f"{length} bytes wanted at offset {start}, {self.remaining} are left"
             )
         self.position = stop
-        return self._data[start:stop]
+        return self.data[start:stop]
 
     def skip(self, length: int) -> None:
         """Pass over `length` bytes, 0 or more."""
@@ -56,15 +56,15 @@ class Cursor:
     def u32s(self, count: int) -> tuple[int, ...]:
         """The next unsigned integers of 4 bytes, at less cost than one by one."""
         start = self.position
-        if start + 4 * count > len(self._data):
+        if start + 4 * count > len(self.data):
             self.take(4 * count)  # says what is missing
         self.position = start + 4 * count
-        return _words(count).unpack_from(self._data, start)
+        return _words(count).unpack_from(self.data, start)
 
     def u32(self) -> int:
         """The next 4 bytes as an unsigned integer."""
         start = self.position
-        if start + 4 > len(self._data):
+        if start + 4 > len(self.data):
             self.take(4)  # says what is missing
         self.position = start + 4
-        return int.from_bytes(self._data[start : start + 4])
+        return int.from_bytes(self.data[start : start + 4])

@@ -88,22 +88,23 @@ class Patches:
         `sequence` is that of the first of them. Raises HelperFault where two patches
         overlap.
         """
-        inside = []
+        inside: list[tuple[int, int, Patch]] = []
         for patch in list(self._patches):
-            if patch.offset(sequence) < -_KEPT_BYTES:
+            offset = patch.offset(sequence)
+            if offset < -_KEPT_BYTES:
                 self._patches.remove(patch)
-            elif patch.is_inside(sequence, len(data)):
-                inside.append(patch)
+            elif 0 <= offset < len(data) and offset + patch.length <= len(data):
+                inside.append((offset, len(inside), patch))
             elif not patch.is_outside(sequence, len(data)):
                 return None
-        result = data
+        pieces = []
         limit = len(data)
-        for patch in sorted(inside, key=lambda each: each.offset(sequence))[::-1]:
-            start = patch.offset(sequence)
+        for start, _, patch in sorted(inside)[::-1]:
             if start + patch.length > limit:
                 raise HelperFault(
                     f"rewrite of {patch.length} bytes at {start} overlaps another"
                 )
-            result = result[:start] + patch.data + result[start + patch.length :]
+            pieces += [data[start + patch.length : limit], patch.data]
             limit = start
-        return result
+        pieces.append(data[:limit])
+        return b"".join(pieces[::-1])

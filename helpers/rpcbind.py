@@ -6,7 +6,7 @@ are RPC calls and replies (RFC 5531, section 9) in XDR. Here they are read; what
 be done about them is decided in `cthelper.helpers.sunrpc`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -26,6 +26,7 @@ from cthelper.core.api import (
 from cthelper.helpers.xdr import (
     read_list,
     read_opaque,
+    read_opaques,
     read_string,
     skip_opaque,
     string,
@@ -306,30 +307,29 @@ def read_arguments(call: Call, cursor: Cursor) -> Arguments | None:
     return None
 
 
-def read_services(call: Call, cursor: Cursor) -> list[Service]:
-    """The services over TCP and UDP that the result of `call` names.
+def read_services(call: Call, cursor: Cursor) -> Iterator[Service]:
+    """The services over TCP and UDP that the result of `call` names, as they are read.
 
     Those that a list names without a universal address are left out, and of a long list
     so is what comes after the limit. Raises Malformed.
     """
     match call.name, call.version:
         case "GETPORT", _:
-            return _at_port(cursor)
+            yield from _at_port(cursor)
         case "GETADDR" | "GETVERSADDR", _:
-            return _at_address(cursor)
+            yield from _at_address(cursor)
         case "GETADDRLIST", _:
-            found = read_list(cursor, _read_entry, LISTED_LIMIT)
+            yield from filter(None, read_list(cursor, _read_entry, LISTED_LIMIT))
         case "DUMP", 2:
-            found = read_list(cursor, _read_mapped, DUMPED_LIMIT)
+            yield from filter(None, read_list(cursor, _read_mapped, DUMPED_LIMIT))
         case "DUMP", _:
-            found = read_list(cursor, _read_registered, DUMPED_LIMIT)
+            yield from filter(None, read_list(cursor, _read_registered, DUMPED_LIMIT))
         case "CALLIT" | "BCAST" | "INDIRECT", version:
             services = _at_port(cursor) if version == 2 else _at_address(cursor)
             _read_rest(cursor)
-            return services
+            yield from services
         case _:
-            return []
-    return [each for each in found if each is not None]
+            return
 
 
 def parse_uaddr(text: str) -> Endpoint:
@@ -371,7 +371,11 @@ def _skip_auth(cursor: Cursor) -> None:
 def uaddr(endpoint: Endpoint) -> str:
     """The universal address of an endpoint (RFC 5665, section 5.2.3)."""
     high, low = divmod(endpoint.port, 256)
-    return f"{endpoint.address}.{high}.{low}"
+    return f"{_text(endpoint.address)}.{high}.{low}"
+
+
+# In a list it is the same again and again.
+_text = lru_cache(maxsize=64)(str)
 
 
 def _read_port_mapping(cursor: Cursor) -> PortMapping:
@@ -412,24 +416,23 @@ def _read_mapped(cursor: Cursor) -> Service | None:
 def _read_registered(cursor: Cursor) -> Service | None:
     """One item of DUMP from version 3 on: as `_read_rpcb` reads it."""
     program, _ = cursor.u32s(2)
-    netid = read_opaque(cursor, _STRING_LIMIT)
     start = cursor.position
-    address = read_opaque(cursor, _STRING_LIMIT)
-    span = start, cursor.position
-    skip_opaque(cursor, cursor.u32(), _STRING_LIMIT)
-    return _listed(program, netid, address, span)
+    netid, address, _owner = read_opaques(cursor, 3, _STRING_LIMIT)
+    return _listed(program, netid, address, start + _size(netid))
 
 
 def _read_entry(cursor: Cursor) -> Service | None:
     """One item of GETADDRLIST: address, netid, semantics, family and protocol."""
     start = cursor.position
-    address = read_opaque(cursor, _STRING_LIMIT)
-    span = start, cursor.position
-    netid = read_opaque(cursor, _STRING_LIMIT)
+    address, netid = read_opaques(cursor, 2, _STRING_LIMIT)
     cursor.skip(4)
-    skip_opaque(cursor, cursor.u32(), _STRING_LIMIT)
-    skip_opaque(cursor, cursor.u32(), _STRING_LIMIT)
-    return _listed(None, netid, address, span)
+    read_opaques(cursor, 2, _STRING_LIMIT)
+    return _listed(None, netid, address, start)
+
+
+def _size(text: bytes) -> int:
+    """Of a text with its length and padding, in bytes."""
+    return 4 + len(text) + -len(text) % 4
 
 
 def _read_rest(cursor: Cursor) -> bytes:
@@ -457,12 +460,13 @@ def _at_address(cursor: Cursor) -> list[Service]:
 
 
 def _listed(
-    program: int | None, netid: bytes, address: bytes, span: tuple[int, int]
+    program: int | None, netid: bytes, address: bytes, start: int
 ) -> Service | None:
     """A service in a list, where it is one over TCP or UDP.
 
-    A server tells what programs have registered, and does not check it: an address that
-    is none is no reason to miss the others.
+    `start` is where the address is in the record. A server tells what programs have
+    registered, and does not check it: an address that is none is no reason to miss the
+    others.
     """
     meaning = _NETIDS.get(netid)
     if meaning is None:
@@ -471,12 +475,11 @@ def _listed(
         endpoint = parse_uaddr(address.decode("ascii", "replace"))
     except Malformed:
         return None
-    transport, ip_version = meaning
     return Service(
         program=program,
-        transport=transport,
-        ip_version=ip_version,
+        transport=meaning[0],
+        ip_version=meaning[1],
         host=endpoint.address,
         port=endpoint.port,
-        span=span,
+        span=(start, start + _size(address)),
     )

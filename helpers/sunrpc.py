@@ -33,9 +33,9 @@ length, its padding and the record's marks. Another port is written where the ke
 given the announced one to another flow. A call to a group is refused behind NAT.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from cthelper.core.api import (
@@ -288,7 +288,7 @@ class SunRpc(Helper):
         if pending is None:
             fields["answers"] = "no call that could announce an endpoint"
         elif failure is None:
-            services = _read_services(pending, cursor, message)
+            services = _services(pending, cursor, message)
             offers = dict.fromkeys(str(offer) for _, offer in services)
             fields["announces"] = "; ".join(offers) or (
                 f"nothing over TCP or UDP and IPv{message.source.address.version}"
@@ -385,12 +385,27 @@ class SunRpc(Helper):
         if not read_success(cursor):
             pending.answer(())
             return
-        services = _read_services(pending, cursor, message)
-        programs = {each.program for _, each in services}
-        # The portmapper, which is there already, stands in its own list.
-        others = programs - {PORTMAPPER}
-        denied = {each for each in others if not _is_allowed(each, message)}
-        offers = [each for _, each in services if each.program in others - denied]
+        services = []
+        offers = []
+        allowed: dict[int, bool] = {}
+        ports = set()
+        enough = _LISTED.get(pending.call.name)
+        translated = message.original.destination.address != message.source.address
+        for service, offer in _services(pending, cursor, message):
+            services.append((service, offer))
+            program = offer.program
+            if program not in allowed:
+                # The portmapper, which is there already, stands in its own list.
+                own = program == PORTMAPPER
+                allowed[program] = not own and _is_allowed(program, message)
+            if allowed[program]:
+                offers.append(offer)
+                ports.add((offer.transport, offer.port))
+                # What else a long list has is not opened, and need not be told.
+                if len(ports) == enough and not translated:
+                    break
+        others = allowed.keys() - {PORTMAPPER}
+        denied = {each for each in others if not allowed[each]}
         places = _places(offers, message.source.address, pending.call)
         pending.answer(places)
         told = yield from _open(pending.call, places, message)
@@ -447,13 +462,12 @@ def _transport_of(netid: str, message: Message) -> Transport | None:
     return transport
 
 
-def _read_services(
+def _services(
     pending: _Pending, cursor: Cursor, message: Message
-) -> list[tuple[Service, _Offer]]:
-    """The services in a result that this client could use."""
+) -> Iterator[tuple[Service, _Offer]]:
+    """The services in a result that this client could use. Raises Malformed."""
     server = message.source.address
     known = message.original.destination.address
-    found = []
     for service in read_services(pending.call, cursor):
         if service.ip_version not in (None, server.version):
             continue
@@ -463,8 +477,7 @@ def _read_services(
         # What the server, or the client, knows the server by.
         if host is None or host in (server, known) or host.is_unspecified:
             host = server
-        found.append((service, _Offer(program, transport, host, service.port)))
-    return found
+        yield service, _Offer(program, transport, host, service.port)
 
 
 def _places(
@@ -472,15 +485,11 @@ def _places(
 ) -> tuple[_Place, ...]:
     """What is to be opened, as many as may be: first for who takes the ports alone."""
     limit = _LISTED.get(call.name, len(offers) * 2)
-    places: dict[_Place, None] = {}
     # Several programs, and the versions of one, may share a port.
-    for place in chain(
-        (each.at(server) for each in offers), (each.place for each in offers)
-    ):
-        places[place] = None
-        if len(places) == limit:
-            break
-    return tuple(places)
+    ports = dict.fromkeys((each.transport, each.port) for each in offers)
+    own = ((each, Endpoint(server, port)) for each, port in ports)
+    others = (each.place for each in offers if each.host is not server)
+    return tuple(islice(dict.fromkeys(chain(islice(own, limit), others)), limit))
 
 
 def _open(
@@ -520,8 +529,11 @@ def _tell(
     if known == server and all(place[1] == new for place, new in told.items()):
         return
     changes = []
+    ports = {(transport, endpoint.port) for transport, endpoint in told}
     for service, offer in services:
-        announced, own = told.get(offer.place), told.get(offer.at(server))
+        announced = own = None
+        if (offer.transport, offer.port) in ports:
+            announced, own = told.get(offer.place), told.get(offer.at(server))
         place = announced or own
         port = service.port if place is None else place.port
         host = service.host

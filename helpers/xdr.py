@@ -35,6 +35,21 @@ def read_opaque(cursor: Cursor, limit: int) -> bytes:
     return data
 
 
+def read_opaques(cursor: Cursor, count: int, limit: int) -> list[bytes]:
+    """So many of them, at less cost than one by one, for lists. Raises Malformed."""
+    data, at = cursor.data, cursor.position
+    found = []
+    for _ in range(count):
+        start = at + 4
+        length = int.from_bytes(data[at:start])
+        if length > limit:
+            raise _too_large(length, limit)
+        found.append(data[start : start + length])
+        at = start + length + -length % 4
+    cursor.skip(at - cursor.position)
+    return found
+
+
 def skip_opaque(cursor: Cursor, length: int, limit: int) -> None:
     """Pass over opaque data whose length has been read. Raises Malformed."""
     if length > limit:
@@ -67,19 +82,20 @@ def string(text: str) -> bytes:
 
 def read_list(
     cursor: Cursor, read: Callable[[Cursor], _T], limit: int | None = None
-) -> list[_T]:
+) -> Iterator[_T]:
     """The items of a list in which a boolean before each says that it follows.
 
-    RFC 4506, sections 4.4 and 4.19. `read` reads one. With `limit` what comes after so
-    many items is not read; without it the message bounds the list: each item takes 4
-    bytes at least. Raises Malformed, also where what is read does not end.
+    RFC 4506, sections 4.4 and 4.19. `read` reads one, when it is asked for. With
+    `limit` what comes after so many items is not read; without it the message bounds
+    the list: each item takes 4 bytes at least. Raises Malformed, also where what is
+    read does not end.
     """
-    items: list[_T] = []
-    while len(items) != limit and (follows := cursor.u32()) != 0:
+    count = 0
+    while count != limit and (follows := cursor.u32()) != 0:
         if follows != 1:
             raise Malformed(f"boolean {follows} in a list")
-        items.append(read(cursor))
-    return items
+        yield read(cursor)
+        count += 1
 
 
 def record_length(data: memoryview, limit: int) -> int | None:

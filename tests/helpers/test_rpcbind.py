@@ -45,6 +45,11 @@ DUMPS: Final = [Call(PORTMAPPER, version, 4) for version in (2, 3, 4)]
 ALL: Final = [GETPORT, *RPCBIND, *REMOTE, *DUMPS]
 
 
+def services_in(called: Call, cursor: Cursor) -> list[Service]:
+    """All services that a result names."""
+    return list(read_services(called, cursor))
+
+
 def text(value: str) -> bytes:
     return opaque(value.encode("ascii"))
 
@@ -169,7 +174,7 @@ def test_other_calls_have_no_arguments_for_us(called: Call) -> None:
     assert read_arguments(called, Cursor(b"")) is None
     # What follows a call that is not DUMP's is not a result of ours either.
     if called not in DUMPS:
-        assert read_services(called, Cursor(b"")) == []
+        assert services_in(called, Cursor(b"")) == []
 
 
 # Results.
@@ -180,10 +185,10 @@ def test_port_of_getport_is_16_bits_and_0_is_none(port: int) -> None:
     cursor = Cursor(u32(port))
     if port > 0xFFFF:
         with pytest.raises(Malformed, match=f"^port {port} is over 65535$"):
-            read_services(GETPORT, cursor)
+            services_in(GETPORT, cursor)
     else:
         found = [Service(port=port)] if port else []
-        assert read_services(GETPORT, cursor) == found
+        assert services_in(GETPORT, cursor) == found
 
 
 @pytest.mark.parametrize("called", [*RPCBIND[:3], *REMOTE[1:]], ids=str)
@@ -191,7 +196,7 @@ def test_address_of_a_service_is_a_universal_one(called: Call) -> None:
     tail = opaque(b"result") if called in REMOTE else b""
 
     def found(address: str) -> list[Service]:
-        return read_services(called, Cursor(text(address) + tail))
+        return services_in(called, Cursor(text(address) + tail))
 
     assert found("") == []
     (service,) = found("192.0.2.1.8.1")
@@ -208,8 +213,8 @@ def test_remote_call_whose_result_ends_early_is_malformed(
 ) -> None:
     place = u32(2049) if called.version == 2 else text("192.0.2.1.8.1")
     with pytest.raises(Malformed):
-        read_services(called, Cursor(place + result))
-    assert len(read_services(called, Cursor(place + opaque(b"abc")))) == 1
+        services_in(called, Cursor(place + result))
+    assert len(services_in(called, Cursor(place + opaque(b"abc")))) == 1
 
 
 def entry(address: str, netid: str) -> bytes:
@@ -252,7 +257,7 @@ def test_list_of_addresses_comes_back_as_it_was_written(
     )
     cursor = Cursor(wire)
     dump = called.name == "DUMP"
-    assert read_services(called, cursor) == [
+    assert services_in(called, cursor) == [
         Service(
             program=program if dump else None,
             transport=NETIDS[netid][0],
@@ -289,7 +294,7 @@ def test_item_without_an_address_of_tcp_or_udp_is_passed_over(
             item(called, 100003, "tcp", "192.0.2.1.8.1"),
         ]
     )
-    (service,) = read_services(called, Cursor(wire))
+    (service,) = services_in(called, Cursor(wire))
     assert service.port == 2049
 
 
@@ -302,7 +307,7 @@ def test_dump_of_version_2_comes_back_as_it_was_written(
     services: list[tuple[int, Transport, int]],
 ) -> None:
     items = [u32(program, 3, transport, port) for program, transport, port in services]
-    assert read_services(DUMPS[0], Cursor(linked(items))) == [
+    assert services_in(DUMPS[0], Cursor(linked(items))) == [
         Service(program=program, transport=transport, port=port)
         for program, transport, port in services
     ]
@@ -315,7 +320,7 @@ def test_mapping_without_a_port_of_tcp_or_udp_is_passed_over(
     protocol: int, port: int
 ) -> None:
     wire = linked([u32(100003, 3, protocol, port), u32(100003, 3, TCP, 2049)])
-    (service,) = read_services(DUMPS[0], Cursor(wire))
+    (service,) = services_in(DUMPS[0], Cursor(wire))
     assert (service.transport, service.port) == (TCP, 2049)
 
 
@@ -326,14 +331,36 @@ def test_list_that_does_not_end_is_malformed(called: Call) -> None:
     else:
         items = item(called, 100003, "tcp", "192.0.2.1.8.1")
     with pytest.raises(Malformed):
-        read_services(called, Cursor((u32(1) + items) * 40))
+        services_in(called, Cursor((u32(1) + items) * 40))
+
+
+@pytest.mark.parametrize(
+    ("called", "limit"), [*((each, 256) for each in DUMPS), (LISTS[2], 64)], ids=str
+)
+def test_long_list_is_read_in_part(called: Call, limit: int) -> None:
+    """Those of honest servers are shorter; and it need not end well."""
+    if called.version == 2:
+        items = [u32(100003, 3, TCP, 2000 + number) for number in range(300)]
+    else:
+        items = [
+            item(called, 100003, "tcp", f"192.0.2.1.8.{number % 256}")
+            for number in range(300)
+        ]
+    assert len(services_in(called, Cursor(linked(items)))) == limit
+    assert len(services_in(called, Cursor(linked(items[:limit])[:-4]))) == limit
+
+
+def test_entries_that_are_of_no_use_count_in_a_long_list() -> None:
+    items = [u32(100003, 3, 1, 0)] * 256 + [u32(100003, 3, TCP, 2049)]
+    assert services_in(DUMPS[0], Cursor(linked(items))) == []
+    assert len(services_in(DUMPS[0], Cursor(linked(items[1:])))) == 1
 
 
 @given(st.sampled_from(ALL), st.binary())
 def test_any_bytes_give_arguments_and_services_or_malformed(
     called: Call, wire: bytes
 ) -> None:
-    for read in (read_arguments, read_services):
+    for read in (read_arguments, services_in):
         cursor = Cursor(wire)
         try:
             read(called, cursor)
@@ -370,7 +397,7 @@ def test_dump_that_scapy_builds_is_read(
     wire = bytes(built)
     items = [u32(program, 3, transport, port) for program, transport, port in services]
     assert wire == linked(items)
-    assert [each.port for each in read_services(DUMPS[0], Cursor(wire))] == [
+    assert [each.port for each in services_in(DUMPS[0], Cursor(wire))] == [
         port for _, _, port in services
     ]
     again = DUMP_Reply(wire)

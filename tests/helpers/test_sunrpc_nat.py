@@ -82,7 +82,7 @@ def services(message: bytes, procedure: tuple[int, int]) -> list[tuple[str, int]
     cursor = Cursor(message)
     read_head(cursor)
     assert read_success(cursor)
-    found = read_services(Call(PORTMAPPER, *procedure), cursor)
+    found = list(read_services(Call(PORTMAPPER, *procedure), cursor))
     assert cursor.remaining == 0
     return [("" if each.host is None else str(each.host), each.port) for each in found]
 

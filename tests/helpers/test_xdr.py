@@ -12,6 +12,7 @@ from cthelper.helpers.xdr import (
     join_record,
     read_list,
     read_opaque,
+    read_opaques,
     read_string,
     record_length,
 )
@@ -94,7 +95,7 @@ def numbers(*items: int) -> bytes:
 @pytest.mark.parametrize("items", [[], [7], [7, 0, 1]], ids=str)
 def test_list_is_read_up_to_its_end(items: list[int]) -> None:
     cursor = Cursor(numbers(*items) + TAIL)
-    assert read_list(cursor, Cursor.u32) == items
+    assert list(read_list(cursor, Cursor.u32)) == items
     assert cursor.take(2) == TAIL
 
 
@@ -105,26 +106,51 @@ def test_list_is_read_up_to_its_end(items: list[int]) -> None:
 )
 def test_list_without_end_is_malformed(wire: bytes) -> None:
     with pytest.raises(Truncated):
-        read_list(Cursor(wire), Cursor.u32)
+        list(read_list(Cursor(wire), Cursor.u32))
 
 
 @pytest.mark.parametrize("follows", [2, 0x100, 0xFFFFFFFF])
 def test_only_0_and_1_are_booleans(follows: int) -> None:
     with pytest.raises(Malformed, match=rf"^boolean {follows} in a list$"):
-        read_list(Cursor(u32(follows) + bytes(8)), Cursor.u32)
+        list(read_list(Cursor(u32(follows) + bytes(8)), Cursor.u32))
 
 
 @given(st.lists(st.integers(0, 0xFFFFFFFF)), st.binary(max_size=8))
 def test_list_comes_back_as_it_was_written(items: list[int], tail: bytes) -> None:
     cursor = Cursor(numbers(*items) + tail)
-    assert read_list(cursor, Cursor.u32) == items
+    assert list(read_list(cursor, Cursor.u32)) == items
     assert cursor.remaining == len(tail)
+
+
+def padded(data: bytes) -> bytes:
+    """Opaque data as XDR writes it."""
+    return u32(len(data)) + data + bytes(-len(data) % 4)
+
+
+def test_list_is_read_up_to_a_limit() -> None:
+    cursor = Cursor(numbers(7, 8, 9))
+    assert list(read_list(cursor, Cursor.u32, 2)) == [7, 8]
+    assert list(read_list(cursor, Cursor.u32, 2)) == [9]
+
+
+@given(st.lists(st.binary(max_size=9), max_size=5), st.binary(max_size=3))
+def test_several_are_read_as_one_by_one(items: list[bytes], tail: bytes) -> None:
+    wire = b"".join(map(padded, items)) + tail
+    cursor = Cursor(b"12" + wire, 2)
+    assert read_opaques(cursor, len(items), 9) == items
+    assert cursor.remaining == len(tail)
+    cursor = Cursor(wire)
+    with pytest.raises(Malformed):
+        read_opaques(cursor, len(items) + 1, 9)
+    if any(items):
+        with pytest.raises(Malformed):
+            read_opaques(Cursor(wire), len(items), max(map(len, items)) - 1)
 
 
 @given(st.binary())
 def test_any_bytes_are_a_list_that_fits_or_malformed(wire: bytes) -> None:
     try:
-        items = read_list(Cursor(wire), lambda cursor: read_opaque(cursor, 8))
+        items = list(read_list(Cursor(wire), lambda cursor: read_opaque(cursor, 8)))
     except Malformed:
         return
     assert len(items) * 8 + 4 <= len(wire)
