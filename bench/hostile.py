@@ -51,6 +51,8 @@ procedures = ["getport", "getaddr", "getaddrlist", "dump"]
 _SEGMENT: Final = 1448
 # As much as a queue copies of a packet (core/packet.py), less the headers.
 _LARGEST: Final = 65_000
+# A message of mDNS is no longer (RFC 6762, section 17); others may be.
+_MDNS: Final = 9000
 _FLOWS: Final = 512
 
 Packet = tuple[Direction, bytes]
@@ -308,8 +310,8 @@ def _slp() -> Attack:
 
 
 def _mdns() -> Attack:
-    """As many questions as go in, for the root, of which one wants unicast."""
-    count = _LARGEST // 5
+    """As many questions as a message may have, for the root: one wants unicast."""
+    count = _MDNS // 5 - 3
     question = b"\0\0\1\0\1"
     head = struct.pack("!6H", 0, 0, count, 0, 0, 0)
     yield ORIGINAL, _datagram(head + question * (count - 1) + b"\0\0\1\x80\1")
@@ -317,9 +319,15 @@ def _mdns() -> Attack:
 
 def _mdns_labels() -> Attack:
     question = b"\1a" * 126 + b"\0\0\1\0\1"
-    count = _LARGEST // len(question)
+    count = _MDNS // len(question)
     head = struct.pack("!6H", 0, 0, count, 0, 0, 0)
     yield ORIGINAL, _datagram(head + question * count)
+
+
+def _mdns_longer() -> Attack:
+    question = b"\0\0\1\0\1"
+    head = struct.pack("!6H", 0, 0, _LARGEST // 5, 0, 0, 0)
+    yield ORIGINAL, _datagram(head + question * (_LARGEST // 5))
 
 
 def _dhcpv6() -> Attack:
@@ -350,6 +358,7 @@ _ATTACKS: Final[dict[str, tuple[str, Transport, Callable[[], Attack]]]] = {
     "slp: request": ("slp", UDP, _slp),
     "mdns: questions": ("mdns", UDP, _mdns),
     "mdns: labels": ("mdns", UDP, _mdns_labels),
+    "mdns: questions, 64 KiB": ("mdns", UDP, _mdns_longer),
     "dhcpv6: options": ("dhcpv6", UDP, _dhcpv6),
 }
 _PORTS: Final = {"tns": 1521, "sunrpc": 111, "slp": 427, "mdns": 5353, "dhcpv6": 547}

@@ -32,6 +32,7 @@ from cthelper.core.api import (
     ExpectationRefused,
     Helper,
     Hook,
+    Malformed,
     Match,
     Message,
     Network,
@@ -53,6 +54,8 @@ _LEASEQUERY: Final = 14
 # Options: RFC 8415, section 21.10, and RFC 8357.
 _RELAY_MESSAGE: Final = 9
 _RELAY_SOURCE_PORT: Final = 135
+# Those of clients and relays have some twenty.
+_OPTION_LIMIT: Final = 256
 
 # IANA's registry of message types, from type 0 on.
 _NAMES: Final = (
@@ -193,7 +196,14 @@ def _read_header(cursor: Cursor) -> int:
 
 
 def _read_options(cursor: Cursor) -> Iterator[tuple[int, bytes]]:
-    """Code and data of each option (RFC 8415, section 21.1). Raises Truncated."""
+    """Code and data of each option (RFC 8415, section 21.1).
+
+    Raises Malformed, also where there are over 256.
+    """
+    count = 0
     while cursor.remaining:
+        count += 1
+        if count > _OPTION_LIMIT:
+            raise Malformed(f"over {_OPTION_LIMIT} options")
         code, length = cursor.u16(), cursor.u16()
         yield code, cursor.take(length)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from cthelper.core.api import Cursor, Malformed
+from cthelper.core.api import Cursor, Malformed, Truncated
 
 _LABEL_TYPE: Final = 0xC0
 _NAME_LIMIT: Final = 255
@@ -36,26 +36,32 @@ def read_header(cursor: Cursor) -> Header:
     return Header(flags, questions)
 
 
-def read_question_class(cursor: Cursor) -> int:
-    """Pass over one question; its class field, 0 to 65535. Raises Malformed."""
-    _skip_name(cursor)
-    cursor.skip(2)
-    return cursor.u16()
+def read_question_classes(cursor: Cursor, count: int) -> list[int]:
+    """Pass over so many questions; the class of each, 0 to 65535. Raises Malformed.
 
-
-def _skip_name(cursor: Cursor) -> None:
-    """Pass over a name (RFC 1035, section 4.1.4).
-
-    A compression pointer ends a name and is not followed: nothing here needs the
-    labels that it points to, and so it cannot lead in circles.
+    A name (RFC 1035, section 4.1.4) may end in a compression pointer, which is not
+    followed: nothing here needs the labels that it points to, and so it cannot lead in
+    circles.
     """
-    start = cursor.position
-    while (length := cursor.u8()) != 0:
-        if length & _LABEL_TYPE == _LABEL_TYPE:
-            cursor.skip(1)
-            return
-        if length & _LABEL_TYPE:
-            raise Malformed(f"label of the reserved type {length:#04x}")
-        cursor.skip(length)
-        if cursor.position - start >= _NAME_LIMIT:
-            raise Malformed(f"name over {_NAME_LIMIT} bytes")
+    data, at = cursor.data, cursor.position
+    classes = []
+    try:
+        for _ in range(count):
+            start = at
+            while length := data[at]:
+                if length >= _LABEL_TYPE:
+                    at += 1
+                    break
+                if length & _LABEL_TYPE:
+                    raise Malformed(f"label of the reserved type {length:#04x}")
+                at += length + 1
+                if at - start >= _NAME_LIMIT:
+                    raise Malformed(f"name over {_NAME_LIMIT} bytes")
+            # What ends the name, and the type.
+            at += 3
+            classes.append(data[at] << 8 | data[at + 1])
+            at += 2
+    except IndexError:
+        raise Truncated(f"a question ends after {len(data)} bytes") from None
+    cursor.skip(at - cursor.position)
+    return classes

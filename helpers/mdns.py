@@ -26,6 +26,7 @@ from cthelper.core.api import (
     Effects,
     Helper,
     Hook,
+    Malformed,
     Match,
     Message,
     OptionValue,
@@ -33,12 +34,14 @@ from cthelper.core.api import (
     Prefilter,
     expect,
 )
-from cthelper.helpers.dns import read_header, read_question_class
+from cthelper.helpers.dns import read_header, read_question_classes
 
 _PORT: Final = 5353
 _GROUPS: Final = (IPv4Network("224.0.0.251"), IPv6Network("ff02::fb"))
 # Top bit of a question's class (RFC 6762, section 5.4).
 _UNICAST_RESPONSE: Final = 0x8000
+# A message, without its headers (RFC 6762, section 17).
+_LONGEST: Final = 9000
 
 
 class Mdns(Helper):
@@ -63,11 +66,13 @@ class Mdns(Helper):
         """Expect the answers to a query that asks for unicast ones."""
         if message.direction is not ORIGINAL or not _to_group(message):
             return
+        if len(message.payload) > _LONGEST:
+            raise Malformed(f"message of {len(message.payload)} bytes")
         cursor = Cursor(message.payload)
         header = read_header(cursor)
         if not header.is_standard_query or header.questions == 0:
             return
-        classes = [read_question_class(cursor) for _ in range(header.questions)]
+        classes = read_question_classes(cursor, header.questions)
         one_shot = message.source.port != _PORT
         if not one_shot and not any(each & _UNICAST_RESPONSE for each in classes):
             return
@@ -85,7 +90,7 @@ class Mdns(Helper):
         header = read_header(cursor)
         if not header.is_standard_query:
             return {"type": "response, or no standard query"}
-        classes = [read_question_class(cursor) for _ in range(header.questions)]
+        classes = read_question_classes(cursor, header.questions)
         unicast = sum(bool(each & _UNICAST_RESPONSE) for each in classes)
         return {
             "type": "query",

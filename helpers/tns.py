@@ -70,6 +70,9 @@ _TEXT_LIMIT: Final = 4096
 # session's packets. What is waited for is read anew with each.
 _PIECES: Final = 16
 _CHAIN_LIMIT: Final = 4
+# Packets of both sides until the server decides. A CONNECT, its data, a RESEND and a
+# REDIRECT with its text are some twenty.
+_PACKETS: Final = 64
 # What these take in memory, in bytes.
 _INSTANCE: Final = 400
 _PIECE: Final = 200
@@ -224,6 +227,7 @@ class Tns(Helper):
 
     def __init__(self) -> None:
         self._connected = False
+        self._packets = 0
         self._redirects = 0
         # The server's bytes before the message that is read.
         self._read = 0
@@ -259,6 +263,10 @@ class Tns(Helper):
             yield Done("it is no TNS")
             return
         self._connected = True
+        self._packets += 1
+        if self._packets > _PACKETS:
+            yield Done(f"over {_PACKETS} packets, and no ACCEPT", "nothing-announced")
+            return
         cursor, kind = _read_header(message)
         if message.direction is ORIGINAL:
             if kind == _Type.REDIRECT:

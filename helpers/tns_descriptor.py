@@ -21,6 +21,9 @@ from cthelper.core.api import Address, Malformed
 ADDRESS_LIMIT: Final = 8
 _DEPTH_LIMIT: Final = 8
 _NAME_LIMIT: Final = 253
+# Groups, and ends of groups of groups: one for each 8 bytes that a descriptor may have,
+# but for such as say nothing.
+_PART_LIMIT: Final = 512
 
 _QUOTED: Final = re.compile(rb"\"[^\"]*+\"|'[^']*+'")
 # A group with a value, the beginning of a group of groups, or the end of one. Nothing
@@ -81,8 +84,11 @@ def parse_addresses(text: bytes) -> list[ServerAddress]:
     addresses: list[ServerAddress] = []
     # Key and values of each group that has begun, the outermost first.
     groups: list[tuple[bytes, _Values]] = []
-    position = 0
+    position = parts = 0
     while position < len(text):
+        parts += 1
+        if parts > _PART_LIMIT:
+            raise Malformed(f"descriptor of over {_PART_LIMIT} parts")
         piece = _PIECE.match(text, position)
         if piece is None:
             raise Malformed(f"descriptor: {text[position : position + 40]!r}")

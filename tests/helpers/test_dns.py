@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scapy.layers.dns import DNS, DNSQR
 
 from cthelper.core.api import Cursor, Malformed, Truncated
-from cthelper.helpers.dns import Header, read_header, read_question_class
+from cthelper.helpers.dns import Header, read_header, read_question_classes
 from tests.cases import cases
 
 labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_", min_size=1, max_size=63)
@@ -27,7 +27,7 @@ def name(*lengths: int) -> bytes:
 def question_class(wire: bytes) -> int:
     """The class of the question `wire`, all of which must be read."""
     cursor = Cursor(wire)
-    class_ = read_question_class(cursor)
+    (class_,) = read_question_classes(cursor, 1)
     assert cursor.remaining == 0
     return class_
 
@@ -107,7 +107,7 @@ def test_label_over_63_and_name_over_255_are_malformed(
     owner: bytes, reason: str
 ) -> None:
     with pytest.raises(Malformed, match=f"^{reason}$"):
-        read_question_class(Cursor(owner + b"\x00\x0c\x00\x01"))
+        read_question_classes(Cursor(owner + b"\x00\x0c\x00\x01"), 1)
 
 
 @pytest.mark.parametrize("owner", [name(4, 5), b"\xc0\x0c"], ids=["labels", "pointer"])
@@ -115,14 +115,14 @@ def test_question_cut_anywhere_is_truncated(owner: bytes) -> None:
     whole = owner + b"\x00\x0c\x00\x01"
     for end in range(len(whole)):
         with pytest.raises(Truncated):
-            read_question_class(Cursor(whole[:end]))
+            read_question_classes(Cursor(whole[:end]), 1)
 
 
 @given(st.binary())
 def test_any_bytes_give_a_class_or_malformed(wire: bytes) -> None:
     cursor = Cursor(wire)
     try:
-        class_ = read_question_class(cursor)
+        (class_,) = read_question_classes(cursor, 1)
     except Malformed:
         return
     assert class_ == int.from_bytes(wire[cursor.position - 2 : cursor.position])
@@ -153,7 +153,7 @@ def test_questions_that_scapy_builds_are_read(
     assert header.is_standard_query is (
         not theirs.qr and not theirs.opcode and not theirs.rcode
     )
-    classes = [read_question_class(cursor) for _ in questions]
+    classes = read_question_classes(cursor, len(questions))
     assert classes == [each.unicastresponse << 15 | each.qclass for each in theirs.qd]
     assert cursor.remaining == 0
 
@@ -170,6 +170,6 @@ def test_questions_that_scapy_compresses_are_read(name: str, firsts: list[str]) 
     assert len(wire) < len(bytes(plain))
     cursor = Cursor(wire)
     assert read_header(cursor).questions == len(firsts)
-    classes = [read_question_class(cursor) for _ in firsts]
+    classes = read_question_classes(cursor, len(firsts))
     assert classes == list(range(1, len(firsts) + 1))
     assert cursor.remaining == 0

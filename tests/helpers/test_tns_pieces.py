@@ -36,7 +36,7 @@ def test_packets_without_text_are_neither_kept_nor_have_it_read_again(
     monkeypatch.setattr(tns, "is_whole", is_whole)
     helper, flow = Tns(), line()
     first, second = redirect(length=0), data(address()[:-1])
-    many = [nothing] * 1000
+    many = [nothing] * 30
     assert play(helper, conversation(flow, first, *many, second, *many)) == []
     assert len(looked) == 2
     assert helper._pending is not None
