@@ -396,7 +396,7 @@ def _engine() -> Engine:
     config = parse(_SETTINGS, Path("bench"), builtin_helpers())
     return Engine(
         config.helpers,
-        guard=Guard(config.expectations_in_all),
+        guard=Guard(config.limits),
         on_link=_on_link,
         clock=lambda: 0.0,
         flow_limit=65536,
