@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+CAP_NET_ADMIN: Final = 12
+
 _REPLAY: Final = "scapy"
 
 
@@ -202,7 +204,7 @@ def advice(errno: int) -> str:
     net/netfilter/nfnetlink.c), a family of sockets that is not there EPROTONOSUPPORT.
     """
     if errno in (errno_module.EPERM, errno_module.EACCES):
-        return "run as root"
+        return lacking()
     if errno in (
         errno_module.EINVAL,
         errno_module.EOPNOTSUPP,
@@ -210,6 +212,27 @@ def advice(errno: int) -> str:
     ):
         return "a kernel module may be missing, `cthelper doctor` says which"
     return ""
+
+
+def holds(capability: int) -> bool:
+    """Whether this process has a capability, by its number in linux/capability.h."""
+    try:
+        status = Path("/proc/thread-self/status").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return os.geteuid() == 0
+    _, _, found = status.partition("\nCapEff:")
+    return bool(int(found.split(maxsplit=1)[0], 16) >> capability & 1)
+
+
+def lacking() -> str:
+    """What to say where the kernel refuses what needs CAP_NET_ADMIN."""
+    name = "needs CAP_NET_ADMIN"
+    if holds(CAP_NET_ADMIN):
+        return f"{name} in the user namespace that this network belongs to"
+    if os.geteuid() == 0:
+        where = "give it to the container or service"
+        return f"{name}, which root does not have here: {where}"
+    return f"{name}: run as root"
 
 
 def advised(text: str, errno: int) -> str:

@@ -3,8 +3,9 @@
 
 Whoever may write to a file, to a folder above it or to a folder that a symbolic link on
 the way stands in, may put another file in its place. So each of them must be root's,
-and writable by nobody else. A folder with the sticky bit that is passed, such as /tmp,
-may be writable: what is in it its owner alone can remove.
+and writable by nobody else; also for who is not root and has CAP_NET_ADMIN. A folder
+with the sticky bit that is passed, such as /tmp, may be writable: what is in it its
+owner alone can remove.
 """
 
 import errno
@@ -13,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from cthelper.core.errors import CthelperError
+from cthelper.core.errors import CAP_NET_ADMIN, CthelperError, holds
 
 _WRITABLE_BY_OTHERS: Final = 0o022
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,12 +34,13 @@ class Untrusted(CthelperError):
 def open_trusted(path: Path) -> BinaryIO:
     """The file, open for reading.
 
-    Raises OSError, and for root Untrusted. What has no name in a file system, such as a
-    shell's pipe, is trusted: whoever started this process gave it.
+    Raises OSError, and for root, or with CAP_NET_ADMIN, Untrusted. What has no name in
+    a file system, such as a shell's pipe, is trusted: whoever started this process gave
+    it.
     """
     file = path.open("rb")
     try:
-        if os.geteuid() == 0:
+        if _privileged():
             _judge_open(file.fileno(), path)
     except BaseException:
         file.close()
@@ -47,13 +49,18 @@ def open_trusted(path: Path) -> BinaryIO:
 
 
 def judge_folder(path: Path) -> None:
-    """Raise Untrusted for root where others may change what is in the folder.
+    """Raise Untrusted, as `open_trusted`, where others may change what is in a folder.
 
     Raises OSError.
     """
-    if os.geteuid() == 0:
+    if _privileged():
         place, status = _walk(path)
         _judge(place, status)
+
+
+def _privileged() -> bool:
+    """Whether this process has a right that who writes the file would get."""
+    return os.geteuid() == 0 or holds(CAP_NET_ADMIN)
 
 
 def _judge_open(descriptor: int, path: Path) -> None:

@@ -28,7 +28,7 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.config import Config, HelperConfig
-from cthelper.core.errors import RulesetError
+from cthelper.core.errors import RulesetError, lacking
 from cthelper.core.ports import spelled
 from cthelper.core.tuples import collapsed
 
@@ -508,6 +508,7 @@ def _nft(*arguments: str, text: str | None = None) -> str:
         raise RulesetError(f"nft did not answer within {_SECONDS} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no explanation"]
-        advice = "" if "Operation not permitted" not in lines[0] else ": run as root"
+        refused = "Operation not permitted" in lines[0]
+        advice = f": {lacking()}" if refused else ""
         raise RulesetError(f"nft: {lines[0].removesuffix(_ROOT)}{advice}")
     return done.stdout

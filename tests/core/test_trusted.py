@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cthelper.core import trusted
+from cthelper.core.errors import CAP_NET_ADMIN
 from cthelper.core.trusted import Untrusted, judge_folder, open_trusted
 
 OTHER = 65534
@@ -193,10 +194,17 @@ def test_user_reads_what_others_may_write(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    held: list[int] = []
+    monkeypatch.setattr(trusted, "holds", held.__contains__)
     file.parent.chmod(0o777)
     file.chmod(0o666)
     assert read(file) == b"text"
     judge_folder(file.parent)
+    # What root would get here is the right to change rules.
+    held.append(CAP_NET_ADMIN)
+    for look in (read, lambda path: judge_folder(path.parent)):
+        with pytest.raises(Untrusted):
+            look(file)
 
 
 @as_root

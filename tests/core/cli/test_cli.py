@@ -17,7 +17,7 @@ from cthelper import nft
 from cthelper.core.config import parse
 from cthelper.core.daemon import ruleset
 from cthelper.core.daemon.ruleset import registrations
-from cthelper.core.errors import Busy, NetlinkError
+from cthelper.core.errors import Busy, NetlinkError, lacking
 from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import NetlinkSocket
 from cthelper.core.registry import builtin_helpers
@@ -155,7 +155,7 @@ def test_configuration_that_is_not_there_is_2_and_one_line(
 @pytest.mark.parametrize(
     ("errno", "advice"),
     [
-        (errno.EPERM, ": run as root"),
+        (errno.EPERM, f": {lacking()}"),
         (errno.EINVAL, MODULE),
         (errno.EPROTONOSUPPORT, MODULE),
         (errno.ENOSPC, ""),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cthelper.core import errors
 from cthelper.core.errors import QueueError
 from cthelper.core.queue import binding
 from cthelper.core.queue.binding import Binding, BoundQueue, bound_queues, refusal
@@ -95,12 +96,15 @@ def test_closing_unbinds_and_what_is_asked_then_is_an_error(
             ask()
 
 
-def test_queue_that_cannot_be_bound_says_why(rows: Path) -> None:
+def test_queue_that_cannot_be_bound_says_why(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "lacking", lambda: "needs a right")
     error = OSError(errno.EPERM, "Operation not permitted")
     assert str(refusal(2077, error)) == (
-        "cannot bind queue 2077: Operation not permitted: run as root"
+        "cannot bind queue 2077: Operation not permitted: needs a right"
     )
-    failed = QueueError("cannot set queue 2077: Operation not permitted: run as root")
+    failed = QueueError("cannot set queue 2077: Operation not permitted: needs a right")
     assert refusal(2077, failed) is failed
     rows.write_text(ROWS)
     assert str(refusal(2077, error)) == (
