@@ -55,6 +55,8 @@ _EVERYWHERE: Final[tuple[Network, ...]] = (
 # What the kernel takes as an interface's name (dev_valid_name in net/core/dev.c) and
 # nft between quotes; a * at the end matches the rest.
 _INTERFACE = re.compile(r"[!-~]{1,15}")
+# What useradd(8) takes.
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?", re.IGNORECASE | re.ASCII)
 _NOT_IN_INTERFACE = re.compile(r'[/:"\\]|\*.')
 
 
@@ -71,6 +73,7 @@ class DaemonConfig:
     mark that says that a flow is no longer inspected, 0 for none; `user_mask` holds the
     bits that are the user's, and `mark` is none of them. `lost_ruleset` is what becomes
     of a ruleset that another program took away: it is put back, or that is told alone.
+    `user` is whose the servers are; whether there is such a one is not looked at.
     """
 
     queue: int = 2077
@@ -83,6 +86,7 @@ class DaemonConfig:
     mark: int = 0x10000000
     user_mask: int = 0
     lost_ruleset: str = "restore"
+    user: str = "cthelper"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,6 +433,7 @@ def _daemon(table: Table) -> DaemonConfig:
         lost_ruleset=table.choice(
             "lost_ruleset", plain.lost_ruleset, ("restore", "warn")
         ),
+        user=table.value("user", _user, plain.user),
     )
     mark = f"daemon.mark = {daemon.mark:#x}"
     if daemon.mark.bit_count() > 1:
@@ -666,6 +671,12 @@ def _pair(value: object) -> tuple[Address, Address]:
     if inside.version != outside.version:
         raise ValueError(f"{allowed}, of one IP version")
     return inside, outside
+
+
+def _user(value: object) -> str:
+    if not isinstance(value, str) or not _USER.fullmatch(value) or value == "root":
+        raise ValueError("must be the name of a user, not root")
+    return value
 
 
 def _interface(value: object) -> str:

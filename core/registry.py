@@ -8,7 +8,7 @@ defines, but those whose names begin with an underscore.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -67,25 +67,25 @@ def find_helpers(
     plugins: Iterable[Path] = (),
     refuse: Refuse = _raise,
     broken: list[Broken] | None = None,
+    *,
+    given: Mapping[Path, bytes] = {},
 ) -> dict[str, Found]:
     """All helpers by name: built in, installed, those in `folder` and in `plugins`.
 
-    Files are read anew each time, so that a file that has changed gives new classes,
-    and classes that are in use stay as they are. Each helper or file that cannot be
-    taken is given to `refuse`, and left out if that does not raise; by default it
-    raises the RegistryError. An entry point that cannot be loaded or installed, be it
-    since its name is taken, is left out and put into `broken`.
+    `given` are files that were read already (`read_folder`). Others are read anew each
+    time, so that a file that has changed gives new classes, and classes that are in use
+    stay as they are. Each helper or file that cannot be taken is given to `refuse`, and
+    left out if that does not raise; by default it raises the RegistryError.
+    An entry point that cannot be loaded or installed, be it since its name is taken, is
+    left out and put into `broken`.
     """
     broken = [] if broken is None else broken
     helpers = _register(
         [
             *_builtin(),
-            *([] if folder is None else _in_folder(folder, refuse)),
-            *(
-                found
-                for file in plugins
-                for found in _in_file(file, lambda path: path.open("rb"), refuse)
-            ),
+            *_in_files(() if folder is None else read_folder(folder, refuse), refuse),
+            *_in_files(_read(plugins, lambda path: path.open("rb"), refuse), refuse),
+            *_in_files(given.items(), refuse),
         ],
         refuse,
     )
@@ -140,7 +140,13 @@ def _add(helpers: dict[str, Found], found: Found) -> None:
 
 
 def _builtin() -> Iterator[Found]:
-    for entry in sorted(files(GROUP).iterdir(), key=lambda each: each.name):
+    try:
+        entries = sorted(files(GROUP).iterdir(), key=lambda each: each.name)
+    except OSError as error:
+        raise RegistryError(
+            f"{error.filename}: cannot be read: {error.strerror}"
+        ) from None
+    for entry in entries:
         if entry.name.endswith(".py") and not entry.name.startswith("_"):
             name = f"{GROUP}.{entry.name[:-3]}"
             try:
@@ -196,8 +202,11 @@ def _load(point: EntryPoint, distribution: str) -> type[Helper]:
     return value
 
 
-def _in_folder(folder: Path, refuse: Refuse) -> Iterator[Found]:
-    """The helpers of a folder's files, which root must be able to trust."""
+def read_folder(folder: Path, refuse: Refuse = _raise) -> Iterator[tuple[Path, bytes]]:
+    """The files of a folder of plugins, which root must be able to trust.
+
+    Each that cannot be read is given to `refuse`, see `find_helpers`.
+    """
     try:
         judge_folder(folder)
         inside = sorted(folder.iterdir())
@@ -207,34 +216,41 @@ def _in_folder(folder: Path, refuse: Refuse) -> Iterator[Found]:
     except OSError as error:
         refuse(RegistryError(f"{folder}: cannot be read: {error.strerror}"))
         return
-    for file in inside:
-        if file.suffix == ".py" and not file.name.startswith(("_", ".")):
-            yield from _in_file(file, open_trusted, refuse)
+    chosen = (
+        each
+        for each in inside
+        if each.suffix == ".py" and not each.name.startswith(("_", "."))
+    )
+    yield from _read(chosen, open_trusted, refuse)
 
 
-def _in_file(file: Path, opened: Open, refuse: Refuse) -> list[Found]:
-    """The helpers that a file defines, one at least, or none and it is refused."""
-    try:
-        return _read_file(file.absolute(), opened)
-    except RegistryError as error:
-        refuse(error)
-        return []
+def _read(
+    files: Iterable[Path], opened: Open, refuse: Refuse
+) -> Iterator[tuple[Path, bytes]]:
+    for file in files:
+        try:
+            with opened(file) as source:
+                yield file.absolute(), source.read()
+        except Untrusted as error:
+            refuse(RegistryError(str(error)))
+        except OSError as error:
+            refuse(RegistryError(f"{file}: cannot be read: {error.strerror}"))
 
 
-def _read_file(file: Path, opened: Open) -> list[Found]:
-    try:
-        with opened(file) as source:
-            data = source.read()
-    except Untrusted as error:
-        raise RegistryError(str(error)) from None
-    except OSError as error:
-        raise RegistryError(f"{file}: cannot be read: {error.strerror}") from None
-    helpers = _defined(_import_source(file, data))
-    if not helpers:
-        raise RegistryError(
-            f"{file}: defines no helper, which is a class of cthelper.core.api.Helper"
-        )
-    return [Found(helper, str(file)) for helper in helpers]
+def _in_files(sources: Iterable[tuple[Path, bytes]], refuse: Refuse) -> Iterator[Found]:
+    """The helpers that files define, one at least each, or none and it is refused."""
+    for file, data in sources:
+        try:
+            helpers = _defined(_import_source(file, data))
+            if not helpers:
+                raise RegistryError(
+                    f"{file}: defines no helper, which is a class of "
+                    "cthelper.core.api.Helper"
+                )
+        except RegistryError as error:
+            refuse(error)
+        else:
+            yield from (Found(helper, str(file)) for helper in helpers)
 
 
 class _Loader(SourceFileLoader):

@@ -42,6 +42,7 @@ PURE: Final = frozenset(
         "registry",
         "rewriting",
         "sequence",
+        "sources",
         "stream",
         "tables",
         "trusted",

@@ -36,6 +36,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     from cthelper import __version__
     from cthelper.core.cli import (
+        ask,
         check,
         doctor,
         helpers,
@@ -65,7 +66,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         "--version", action="version", version=f"cthelper {__version__}"
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (run, check, reload, ruleset, replay, helpers, new, doctor):
+    for module in (run, check, reload, ruleset, replay, helpers, new, doctor, ask):
         module.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

@@ -17,6 +17,7 @@ from cthelper.core.config import (
 )
 from cthelper.core.daemon.standard_error import priority
 from cthelper.core.registry import Broken, Found, classes, find_helpers
+from cthelper.core.sources import Sources
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -92,7 +93,18 @@ def warned(config: Config) -> Config:
 def configured(file: ConfigFile, options: argparse.Namespace) -> Config:
     """What the file's text configures. Raises ConfigError, RegistryError."""
     broken: list[Broken] = []
-    helpers = classes(_found(file, options, broken))
+    return _parsed(file, _found(file, options, broken), broken)
+
+
+def made_of(sources: Sources) -> Config:
+    """What sources configure. Raises ConfigError, RegistryError."""
+    broken: list[Broken] = []
+    found = find_helpers(broken=broken, given=sources.plugins)
+    return _parsed(sources.file, found, broken)
+
+
+def _parsed(file: ConfigFile, found: dict[str, Found], broken: list[Broken]) -> Config:
+    helpers = classes(found)
     names = {each.name for each in broken}
     config = parse(file.text, file.path, helpers, left_out=names)
     told = tuple(map(left_out, broken))

@@ -2,10 +2,12 @@
 """``cthelper run``: the daemon."""
 
 import argparse
+from pathlib import Path
 
-from cthelper.core.cli.options import Commands, add_config, configured
-from cthelper.core.config import Config, read_file
+from cthelper.core.cli.options import Commands, add_config, made_of
+from cthelper.core.config import plugin_folder
 from cthelper.core.errors import ConfigError
+from cthelper.core.sources import Sources, read_sources
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -27,23 +29,41 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "they are; packets pass until the next run, or where a helper fails closed are "
         "dropped",
     )
+    parser.add_argument(
+        "--kernel",
+        type=Path,
+        metavar="FILE",
+        help="what the kernel does, as `cthelper ask` has written it; it is not asked",
+    )
     parser.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    from cthelper.core.daemon.privileges import NoSuchUser, plan
     from cthelper.core.daemon.supervisor import Supervisor
 
-    file = read_file(options.config)
+    sources = read_sources(options.config)
+    config = made_of(sources)
+    again = sources.file.again
 
-    def read_again() -> Config:
-        if not file.again:
+    def read_again() -> bytes:
+        if not again:
             raise ConfigError(
-                file.path,
+                sources.file.path,
                 "came through a pipe and cannot be read again: restart cthelper",
             )
-        return configured(read_file(options.config), options)
+        return read_sources(options.config).packed()
 
+    try:
+        confinement = plan(config.daemon.user, plugin_folder(sources.file))
+    except NoSuchUser as error:
+        raise ConfigError(
+            sources.file.path, f'daemon.user = "{config.daemon.user}": {error}'
+        ) from None
     Supervisor(
-        configured(file, options), read_again, keep_ruleset=options.keep_ruleset
+        *(config, read_again, lambda data: made_of(Sources.unpacked(data))),
+        confinement,
+        keep_ruleset=options.keep_ruleset,
+        answers=options.kernel,
     ).run()
     return 0

@@ -8,6 +8,7 @@ end, whatever killed it, and the other one reads that.
 import enum
 import hashlib
 import json
+import os
 import socket
 from collections.abc import Sequence
 from typing import Self
@@ -17,6 +18,7 @@ from cthelper.core.config import Config
 # Above any message: the longest has a counter for each event and reason.
 _RECEIVE = 1 << 17
 _DESCRIPTORS = 253  # SCM_MAX_FD
+_MFD_NOEXEC_SEAL = 8  # linux/memfd.h
 
 Message = dict[str, object]
 
@@ -80,6 +82,26 @@ class Channel:
             raise Gone
         message: Message = json.loads(data)
         return {**message, "descriptors": descriptors} if descriptors else message
+
+
+def handed(data: bytes) -> int:
+    """A descriptor of a file that has these bytes, which are too many for a message."""
+    try:
+        file = os.memfd_create("cthelper", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+    except OSError:  # Linux before 6.3
+        file = os.memfd_create("cthelper", os.MFD_CLOEXEC)
+    with open(file, "wb", closefd=False) as writer:
+        writer.write(data)
+    return file
+
+
+def taken(file: int) -> bytes:
+    """What was handed to this process; closes the descriptor. Raises OSError."""
+    try:
+        # Other processes share the offset.
+        return os.pread(file, os.fstat(file).st_size, 0)
+    finally:
+        os.close(file)
 
 
 def fingerprint(config: Config) -> str:

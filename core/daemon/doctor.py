@@ -14,6 +14,7 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.config import Config
 from cthelper.core.daemon.mark_conflicts import conflicts
+from cthelper.core.daemon.privileges import NoSuchUser, plan
 from cthelper.core.daemon.probe import (
     GLUE,
     GLUE_MENDED,
@@ -23,6 +24,7 @@ from cthelper.core.daemon.probe import (
     ask,
 )
 from cthelper.core.errors import (
+    CAP_NET_ADMIN,
     CthelperError,
     NetlinkError,
     QueueError,
@@ -36,7 +38,6 @@ from cthelper.core.queue.binding import bound_queues
 
 _OLDEST_KERNEL: Final = (6, 1)
 _OLDEST_NFT: Final = (1, 0)
-_CAP_NET_ADMIN: Final = 12
 _FULL: Final = 0.8
 _OTHER_DAEMON: Final = "conntrackd"
 # Module, its configuration symbol, and what it is for.
@@ -126,6 +127,7 @@ def examine(read_config: Callable[[], Config], host: Host) -> Iterator[Finding]:
     else:
         yield Finding(Health.OK, f"configuration: {', '.join(config.helpers)}")
         yield queue_backend(config)
+        yield from confinement(config.daemon.user)
         yield from spreading(config, host)
         yield from names(config, host)
         yield from queues(config)
@@ -153,9 +155,32 @@ def privileges(host: Host) -> Finding:
     """CAP_NET_ADMIN of this process."""
     status = host.text("proc/self/status") or ""
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    if found and int(found[1], 16) >> _CAP_NET_ADMIN & 1:
+    if found and int(found[1], 16) >> CAP_NET_ADMIN & 1:
         return Finding(Health.OK, "capability CAP_NET_ADMIN")
-    return Finding(Health.FAILURE, "capability CAP_NET_ADMIN is missing", "run as root")
+    return Finding(
+        Health.FAILURE,
+        "capability CAP_NET_ADMIN is missing",
+        "run as root" if os.geteuid() else "give it to the container or service",
+    )
+
+
+def confinement(user: str) -> Iterator[Finding]:
+    """What servers are confined by; see `privileges`."""
+    try:
+        found = plan(user)
+    except NoSuchUser as error:
+        what, _, mend = str(error).partition(": ")
+        yield Finding(Health.FAILURE, f"daemon.user: {what}", mend)
+        return
+    for gap in found.gaps:
+        what, _, mend = gap.rpartition(": ")
+        yield Finding(Health.WARNING, what, mend)
+    if found.landlock:
+        yield Finding(Health.OK, f"Landlock, version {found.landlock}")
+    if found.seccomp:
+        yield Finding(Health.OK, "system calls can be filtered (libseccomp)")
+    if found.user is not None:
+        yield Finding(Health.OK, f"servers are of user {found.user.name}")
 
 
 def modules(host: Host) -> Iterator[Finding]:

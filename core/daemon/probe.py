@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from cthelper import nft
 from cthelper.core.api import Policy
+from cthelper.core.daemon.capabilities import Capability, hand_on
 from cthelper.core.daemon.ruleset import ASKED_WITH, unregister
 from cthelper.core.errors import CthelperError, RulesetError
 from cthelper.core.netlink.ctnetlink import Ctnetlink
@@ -88,11 +89,7 @@ table inet probe {{
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _INTERFACE: Final = struct.Struct("16sh")
-# linux/capability.h, linux/prctl.h
-_CAPABILITY_HEADER: Final = struct.pack("Ii", 0x20080522, 0)
-_CAPABILITIES: Final = struct.Struct("6I")
-_CAP_NET_ADMIN: Final = 12
-_PR_SET_PDEATHSIG, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 47, 2
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -258,27 +255,16 @@ def _unshare() -> None:
     if _LIBC.unshare(_CLONE_NEWNET) == 0:
         return
     if _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
-        _hand_on(_CAP_NET_ADMIN)
+        # As this user is root nowhere.
+        try:
+            hand_on(Capability.CAP_NET_ADMIN)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"nft cannot be run there: {error.strerror}"
+            ) from None
         return
-    error = ctypes.get_errno()
-    raise OSError(error, f"no network namespace can be made: {os.strerror(error)}")
-
-
-def _hand_on(capability: int) -> None:
-    """Have programs that are run keep a capability, as this user is root nowhere."""
-    header = ctypes.create_string_buffer(_CAPABILITY_HEADER)
-    data = ctypes.create_string_buffer(_CAPABILITIES.size)
-    _LIBC.capget(header, data)
-    # Effective, permitted and inheritable, each in two halves.
-    words = list(_CAPABILITIES.unpack(data.raw))
-    words[2] |= 1 << capability
-    data = ctypes.create_string_buffer(_CAPABILITIES.pack(*words), _CAPABILITIES.size)
-    if (
-        _LIBC.capset(header, data) < 0
-        or _LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0) < 0
-    ):
-        error = ctypes.get_errno()
-        raise OSError(error, f"nft cannot be run there: {os.strerror(error)}")
+    number = ctypes.get_errno()
+    raise OSError(number, f"no network namespace can be made: {os.strerror(number)}")
 
 
 def _bring_up(interface: str) -> None:

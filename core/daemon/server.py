@@ -16,7 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
 from cthelper.core.config import Config
-from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
+from cthelper.core.daemon.channel import (
+    Channel,
+    Gone,
+    Message,
+    Order,
+    fingerprint,
+    taken,
+)
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.memory_settings import settle
@@ -38,7 +45,7 @@ from cthelper.core.netlink.ctnetlink import (
 from cthelper.core.netlink.links import Links
 from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import choose
-from cthelper.core.queue.binding import Binding, bound_queues
+from cthelper.core.queue.binding import Binding, bound_queues, open_list
 from cthelper.core.queue.protocol import Queue
 
 _T = TypeVar("_T")
@@ -60,8 +67,9 @@ class HasFileno(Protocol):
 class Server:
     """Serves the bound queues of server `number`, until it is told to leave.
 
-    `read_config` reads the configuration again. `progress` shows the supervisor that it
-    goes on, `quarantine` holds what servers before it have died of. Use `run`.
+    `configure` makes a configuration of what the supervisor has read. `progress` shows
+    the supervisor that it goes on, `quarantine` holds what servers before it have died
+    of. Use `run`; all that needs more than CAP_NET_ADMIN is opened before.
     """
 
     def __init__(
@@ -69,7 +77,7 @@ class Server:
         number: int,
         config: Config,
         bindings: Sequence[Binding],
-        read_config: Callable[[], Config],
+        configure: Callable[[bytes], Config],
         channel: Channel,
         kernel: Kernel,
         progress: Progress,
@@ -77,7 +85,7 @@ class Server:
     ) -> None:
         self._number = number
         self._config = self._prepared = config
-        self._read_config = read_config
+        self._configure = configure
         self._channel = channel
         daemon = config.daemon
         self._log = Log(
@@ -89,6 +97,7 @@ class Server:
         self._links = Links()
         self._events = Events()
         self._progress = progress
+        self._list = open_list()
         self._inspection = Inspection(
             *(config, self._links, self._log, time.monotonic, self._follow),
             *(kernel, progress, quarantine),
@@ -273,16 +282,18 @@ class Server:
     def _prepare(self, message: Message) -> None:
         """Be ready for what the kernel will send once it has the new configuration.
 
-        The message brings the sockets of the queues that are new. Commit or abort
-        follows. Raises CthelperError.
+        The message brings the sockets of the queues that are new, and a file with what
+        the supervisor has read. Commit or abort follows. Raises CthelperError.
         """
         numbers, descriptors = message["queues"], message.get("descriptors", [])
         assert isinstance(numbers, list)  # noqa: S101 - as the supervisor sends it
         assert isinstance(descriptors, list)  # noqa: S101
-        sockets = [socket.socket(fileno=each) for each in descriptors]
+        *ends, read = descriptors
+        sockets = [socket.socket(fileno=each) for each in ends]
         try:
+            sources = taken(read)
             # Plugins are imported, and package metadata looked through.
-            config = self._meanwhile(self._read_config)
+            config = self._meanwhile(lambda: self._configure(sources))
             if fingerprint(config) != message["config"]:
                 raise RestartNeeded(
                     "the configuration has changed meanwhile: reload again"
@@ -333,7 +344,7 @@ class Server:
             self._progress.turn()
             for queue in list(self._queues.values()):
                 self._inspection.serve(queue)
-            rows = bound_queues()
+            rows = bound_queues(self._list)
             if not any(rows[each].waiting for each in numbers if each in rows):
                 return
             if time.monotonic() > deadline:

@@ -22,15 +22,25 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from cthelper.core.config import Config
 from cthelper.core.daemon import interruption
+from cthelper.core.daemon.answers import read_answers
 from cthelper.core.daemon.backoff import pause
-from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
+from cthelper.core.daemon.channel import (
+    Channel,
+    Gone,
+    Message,
+    Order,
+    fingerprint,
+    handed,
+)
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.notify import Notifier
+from cthelper.core.daemon.privileges import Confinement
 from cthelper.core.daemon.probe import (
     GLUE_MENDED,
     NOT_GLUED,
@@ -63,7 +73,10 @@ _LEAVING_PAUSE: Final = 0.05
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What a reload does not change.
-_FIXED: Final = ("workers", "receive_buffer", "flow_limit", "backend", "mark")
+_FIXED: Final = (
+    *("workers", "receive_buffer", "flow_limit", "backend", "mark"),
+    "user",
+)
 
 
 @dataclass(slots=True)
@@ -82,18 +95,26 @@ class _Process:
 class Supervisor:
     """Runs the configured helpers on live traffic, in ``daemon.workers`` servers.
 
-    `read_config` reads the configuration again, for SIGHUP. Use `run`.
+    For SIGHUP `read` reads what the configuration is made of, and `configure` makes it
+    of that, here and in each server, which may not read all files. `confinement` is
+    what they are held to. `answers` is a file with what the kernel does, which is not
+    asked then. Use `run`.
     """
 
     def __init__(
         self,
         config: Config,
-        read_config: Callable[[], Config],
+        read: Callable[[], bytes],
+        configure: Callable[[bytes], Config],
+        confinement: Confinement,
         *,
         keep_ruleset: bool = False,
+        answers: Path | None = None,
     ) -> None:
         self._config = config
-        self._read_config = read_config
+        self._answers = answers
+        self._read, self._configure = read, configure
+        self._confinement = confinement
         self._keep_ruleset = keep_ruleset
         daemon = config.daemon
         self._backend = choose(daemon.backend)
@@ -224,6 +245,7 @@ class Supervisor:
             self._installation.take_over(config)
             self._bindings = self._bind(config, config.queues)
             self._kernel = self._ask()
+            self._confine()
             for number in range(config.daemon.workers):
                 self._fork(number)
             for process in list(self._processes.values()):
@@ -243,7 +265,10 @@ class Supervisor:
     def _ask(self) -> Kernel:
         """What the kernel does. Raises QueueError where it lacks what is needed."""
         try:
-            kernel = ask(keep=True)
+            if self._answers is None:
+                kernel = ask(keep=True)
+            else:
+                kernel = read_answers(self._answers)
         except CannotAsk as error:
             self._log.event("config-warning", "warning", detail=str(error))
             return UNKNOWN
@@ -251,6 +276,20 @@ class Supervisor:
         if not kernel.carries_entries:
             raise QueueError(f"{NOT_GLUED}: {GLUE_MENDED}")
         return kernel
+
+    def _confine(self) -> None:
+        """Give up what only the start has needed. Raises CthelperError."""
+        confinement = self._confinement
+        for gap in confinement.gaps:
+            self._log.event("privileges-kept", "warning", detail=gap)
+        confinement.confine_supervisor()
+        user = confinement.user
+        self._log.event(
+            "privileges",
+            servers=str(os.geteuid()) if user is None else user.name,
+            landlock=confinement.landlock,
+            seccomp=confinement.seccomp,
+        )
 
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
@@ -370,9 +409,10 @@ class Supervisor:
                     binding.socket.close()
             try:
                 server = Server(
-                    *(number, self._config, own, self._read_config, theirs),
+                    *(number, self._config, own, self._configure, theirs),
                     *(self._kernel, progress, self._quarantine),
                 )
+                self._confinement.confine_server()
             except CthelperError as error:
                 with suppress(Gone):
                     theirs.send({"error": str(error)})
@@ -410,16 +450,18 @@ class Supervisor:
         self,
         order: Order,
         bindings: Mapping[int, list[Binding]] | None = None,
+        *files: int,
         **details: object,
     ) -> list[str]:
         """Tell all that serve, at a time, and wait; the errors that they answer.
 
-        `bindings` are of queues that are new to a server, by its number.
+        `bindings` are of queues that are new to a server, by its number; `files` are
+        handed to each.
         """
         serving = [each for each in self._processes.values() if each.serving]
         for process in serving:
             fresh = (bindings or {}).get(process.number, [])
-            self._tell(process, order, fresh, **details)
+            self._tell(process, order, fresh, *files, **details)
         errors = []
         for process in serving:
             answer = self._answer(process)
@@ -432,6 +474,7 @@ class Supervisor:
         process: _Process,
         order: Order,
         fresh: Iterable[Binding] = (),
+        *files: int,
         **details: object,
     ) -> None:
         queues = [each.number for each in fresh]
@@ -439,7 +482,7 @@ class Supervisor:
         # Where it is gone, so is the answer.
         with suppress(Gone):
             process.channel.send(
-                {"order": order, "queues": queues, **details}, descriptors
+                {"order": order, "queues": queues, **details}, [*descriptors, *files]
             )
 
     def _answer(self, process: _Process) -> Message | None:
@@ -522,8 +565,9 @@ class Supervisor:
         self._notifier.reloading()
         refused = None
         try:
-            config = self._read_config()
-            self._change(config)
+            sources = self._read()
+            config = self._configure(sources)
+            self._change(config, sources)
         except CthelperError as error:
             refused = str(error)
             self._log.event("reload-refused", "error", error=refused)
@@ -538,8 +582,11 @@ class Supervisor:
         for warning in self._config.warnings:
             self._log.event("config-warning", "warning", detail=warning)
 
-    def _change(self, config: Config) -> None:
-        """Have all servers and the kernel take it, or none. Raises CthelperError."""
+    def _change(self, config: Config, sources: bytes) -> None:
+        """Have all servers and the kernel take it, or none. Raises CthelperError.
+
+        `sources` is what it was made of.
+        """
         for key in _FIXED:
             if getattr(self._config.daemon, key) != getattr(config.daemon, key):
                 raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
@@ -563,7 +610,9 @@ class Supervisor:
             ]
             for number in range(config.daemon.workers)
         }
-        errors = self._order_all(Order.PREPARE, parts, config=fingerprint(config))
+        file = handed(sources)
+        errors = self._order_all(Order.PREPARE, parts, file, config=fingerprint(config))
+        os.close(file)
         try:
             if errors:
                 raise QueueError(errors[0])

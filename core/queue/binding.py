@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from cthelper.core.errors import QueueError, advised
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
@@ -125,11 +125,30 @@ class BoundQueue:
     last: int
 
 
-def bound_queues() -> dict[int, BoundQueue]:
-    """The queues of this network namespace that are bound, by number."""
+def open_list() -> TextIO | None:
+    """The kernel's list of bound queues, for who may not open it later on.
+
+    It is root's. None: there is none.
+    """
     try:
-        lines = PROC.read_text(encoding="ascii").splitlines()
+        return PROC.open(encoding="ascii")
+    except OSError:
+        return None
+
+
+def bound_queues(opened: TextIO | None = None) -> dict[int, BoundQueue]:
+    """The queues of this network namespace that are bound, by number.
+
+    `opened` is the list where it was opened already.
+    """
+    try:
+        if opened is None:
+            text = PROC.read_text(encoding="ascii")
+        else:
+            opened.seek(0)
+            text = opened.read()
     except OSError:
         return {}
+    lines = text.splitlines()
     rows = [[int(field) for field in line.split()] for line in lines]
     return {row[0]: BoundQueue(row[0], row[1], row[2], row[7]) for row in rows}

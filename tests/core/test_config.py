@@ -285,7 +285,7 @@ PLAIN_KEYS = (
 )
 DAEMON_KEYS = (
     "queue, workers, receive_buffer, flow_limit, log_level, log_format, backend, "
-    "mark, user_mask, lost_ruleset"
+    "mark, user_mask, lost_ruleset, user"
 )
 
 WRONG = [
@@ -319,8 +319,8 @@ WRONG = [
     ),
     # The keys that are known, at each level.
     (
-        "[daemon]\nbuffer = 1",
-        "daemon.buffer = 1: unknown key (did you mean receive_buffer?), "
+        "[daemon]\nrecv_buffer = 1",
+        "daemon.recv_buffer = 1: unknown key (did you mean receive_buffer?), "
         f"known are {DAEMON_KEYS}",
     ),
     (

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from cthelper.core import api, registry
+from cthelper.core import api, registry, trusted
 from cthelper.core.contract import check
 from cthelper.core.errors import RegistryError
 from cthelper.core.registry import (
@@ -284,6 +284,7 @@ def test_user_may_run_what_others_may_write(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(trusted, "holds", lambda capability: False)
     folder.chmod(0o777)
     write(folder / "x.py", good()).chmod(0o666)
     assert "dropped" in find_helpers(folder)

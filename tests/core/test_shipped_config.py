@@ -43,6 +43,7 @@ def test_every_key_is_there() -> None:
         "mark",
         "user_mask",
         "lost_ruleset",
+        "user",
     }
     assert set(written["budget"]) == {each.name for each in fields(Budget)}
     assert set(written["guard"]) == {

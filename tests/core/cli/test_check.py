@@ -12,6 +12,7 @@ import pytest
 
 from cthelper.core.config import Config
 from cthelper.core.daemon import notify, supervisor
+from cthelper.core.daemon.privileges import Confinement
 from cthelper.core.errors import ConfigError
 from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
@@ -135,9 +136,17 @@ class Recorded:
     again: Callable[[], Config]
 
     def __init__(
-        self, config: Config, read_config: Callable[[], Config], *, keep_ruleset: bool
+        self,
+        config: Config,
+        read: Callable[[], bytes],
+        configure: Callable[[bytes], Config],
+        _confinement: Confinement,
+        *,
+        keep_ruleset: bool,
+        answers: Path | None,
     ) -> None:
-        Recorded.first, Recorded.again = config, staticmethod(read_config)
+        Recorded.first = config
+        Recorded.again = staticmethod(lambda: configure(read()))
 
     def run(self) -> None:
         """There is nothing to serve."""

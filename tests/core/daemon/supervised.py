@@ -21,7 +21,7 @@ import pytest
 
 from cthelper.core.config import Config, parse
 from cthelper.core.daemon import ruleset_care, supervisor
-from cthelper.core.daemon.channel import Channel, Gone, Order
+from cthelper.core.daemon.channel import Channel, Gone, Order, taken
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import CannotAsk, Kernel
 from cthelper.core.daemon.progress import Progress
@@ -62,7 +62,11 @@ class Running:
 
     def config(self) -> Config:
         """Read the file."""
-        return parse(self._file.read_text(), self._file, builtin_helpers())
+        return self.configured(self._file.read_bytes())
+
+    def configured(self, sources: bytes) -> Config:
+        """What its text comes to."""
+        return parse(sources.decode(), self._file, builtin_helpers())
 
     def say(self, line: str) -> None:
         """Write a line, in whichever process."""
@@ -91,7 +95,10 @@ class Running:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                Supervisor(self.config(), self.config).run()
+                Supervisor(
+                    *(self.config(), self._file.read_bytes, self.configured),
+                    FakeConfinement(self),  # type: ignore[arg-type]
+                ).run()
             except CthelperError as error:
                 self.say(f"cannot start: {error}")
             finally:
@@ -181,7 +188,7 @@ class FakeServer:
         number: int,
         config: Config,
         bindings: list[Binding],
-        read_config: Callable[[], Config],
+        configure: Callable[[bytes], Config],
         channel: Channel,
         _kernel: Kernel,
         progress: Progress,
@@ -189,7 +196,7 @@ class FakeServer:
     ) -> None:
         self._running, self._number, self._channel = running, number, channel
         self._progress, self._quarantine = progress, quarantine
-        self._config, self._read_config = config, read_config
+        self._config, self._configure = config, configure
         self._queues = {each.number for each in bindings}
         if running.fails(f"start {number}"):
             raise QueueError("no server")
@@ -219,6 +226,8 @@ class FakeServer:
             assert isinstance(numbers, list)
             descriptors = message.get("descriptors", [])
             assert isinstance(descriptors, list)
+            if order == Order.PREPARE:
+                sources = taken(descriptors.pop())
             assert len(numbers) == len(descriptors)
             words = map(str, ("server", self._number, order, *numbers))
             self._running.say(" ".join(words))
@@ -230,7 +239,7 @@ class FakeServer:
             if order == Order.PREPARE:
                 self._queues.update(numbers)
             if order == Order.COMMIT:
-                self._config = self._read_config()
+                self._config = self._configure(sources)
                 self._queues &= self._config.queues_of(self._number)
                 self._reads()
         self._channel.send(answer)
@@ -249,6 +258,26 @@ class FakeServer:
     def _reads(self) -> None:
         words = map(str, ("server", self._number, "reads", *sorted(self._queues)))
         self._running.say(" ".join(words))
+
+
+class FakeConfinement:
+    """Writes a line for each process that is confined, where that does not fail."""
+
+    user, landlock, seccomp, gaps = None, 0, False, ("no seccomp",)
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+
+    def confine_supervisor(self) -> None:
+        self._confine("supervisor")
+
+    def confine_server(self) -> None:
+        self._confine("server")
+
+    def _confine(self, who: str) -> None:
+        self._running.say(f"confine {who}")
+        if self._running.fails(f"confine {who}"):
+            raise CthelperError(f"{who} keeps all")
 
 
 class FakeInstallation:

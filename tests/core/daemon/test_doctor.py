@@ -3,6 +3,7 @@
 
 import gzip
 import importlib.util
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from cthelper import nft
 from cthelper.core.config import Config, DaemonConfig, parse
 from cthelper.core.daemon import doctor
 from cthelper.core.daemon.doctor import Finding, Health, Host
+from cthelper.core.daemon.privileges import Confinement, NoSuchUser, User
 from cthelper.core.daemon.probe import CannotAsk, Kernel
 from cthelper.core.errors import CthelperError, RulesetError
 from cthelper.core.queue import binding
@@ -112,11 +114,62 @@ def test_process_has_the_capability(
     finding = doctor.privileges(folder.host)
     assert finding.health is health
     assert "CAP_NET_ADMIN" in finding.what
-    assert finding.mend == ("" if health is OK else "run as root")
+    mend = "run as root" if os.geteuid() else "give it to the container or service"
+    assert finding.mend == ("" if health is OK else mend)
 
 
 def test_capability_that_cannot_be_read_is_a_failure(folder: Folder) -> None:
     assert doctor.privileges(folder.host).health is FAILURE
+
+
+@pytest.mark.parametrize(
+    ("gaps", "version", "filtered", "lines"),
+    [
+        (
+            (),
+            2,
+            True,
+            [
+                "ok       Landlock, version 2",
+                "ok       system calls can be filtered (libseccomp)",
+                "ok       servers are of user cthelper",
+            ],
+        ),
+        (
+            ("no Landlock: boot another", "no filter: install it"),
+            0,
+            False,
+            [
+                "warning  no Landlock: boot another",
+                "warning  no filter: install it",
+                "ok       servers are of user cthelper",
+            ],
+        ),
+    ],
+    ids=["all", "nothing"],
+)
+def test_what_confines_servers_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    gaps: tuple[str, ...],
+    version: int,
+    filtered: bool,
+    lines: list[str],
+) -> None:
+    found = Confinement(User("cthelper", 9, 9), version, filtered, (), gaps)
+    monkeypatch.setattr(doctor, "plan", lambda user: found)
+    assert list(map(str, doctor.confinement("cthelper"))) == lines
+
+
+def test_configured_user_that_is_not_there_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def plan(user: str) -> Confinement:
+        raise NoSuchUser(f"there is no user {user}: adduser it")
+
+    monkeypatch.setattr(doctor, "plan", plan)
+    assert list(map(str, doctor.confinement("x"))) == [
+        "FAIL     daemon.user: there is no user x: adduser it"
+    ]
 
 
 MODULES = [
@@ -510,6 +563,7 @@ def test_broken_configuration_is_one_failure_among_the_others(folder: Folder) ->
     others = {each.what for each in right if "configuration" not in each.what}
     theirs = [*doctor.names(config(), folder.host), *doctor.queues(config())]
     theirs += [doctor.ruleset(config()), *doctor.mark(config())]
+    theirs += doctor.confinement(config().daemon.user)
     assert others - {each.what for each in found} == {each.what for each in theirs}
 
 

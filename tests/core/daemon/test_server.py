@@ -6,6 +6,7 @@ are fakes that write down what is done.
 """
 
 import errno
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,14 @@ import pytest
 
 from cthelper.core.config import Config, parse
 from cthelper.core.daemon import server
-from cthelper.core.daemon.channel import Channel, Gone, Message, Order, fingerprint
+from cthelper.core.daemon.channel import (
+    Channel,
+    Gone,
+    Message,
+    Order,
+    fingerprint,
+    handed,
+)
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
 from cthelper.core.daemon.progress import Progress
@@ -87,6 +95,7 @@ class World:
 
     def __init__(self, config: Config) -> None:
         self.record: list[str] = []
+        self.sources: list[bytes] = []
         self.output = StringIO()
         self.queues: dict[int, FakeQueue] = {}
         self.channel, self.theirs = Channel.pair()
@@ -102,9 +111,14 @@ class World:
     def _run(self) -> None:
         with closing(self.theirs), suppress(QueueError):
             Server(
-                *(0, self.config, self.bindings, lambda: self.new, self.theirs),
+                *(0, self.config, self.bindings, self.configured, self.theirs),
                 *(UNKNOWN, Progress(), Quarantine(time.monotonic)),
             ).run()
+
+    def configured(self, sources: bytes) -> Config:
+        """What a configuration that was handed to it comes to."""
+        self.sources.append(sources)
+        return self.new
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
         ends = waker_pair()
@@ -126,18 +140,24 @@ class World:
             for number, each in self.queues.items()
         }
 
-    def told(self, order: Order, *numbers: int, **details: object) -> Message:
-        """What it answers; the queues' sockets go with the order."""
+    def told(
+        self, order: Order, *numbers: int, read: bytes | None = None, **details: object
+    ) -> Message:
+        """What it answers; the queues' sockets go with the order, and a file read."""
         pairs = [socket.socketpair() for _ in numbers]
         message = {"order": order, "queues": list(numbers), **details}
-        self.channel.send(message, [ours.fileno() for ours, _ in pairs])
+        files = [] if read is None else [handed(read)]
+        self.channel.send(message, [ours.fileno() for ours, _ in pairs] + files)
+        for file in files:
+            os.close(file)
         for each in (end for pair in pairs for end in pair):
             each.close()
         return self.channel.receive(SECONDS)
 
     def prepared(self, config: Config, *numbers: int) -> Message:
         self.new = config
-        return self.told(Order.PREPARE, *numbers, config=fingerprint(config))
+        details = {"config": fingerprint(config)}
+        return self.told(Order.PREPARE, *numbers, read=b"the file", **details)
 
     def open(self) -> set[int]:
         """The queues whose sockets it has."""
@@ -206,7 +226,8 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Config], World]
             "waker_pair": world.pair,
             "Inspection": lambda *given: FakeInspection(world, *given),
             "Log": lambda *given, **more: Log(*given, **more, output=world.output),
-            "bound_queues": world.bound,
+            "open_list": lambda: None,
+            "bound_queues": lambda _: world.bound(),
             "settle": lambda: None,
             "_DRAIN_SECONDS": 0.2,
         }
@@ -237,6 +258,7 @@ def test_new_queue_is_read_before_the_old_one_is_drained_and_closed(
     world = begin(MOVED)
     newer = configured("helpers.tns.queue = 2091\n")
     assert world.prepared(newer, 2091) == {}
+    assert world.sources == [b"the file"]
     assert world.open() == {2077, 2090, 2091}
     world.queues[2090].waiting = 2
     assert world.told(Order.COMMIT) == {}
@@ -261,7 +283,7 @@ def test_aborted_change_leaves_the_queues_of_before(begin: Begin) -> None:
 
 def test_other_configuration_than_the_supervisors_is_refused(begin: Begin) -> None:
     world = begin(configured())
-    told = world.told(Order.PREPARE, 2090, config=fingerprint(MOVED))
+    told = world.told(Order.PREPARE, 2090, read=b"", config=fingerprint(MOVED))
     assert told == {"error": "the configuration has changed meanwhile: reload again"}
     assert world.told(Order.ABORT) == {}
     assert world.record == ["read 2077", "abort"]

@@ -45,7 +45,8 @@ def test_packets_are_read_before_any_is_queued_and_answered_before_it_leaves(
     lines = started(running, closed)
     assert plain(lines) == [
         *("take over", "bind 2077", "bind 2078 closed", "* kernel"),
-        "server 0 reads 2077 2078",
+        *("* privileges-kept", "confine supervisor", "* privileges"),
+        *("confine server", "server 0 reads 2077 2078"),
         *("resume 2077", "resume 2078", "* worker-started", "install", "* started"),
     ]
     # As a terminal and systemd do.
@@ -71,6 +72,16 @@ def test_packets_are_read_before_any_is_queued_and_answered_before_it_leaves(
             "no server",
         ),
         (
+            "confine supervisor",
+            ["abandon", "release 2077", "close 2077", "release 2090", "close 2090"],
+            "supervisor keeps all",
+        ),
+        (
+            "confine server",
+            ["abandon", "release 2077", "close 2077", "release 2090", "close 2090"],
+            "server keeps all",
+        ),
+        (
             "install",
             [
                 *("abandon", "server 0 leave"),
@@ -79,7 +90,7 @@ def test_packets_are_read_before_any_is_queued_and_answered_before_it_leaves(
             "no install",
         ),
     ],
-    ids=["queue", "server", "ruleset"],
+    ids=["queue", "server", "supervisor's rights", "server's rights", "ruleset"],
 )
 def test_where_it_cannot_start_nothing_is_left(
     running: Running, fault: str, steps: list[str], reason: str
@@ -105,10 +116,11 @@ def test_log_that_cannot_be_written_ends_nothing_from_the_start_on(
     assert running.until("no line")[-2] == "server 0 reads 2077"
     running.mend("log")
     running.signal(signal.SIGTERM)
-    # Of the kernel, of the start of worker and supervisor, and of the reload.
+    # Of the kernel, of the privileges that stay and go, of the start of worker and
+    # supervisor, and of the reload.
     lost, stopped = running.until("* stopped")[-2:]
-    assert lost == "* log-lost lines=4"
-    assert " log-lost=4" in stopped
+    assert lost == "* log-lost lines=6"
+    assert " log-lost=6" in stopped
 
 
 def test_lost_ruleset_is_put_back_while_the_servers_go_on(running: Running) -> None:
@@ -209,7 +221,8 @@ def test_server_that_dies_of_a_reload_begins_again_with_the_new_configuration(
         *("bind 2090", "server 0 prepare 2090"),
         *("pause 2077", "release 2077", "* worker-died", "change"),
         *("open 2077", "open 2090", "* reloaded"),
-        *("server 0 reads 2077 2090", "resume 2090", "resume 2077", "* worker-started"),
+        *("confine server", "server 0 reads 2077 2090"),
+        *("resume 2090", "resume 2077", "* worker-started"),
     ]
 
 
