@@ -38,6 +38,7 @@ PARTS: Final = {
         "browser", packages=("selenium",), programs=("chromium", "chromedriver")
     ),
     "cluster": Part("cluster", packages=("distributed",)),
+    "systemd": Part("test", programs=("systemd-analyze",)),
     "tshark": Part("test", programs=("tshark",)),
 }
 """By the marker of the tests that need it."""

@@ -106,7 +106,8 @@ def test_reload_of_the_unit_fails_where_the_configuration_is_refused(
     command = units / "cthelper"
     command.write_text(
         f"#!/bin/sh\ncd {Path.cwd()}\n"
-        f'exec {sys.executable} -B -m cthelper "$@" --config {daemon.config}\n'
+        f'[ "$1" = ask ] || set -- "$@" --config {daemon.config}\n'
+        f'exec {sys.executable} -B -m cthelper "$@"\n'
     )
     command.chmod(0o755)
     text = files("cthelper.core.daemon").joinpath("cthelper.service").read_text("utf-8")
