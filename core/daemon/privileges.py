@@ -143,6 +143,12 @@ def plan(user: str, folder: Path | None = None) -> Confinement:
     """
     gaps: list[str] = []
     found = _user(user, gaps)
+    closed = None if found is None else _closed_to(found)
+    if closed is not None:
+        gaps.append(
+            f"servers cannot read {closed}, so that reloads will be refused: install "
+            "cthelper elsewhere (script/install)"
+        )
     version = landlock.version()
     if not version:
         gaps.append(
@@ -190,6 +196,23 @@ def _user(name: str, gaps: list[str]) -> User | None:
             "processes could end them"
         )
         return find_user(FALLBACK)
+
+
+def _closed_to(user: User) -> Path | None:
+    """The first folder on the way to cthelper's code that a user may not read."""
+    code = Path(__file__).resolve().parents[2]
+    for folder in (*reversed(code.parents), code):
+        status = folder.stat()
+        if status.st_uid == user.uid:
+            shift = 6
+        elif status.st_gid == user.gid:
+            shift = 3
+        else:
+            shift = 0
+        wanted = os.R_OK | os.X_OK if folder == code else os.X_OK
+        if status.st_mode >> shift & wanted != wanted:
+            return folder
+    return None
 
 
 def _readable(folder: Path | None) -> Iterator[Path]:

@@ -486,6 +486,39 @@ def test_who_may_not_take_another_users_place_keeps_his_own(
     assert inside(planned) == [str((None, gaps, f"{NET_ADMIN:016x}", uid))]
 
 
+@pytest.mark.parametrize(
+    ("owner", "mode", "closed"),
+    [
+        (0, 0o755, False),
+        (0, 0o751, False),
+        (0, 0o750, True),
+        (0, 0o700, True),
+        (65534, 0o711, False),
+        (65534, 0o077, True),
+    ],
+)
+@needs_root
+def test_code_in_a_folder_that_is_closed_to_servers_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: int,
+    mode: int,
+    closed: bool,
+) -> None:
+    for folder in tmp_path.parents:
+        if folder.stat().st_mode & 1 == 0:
+            folder.chmod(0o711)
+    home = tmp_path / "home"
+    code = home / "cthelper" / "core" / "daemon"
+    code.mkdir(parents=True)
+    os.chown(home, owner, owner)
+    home.chmod(mode)
+    tmp_path.chmod(0o711)
+    monkeypatch.setattr(privileges, "__file__", str(code / "privileges.py"))
+    found = [each for each in plan("nobody").gaps if "reloads will be refused" in each]
+    assert [f"servers cannot read {home}," in each for each in found] == [True] * closed
+
+
 def test_what_is_read_is_where_the_code_is() -> None:
     paths = {str(each) for each in plan("nobody", Path("/etc/plugins")).readable}
     assert {"/proc", "/etc", "/usr/lib", "/etc/plugins"} <= paths
