@@ -8,9 +8,9 @@ defines, but those whose names begin with an underscore.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, distributions, entry_points
@@ -58,6 +58,25 @@ class Broken(NamedTuple):
     reason: str
 
 
+class Point(NamedTuple):
+    """An entry point, and the distribution that has it."""
+
+    name: str
+    value: str
+    distribution: str
+
+
+class Given(NamedTuple):
+    """What there is beside the built-in helpers, read already.
+
+    The files of `read_folder`, and `installed_points`.
+    """
+
+    plugins: Mapping[Path, bytes]
+    points: Sequence[Point]
+    broken: Sequence[Broken] = ()
+
+
 def _raise(error: RegistryError) -> None:
     raise error
 
@@ -68,32 +87,34 @@ def find_helpers(
     refuse: Refuse = _raise,
     broken: list[Broken] | None = None,
     *,
-    given: Mapping[Path, bytes] = {},
+    given: Given | None = None,
 ) -> dict[str, Found]:
     """All helpers by name: built in, installed, those in `folder` and in `plugins`.
 
-    `given` are files that were read already (`read_folder`). Others are read anew each
-    time, so that a file that has changed gives new classes, and classes that are in use
+    With `given` nothing else is looked for on the disc. Files are read anew each time, so that a file that has changed gives new classes, and classes that are in use
     stay as they are. Each helper or file that cannot be taken is given to `refuse`, and
     left out if that does not raise; by default it raises the RegistryError.
     An entry point that cannot be loaded or installed, be it since its name is taken, is
     left out and put into `broken`.
     """
     broken = [] if broken is None else broken
+    if given is None:
+        given = Given({}, *installed_points())
+    broken += given.broken
     helpers = _register(
         [
             *_builtin(),
             *_in_files(() if folder is None else read_folder(folder, refuse), refuse),
             *_in_files(_read(plugins, lambda path: path.open("rb"), refuse), refuse),
-            *_in_files(given.items(), refuse),
+            *_in_files(given.plugins.items(), refuse),
         ],
         refuse,
     )
-    for name, each in _installed(broken):
+    for point in given.points:
         try:
-            _add(helpers, each)
+            _add(helpers, _installed(point))
         except RegistryError as error:
-            broken.append(Broken(name, str(error)))
+            broken.append(Broken(point.name, str(error)))
     return dict(sorted(helpers.items()))
 
 
@@ -140,61 +161,66 @@ def _add(helpers: dict[str, Found], found: Found) -> None:
 
 
 def _builtin() -> Iterator[Found]:
-    try:
-        entries = sorted(files(GROUP).iterdir(), key=lambda each: each.name)
-    except OSError as error:
-        raise RegistryError(
-            f"{error.filename}: cannot be read: {error.strerror}"
-        ) from None
-    for entry in entries:
-        if entry.name.endswith(".py") and not entry.name.startswith("_"):
-            name = f"{GROUP}.{entry.name[:-3]}"
-            try:
-                module = import_module(name)
-            except _ANY as error:  # a file of an upgrade that is half done
-                raise RegistryError(_line(f"{name}: {_text(error)}")) from None
-            for helper in _defined(module):
-                yield Found(helper, module.__name__)
-
-
-def _installed(broken: list[Broken]) -> Iterator[tuple[str, Found]]:
-    """What the entry points that can be loaded lead to, by their names."""
-    for point in sorted(_points(broken), key=lambda each: (each.name, each.value)):
-        name = "a distribution without a name"
-        if point.dist is not None:
-            name = f"{point.dist.name} {point.dist.version}"
+    for name in _modules():
         try:
-            helper = _load(point, name)
-        except RegistryError as error:
-            broken.append(Broken(point.name, str(error)))
-        else:
-            yield point.name, Found(helper, f"{name} ({point.value})", name)
+            module = import_module(name)
+        except _ANY as error:  # a file of an upgrade that is half done
+            raise RegistryError(_line(f"{name}: {_text(error)}")) from None
+        for helper in _defined(module):
+            yield Found(helper, module.__name__)
 
 
-def _points(broken: list[Broken]) -> list[EntryPoint]:
-    """The entry points of the group.
+@cache
+def _modules() -> tuple[str, ...]:
+    """The modules of built-in helpers, which are imported once."""
+    return tuple(
+        f"{GROUP}.{each.name[:-3]}"
+        for each in sorted(files(GROUP).iterdir(), key=lambda each: each.name)
+        if each.name.endswith(".py") and not each.name.startswith("_")
+    )
+
+
+def _installed(point: Point) -> Found:
+    """What an entry point leads to. Raises RegistryError."""
+    name = point.distribution
+    return Found(_load(point), f"{name} ({point.value})", name)
+
+
+def installed_points() -> tuple[list[Point], list[Broken]]:
+    """The entry points of the group, in the order of their names.
 
     One distribution whose metadata is damaged, whatever it has to do with us, spoils
-    them all: then they are read one by one.
+    them all: then they are read one by one, and those that cannot be are broken.
     """
-    with suppress(Exception):
-        return list(entry_points(group=GROUP))
+    broken: list[Broken] = []
     found: dict[tuple[str, str], EntryPoint] = {}
-    for each in distributions():
-        try:
-            points = each.entry_points.select(group=GROUP)
-        except Exception as error:
-            why = _line(f"{each.name}: {_text(error)}")
-            broken.append(Broken(each.name, why))
-        else:
-            found |= {(point.name, point.value): point for point in points}
-    return list(found.values())
-
-
-def _load(point: EntryPoint, distribution: str) -> type[Helper]:
-    where = f"{distribution}: entry point {point.name} = {point.value!r}"
     try:
-        value = point.load()
+        found = {(each.name, each.value): each for each in entry_points(group=GROUP)}
+    except Exception:
+        for distribution in distributions():
+            try:
+                points = distribution.entry_points.select(group=GROUP)
+            except Exception as error:
+                why = _line(f"{distribution.name}: {_text(error)}")
+                broken.append(Broken(distribution.name, why))
+            else:
+                found |= {(each.name, each.value): each for each in points}
+    return [
+        Point(name, value, _named(point))
+        for (name, value), point in sorted(found.items())
+    ], broken
+
+
+def _named(point: EntryPoint) -> str:
+    if point.dist is None:
+        return "a distribution without a name"
+    return f"{point.dist.name} {point.dist.version}"
+
+
+def _load(point: Point) -> type[Helper]:
+    where = f"{point.distribution}: entry point {point.name} = {point.value!r}"
+    try:
+        value = EntryPoint(point.name, point.value, GROUP).load()
     except _ANY as error:
         raise RegistryError(_line(f"{where}: {_text(error)}")) from None
     if not isinstance(value, type) or not issubclass(value, Helper):

@@ -1,50 +1,56 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a configuration is made of, read at one time: its text, and plugins' code.
+"""What a configuration is made of, read at one time: its text, and where helpers are.
 
 Who may read the files hands it to processes that may not; all make the same of it.
 """
 
 import base64
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from cthelper.core.config import ConfigFile, plugin_folder, read_file
-from cthelper.core.registry import read_folder
+from cthelper.core.registry import Broken, Given, Point, installed_points, read_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The configuration's file, and the plugins of its folder: their bytes by path."""
+    """The configuration's file, and the helpers that are not built in."""
 
     file: ConfigFile
-    plugins: Mapping[Path, bytes]
+    helpers: Given
 
     def packed(self) -> bytes:
         """It, for another process."""
-        plugins = {
-            str(path): base64.b64encode(data).decode()
-            for path, data in self.plugins.items()
+        plugins, points, broken = self.helpers
+        code = {
+            str(path): base64.b64encode(data).decode() for path, data in plugins.items()
         }
-        return json.dumps([str(self.file.path), self.file.text, plugins]).encode()
+        file = [str(self.file.path), self.file.text]
+        return json.dumps([file, code, list(points), list(broken)]).encode()
 
     @classmethod
     def unpacked(cls, data: bytes) -> Self:
         """What another process has packed."""
-        path, text, plugins = json.loads(data)
+        (path, text), code, points, broken = json.loads(data)
         return cls(
             ConfigFile(Path(path), text),
-            {Path(each): base64.b64decode(code) for each, code in plugins.items()},
+            Given(
+                {Path(each): base64.b64decode(code[each]) for each in code},
+                [Point(*each) for each in points],
+                [Broken(*each) for each in broken],
+            ),
         )
 
 
 def read_sources(path: Path | None) -> Sources:
-    """The configuration at `path`, see `read_file`, and the plugins of its folder.
+    """The configuration at `path`, see `read_file`, the plugins of its folder, and the
+    entry points of what is installed.
 
     Raises ConfigError, and RegistryError for a plugin that cannot be read.
     """
     file = read_file(path)
     folder = plugin_folder(file)
-    return Sources(file, {} if folder is None else dict(read_folder(folder)))
+    plugins = {} if folder is None else dict(read_folder(folder))
+    return Sources(file, Given(plugins, *installed_points()))

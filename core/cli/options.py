@@ -99,7 +99,7 @@ def configured(file: ConfigFile, options: argparse.Namespace) -> Config:
 def made_of(sources: Sources) -> Config:
     """What sources configure. Raises ConfigError, RegistryError."""
     broken: list[Broken] = []
-    found = find_helpers(broken=broken, given=sources.plugins)
+    found = find_helpers(broken=broken, given=sources.helpers)
     return _parsed(sources.file, found, broken)
 
 

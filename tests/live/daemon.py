@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tests.live.world import Namespace, until
 
-CTHELPER = (sys.executable, "-B", "-m", "cthelper")
+CTHELPER: tuple[str, ...] = (sys.executable, "-B", "-m", "cthelper")
 
 _STEP_SECONDS = 90.0
 
@@ -37,6 +37,7 @@ class Daemon:
     def __init__(self, namespace: Namespace, folder: Path) -> None:
         self._namespace = namespace
         self.config = folder / "cthelper.toml"
+        self.command = CTHELPER
         self._log = folder / "log"
         self._process: subprocess.Popen[str] | None = None
 
@@ -74,7 +75,7 @@ class Daemon:
         self.configure(text)
         with self._log.open("w") as log:
             self._process = self._namespace.start(
-                *CTHELPER,
+                *self.command,
                 *("run", "--config", str(self.config), *arguments),
                 stdout=log,
                 stderr=log,

@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from cthelper.core.daemon.capabilities import Capability, mask
 from tests.live.daemon import Daemon, disabled
 from tests.live.gateway import tables
+from tests.live.test_privileges import NET_ADMIN, status
 from tests.live.traffic import PORT, Echo, expected
 from tests.live.world import World
 
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.live
 
 OTHERS: Final = disabled("dhcpv6", "slp", "tns", "mdns")
 RANGE: Final = f'[helpers.sunrpc]\nports = ["sunrpc", "{PORT - 3}-{PORT + 3}", 9]\n'
+READ: Final = mask([Capability.CAP_DAC_READ_SEARCH])
 _SECONDS: Final = 90.0
 
 
@@ -53,6 +56,17 @@ def test_daemon_takes_a_pipe_once_and_refuses_to_reload_it(
 
 
 # The unit
+
+
+def processes(*arguments: str) -> list[int]:
+    """Those with these arguments, as they were started."""
+    wanted = "\0".join(("", *arguments, "")).encode()
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if wanted in file.read_bytes():
+                found.append(int(file.parent.name))
+    return sorted(found)
 
 
 @contextmanager
@@ -114,8 +128,9 @@ def test_reload_of_the_unit_fails_where_the_configuration_is_refused(
     text = text.replace("/opt/cthelper/bin/cthelper", str(command))
     text = text.replace("[Unit]", "[Unit]\nDefaultDependencies=no")
     text = text.replace("[Service]", f"[Service]\nStandardError=append:{log}")
-    # The test's files are in /tmp.
-    text = text.replace("PrivateTmp=yes\n", "")
+    # The test's files are in /tmp, which is the unit's own.
+    places = f"{tmp_path} {Path.cwd()}"
+    text = text.replace("[Service]", f"[Service]\nBindReadOnlyPaths={places}")
     (units / "cthelper.service").write_text(text)
 
     def events() -> list[str]:
@@ -127,6 +142,12 @@ def test_reload_of_the_unit_fails_where_the_configuration_is_refused(
         started = systemctl("start", "cthelper")
         assert started.returncode == 0, started.stderr
         await_that(lambda: "started" in events())
+        # Nothing is root's: a supervisor, and its server.
+        held = [
+            (each["Uid"].startswith("0 "), int(each["CapEff"], 16), each["NoNewPrivs"])
+            for each in map(status, processes("run", "--kernel"))
+        ]
+        assert held == [(False, NET_ADMIN | READ, "1"), (False, NET_ADMIN, "1")]
         daemon.configure(f"{OTHERS}[daemon]\nqueu = 1\n")
         refused = systemctl("reload", "cthelper")
         assert refused.returncode == 1
