@@ -91,11 +91,12 @@ def find_helpers(
 ) -> dict[str, Found]:
     """All helpers by name: built in, installed, those in `folder` and in `plugins`.
 
-    With `given` nothing else is looked for on the disc. Files are read anew each time, so that a file that has changed gives new classes, and classes that are in use
-    stay as they are. Each helper or file that cannot be taken is given to `refuse`, and
-    left out if that does not raise; by default it raises the RegistryError.
-    An entry point that cannot be loaded or installed, be it since its name is taken, is
-    left out and put into `broken`.
+    With `given` nothing else is looked for on the disc. Files are read anew each time,
+    so that a file that has changed gives new classes, and classes that are in use stay
+    as they are. Each helper or file that cannot be taken is given to `refuse`, and left
+    out if that does not raise; by default it raises the RegistryError. An entry point
+    that cannot be loaded or installed, be it since its name is taken, is left out and
+    put into `broken`.
     """
     broken = [] if broken is None else broken
     if given is None:
@@ -205,10 +206,7 @@ def installed_points() -> tuple[list[Point], list[Broken]]:
                 broken.append(Broken(distribution.name, why))
             else:
                 found |= {(each.name, each.value): each for each in points}
-    return [
-        Point(name, value, _named(point))
-        for (name, value), point in sorted(found.items())
-    ], broken
+    return [Point(*key, _named(found[key])) for key in sorted(found)], broken
 
 
 def _named(point: EntryPoint) -> str:

@@ -146,8 +146,8 @@ def plan(user: str, folder: Path | None = None) -> Confinement:
     closed = None if found is None else _closed_to(found)
     if closed is not None:
         gaps.append(
-            f"servers cannot read {closed}: a reload will be refused that brings a helper "
-            "newly installed; install cthelper elsewhere (script/install)"
+            f"servers cannot read {closed}: a reload will be refused that brings a "
+            "newly installed helper; install cthelper elsewhere (script/install)"
         )
     version = landlock.version()
     if not version:
