@@ -24,7 +24,7 @@ from typing import Final, Protocol
 from cthelper.core.daemon.interruption import SIGNAL as INTERRUPT
 from cthelper.core.daemon.progress import NOT_BEGUN, Mark, Progress, Subject
 from cthelper.core.errors import CthelperError
-from cthelper.core.queue.binding import Binding, bound_queues
+from cthelper.core.queue.binding import Binding, bound_queues, open_list
 
 REPLACED: Final = 2.0
 """Seconds after which a server that stands still is killed, or two deadlines."""
@@ -108,6 +108,7 @@ class Watchdog:
     stuck: list[Stuck] = field(default_factory=list)
     recovered: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    _list: int | None = field(default_factory=open_list)
 
     def __enter__(self) -> "Watchdog":
         signal.signal(signal.SIGALRM, self._on_alarm)
@@ -142,7 +143,7 @@ class Watchdog:
                     continue
                 if not (mark.since or standing.released):
                     if waiting is None:
-                        rows = bound_queues().values()
+                        rows = bound_queues(self._list).values()
                         waiting = {row.number: row.waiting for row in rows}
                     queues = self.bindings_of(each.number)
                     if not any(waiting.get(queue.number) for queue in queues):

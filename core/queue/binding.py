@@ -6,11 +6,12 @@ So whoever binds it can have packets pass by it, and release those that wait the
 whatever becomes of the process that reads them.
 """
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from cthelper.core.errors import QueueError, advised
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
@@ -18,6 +19,7 @@ from cthelper.core.queue.messages import batch, length, parameters
 from cthelper.core.queue.protocol import Action
 
 PROC: Final = Path("/proc/net/netfilter/nfnetlink_queue")
+_CHUNK: Final = 1 << 16
 
 # The receive buffer is what fills first: then the packets that pass by leave gaps in
 # the packet ids and can be counted. Those beyond this length would leave none.
@@ -43,6 +45,7 @@ class Binding:
         self.socket = end
         self._fail_open = fail_open
         self._unbind = unbind
+        self._list = open_list()
 
     def fileno(self) -> int:
         """The descriptor of the socket."""
@@ -77,7 +80,7 @@ class Binding:
         Whoever has read such a packet and answers it later is told ENOENT.
         """
         action = Action.ACCEPT if self._fail_open else Action.DROP
-        row = bound_queues().get(self.number)
+        row = bound_queues(self._list).get(self.number)
         if row is not None and row.waiting:
             self._send(batch(self.number, action, row.last))
 
@@ -85,6 +88,9 @@ class Binding:
         """Let go of the socket; the kernel drops what waits when nobody has it."""
         if self._unbind is not None:
             self._unbind()
+        if self._list is not None:
+            os.close(self._list)
+            self._list = None
         self.socket.close()
 
     def _send(self, message: bytes) -> None:
@@ -125,30 +131,34 @@ class BoundQueue:
     last: int
 
 
-def open_list() -> TextIO | None:
-    """The kernel's list of bound queues, for who may not open it later on.
+def open_list() -> int | None:
+    """A descriptor of the kernel's list of bound queues, for who cannot open it later.
 
-    It is root's. None: there is none.
+    It is root's, and a process may be out of descriptors. None: there is none.
     """
     try:
-        return PROC.open(encoding="ascii")
+        return os.open(PROC, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
 
 
-def bound_queues(opened: TextIO | None = None) -> dict[int, BoundQueue]:
+def bound_queues(opened: int | None = None) -> dict[int, BoundQueue]:
     """The queues of this network namespace that are bound, by number.
 
-    `opened` is the list where it was opened already.
+    `opened` is a descriptor of the list where it was opened already; a signal handler
+    may read it, too, at any time.
     """
+    descriptor = open_list() if opened is None else opened
+    if descriptor is None:
+        return {}
+    data = b""
     try:
-        if opened is None:
-            text = PROC.read_text(encoding="ascii")
-        else:
-            opened.seek(0)
-            text = opened.read()
+        while more := os.pread(descriptor, _CHUNK, len(data)):
+            data += more
     except OSError:
         return {}
-    lines = text.splitlines()
-    rows = [[int(field) for field in line.split()] for line in lines]
+    finally:
+        if opened is None:
+            os.close(descriptor)
+    rows = [[int(field) for field in line.split()] for line in data.splitlines()]
     return {row[0]: BoundQueue(row[0], row[1], row[2], row[7]) for row in rows}

@@ -85,7 +85,7 @@ class World:
         self.cpu = watchdog._cpu
         monkeypatch.setattr(watchdog, "_cpu", lambda _: self.clock.now)
 
-    def bound(self) -> dict[int, BoundQueue]:
+    def bound(self, _opened: int | None) -> dict[int, BoundQueue]:
         return {QUEUE: BoundQueue(QUEUE, 1, self.waiting, 9), 1: BoundQueue(1, 1, 5, 9)}
 
     def start(self, act: Callable[[], None]) -> Process:

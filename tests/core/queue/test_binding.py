@@ -2,6 +2,7 @@
 """Bound queues: what is sent to have packets pass, wait, or be released."""
 
 import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +13,13 @@ import pytest
 from cthelper.core import errors
 from cthelper.core.errors import QueueError
 from cthelper.core.queue import binding
-from cthelper.core.queue.binding import Binding, BoundQueue, bound_queues, refusal
+from cthelper.core.queue.binding import (
+    Binding,
+    BoundQueue,
+    bound_queues,
+    open_list,
+    refusal,
+)
 from cthelper.core.queue.messages import batch, length, parameters
 from cthelper.core.queue.protocol import Action
 
@@ -50,6 +57,27 @@ def test_bound_queues_are_read_by_their_number(rows: Path) -> None:
 @pytest.mark.usefixtures("rows")
 def test_no_queue_is_bound_where_the_kernel_has_none() -> None:
     assert bound_queues() == {}
+
+
+def test_list_that_was_opened_is_read_anew_each_time(
+    rows: Path, ends: tuple[socket.socket, socket.socket], tmp_path: Path
+) -> None:
+    ours, kernel = ends
+    rows.write_text(ROWS)
+    bound = Binding(2077, ours, fail_open=True)
+    opened = open_list()
+    assert opened is not None
+    rows.write_text(ROWS.replace("2077", "2078"))
+    assert bound_queues(opened).keys() == {0, 2078}
+    rows.write_text(ROWS)
+    # Where no file can be opened any more.
+    rows.rename(tmp_path / "elsewhere")
+    assert bound_queues() == {}
+    assert bound_queues(opened)[2077].waiting == 17
+    bound.release()
+    assert kernel.recv(100)
+    os.close(opened)
+    bound.close()
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
