@@ -14,7 +14,7 @@ keeps his account full has few questions answered in a second.
 
 import enum
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count as counter
 from itertools import islice
@@ -179,27 +179,34 @@ class Ledger:
         self._expire(now)
         if now - self._looked >= _PAUSE:
             self._look_at_table(now)
-        count = len(wanted)
-        if not moves:
-            live = self._live
-            count = len({key for key in map(_identity, wanted) if key not in live})
-        if not count:
-            return
-        for limit in self._limits(asker):
-            if not limit.most or self._count(limit.account) + count <= limit.most:
-                continue
-            self._ask(now, limit.account)
-            if self._count(limit.account) + count > limit.most:
-                whose = limit.whose.format(asker)
-                raise ExpectationRefused(
-                    limit.reason, f"{whose} {limit.most} live expectations"
-                )
-        if self._free is not None and self._free < count:
+        keys = {_identity(each) for each in wanted}
+        count = len(wanted) if moves else sum(each not in self._live for each in keys)
+        if count:
+            self._check(now, asker, keys, count)
+        # A one-shot one that is wished again may have been met, and then it is new.
+        may_be_new = len(wanted) if moves else sum(map(self._may_be_new, wanted))
+        if self._free is not None and self._free < may_be_new:
             raise ExpectationRefused(
                 "live-all",
                 "a quarter of the kernel's table is left to others "
                 "(nf_conntrack_expect_max)",
             )
+
+    def _check(
+        self, now: float, asker: Asker, wanted: Collection[_Identity], count: int
+    ) -> None:
+        for limit in self._limits(asker):
+            if not limit.most or self._count(limit.account) + count <= limit.most:
+                continue
+            self._ask(now, limit.account, wanted)
+            if self._count(limit.account) + count > limit.most:
+                whose = limit.whose.format(asker)
+                raise ExpectationRefused(
+                    limit.reason, f"{whose} {limit.most} live expectations"
+                )
+
+    def _may_be_new(self, expectation: Expectation) -> bool:
+        return not expectation.permanent or _identity(expectation) not in self._live
 
     def enter(
         self,
@@ -214,6 +221,8 @@ class Ledger:
         for expectation in expectations:
             identity = _identity(expectation)
             end = now + expectation.timeout + _MARGIN
+            if self._free is not None and self._may_be_new(expectation):
+                self._free -= 1
             live = self._live.get(identity)
             if live is not None:
                 live.end = max(live.end, end)
@@ -226,8 +235,6 @@ class Ledger:
             for account in accounts:
                 self._members.setdefault(account, {})[identity] = None
             heapq.heappush(self._ends, (end, next(self._number), identity))
-            if self._free is not None:
-                self._free -= 1
 
     def confirm(self, expectations: Iterable[Expectation]) -> None:
         """The kernel has taken these."""
@@ -359,8 +366,8 @@ class Ledger:
             else:
                 self._remove(identity)
 
-    def _ask(self, now: float, account: Account) -> None:
-        """Let go of some that the kernel has no more."""
+    def _ask(self, now: float, account: Account, wanted: Collection[_Identity]) -> None:
+        """Let go of some that the kernel has no more, of none that are `wanted`."""
         members = self._members.get(account)
         if self._lives is None or members is None:
             return
@@ -370,7 +377,9 @@ class Ledger:
         for identity in front:
             # The next time it is others' turn.
             members[identity] = members.pop(identity)
-        placed = [each for each in front if self._live[each].placed]
+        placed = [
+            each for each in front if self._live[each].placed and each not in wanted
+        ]
         placed.sort(key=lambda each: self._live[each].expectation.permanent)
         gone = [
             each
