@@ -39,6 +39,8 @@ from cthelper.core.queue.binding import bound_queues
 _OLDEST_KERNEL: Final = (6, 1)
 _OLDEST_NFT: Final = (1, 0)
 _FULL: Final = 0.8
+# Of the table of expectations three quarters are ours at most (core/ledger.py).
+_EXPECTATIONS_FULL: Final = 0.7
 _OTHER_DAEMON: Final = "conntrackd"
 # Module, its configuration symbol, and what it is for.
 _MODULES: Final = (
@@ -451,6 +453,7 @@ def fills(host: Host) -> Iterator[Finding]:
         "nf_conntrack_expect_max",
         _expectations(),
         host.number(f"{folder}/nf_conntrack_expect_max"),
+        _EXPECTATIONS_FULL,
     )
 
 
@@ -480,13 +483,15 @@ def _expectations() -> int | None:
         return None
 
 
-def _fill(name: str, used: int | None, limit: int | None) -> Finding:
+def _fill(
+    name: str, used: int | None, limit: int | None, full: float = _FULL
+) -> Finding:
     if used is None or not limit:
         return Finding(
             Health.WARNING, f"{name}: cannot be read", "run as root; load nf_conntrack"
         )
     share = used / limit
     what = f"{name}: {used} of {limit} used ({share:.0%})"
-    if share < _FULL:
+    if share < full:
         return Finding(Health.OK, what)
     return Finding(Health.WARNING, what, f"sysctl -w net.netfilter.{name}={limit * 2}")

@@ -511,8 +511,8 @@ def test_conntrack_table_is_full_at_80_percent(
     )
 
 
-@pytest.mark.parametrize(("used", "health"), [(0, OK), (40, OK), (52, WARNING)])
-def test_expectation_table_is_full_at_80_percent(
+@pytest.mark.parametrize(("used", "health"), [(0, OK), (44, OK), (45, WARNING)])
+def test_expectation_table_is_full_before_it_takes_no_more_of_ours(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, used: int, health: Health
 ) -> None:
     monkeypatch.setattr(doctor, "_expectations", lambda: used)
