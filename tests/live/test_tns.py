@@ -55,11 +55,13 @@ TIMEOUT = 5
 CONFIG = f"""
 [helpers.tns]
 hosts = ["{NODE1} {DATABASE}", "{NODE1_6} {DATABASE}"]
-[helpers.tns.guard]
-allow = [
-  {{ from = "{SERVER}", hosts = "{NODE1}", ports = ["1024-65535"] }},
-  {{ from = "{SERVER6}", hosts = "{NODE1_6}" }},
-]
+[[helpers.tns.guard.allow]]
+from = ["{SERVER}", "10.77.2.16/28", "10.77.2.32/30"]
+hosts = ["{NODE1}"]
+ports = ["1024-65535"]
+[[helpers.tns.guard.allow]]
+from = "{SERVER6}"
+hosts = "{NODE1_6}"
 [helpers.tns.policies.redirect]
 timeout = {TIMEOUT}
 """
