@@ -124,6 +124,8 @@ def test_reload_of_the_unit_fails_where_the_configuration_is_refused(
         f'exec {sys.executable} -B -m cthelper "$@"\n'
     )
     command.chmod(0o755)
+    # The unit is not root's, and finds the program before it has a capability.
+    tmp_path.chmod(0o755)
     text = files("cthelper.core.daemon").joinpath("cthelper.service").read_text("utf-8")
     text = text.replace("/opt/cthelper/bin/cthelper", str(command))
     text = text.replace("[Unit]", "[Unit]\nDefaultDependencies=no")
@@ -138,6 +140,7 @@ def test_reload_of_the_unit_fails_where_the_configuration_is_refused(
         return [json.loads(each)["event"] for each in lines if each.startswith("{")]
 
     daemon.configure(OTHERS)
+    daemon.config.chmod(0o600)
     with systemd(world, units) as systemctl:
         started = systemctl("start", "cthelper")
         assert started.returncode == 0, started.stderr

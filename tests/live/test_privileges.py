@@ -10,12 +10,15 @@ import pytest
 from cthelper.core.daemon.capabilities import Capability, mask
 from tests.live.daemon import CTHELPER, Daemon, disabled
 from tests.live.gateway import tables
-from tests.live.traffic import Echo, expected
+from tests.live.traffic import PORT, Echo, expected
 from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
-OTHERS = disabled("dhcpv6", "slp", "tns", "mdns")
+CONFIG = (
+    disabled("dhcpv6", "slp", "tns", "mdns")
+    + f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
+)
 NOBODY = "65534"
 NET_ADMIN = mask([Capability.CAP_NET_ADMIN])
 KEPT = mask(set(Capability) - {Capability.CAP_DAC_READ_SEARCH})
@@ -56,7 +59,7 @@ def test_daemon_of_roots_keeps_what_it_needs_and_reloads_what_is_roots_alone(
     folder = tmp_path / "plugins"
     folder.mkdir(mode=0o700)
     plugin = folder / "answer.py"
-    text = f'{OTHERS}[plugins]\nfolder = "{folder}"\n[daemon]\nuser = "nobody"\n'
+    text = f'{CONFIG}[plugins]\nfolder = "{folder}"\n[daemon]\nuser = "nobody"\n'
     daemon.configure(text)
     daemon.config.chmod(0o600)
     daemon.start(text)
@@ -92,7 +95,7 @@ def test_daemon_of_roots_keeps_what_it_needs_and_reloads_what_is_roots_alone(
 def test_user_that_is_not_there_is_a_wrong_configuration(
     world: World, daemon: Daemon
 ) -> None:
-    daemon.launch(f'{OTHERS}[daemon]\nuser = "no-such-user"\n')
+    daemon.launch(f'{CONFIG}[daemon]\nuser = "no-such-user"\n')
     assert daemon.wait() == 2
     assert daemon.text == (
         f'cthelper: {daemon.config}: daemon.user = "no-such-user": there is no user '
@@ -103,7 +106,7 @@ def test_user_that_is_not_there_is_a_wrong_configuration(
 def test_root_of_a_container_is_told_what_it_lacks(
     world: World, daemon: Daemon
 ) -> None:
-    daemon.configure(OTHERS)
+    daemon.configure(CONFIG)
     run = (*CTHELPER, "run", "--config", str(daemon.config))
     done = world.gateway.run("setpriv", "--bounding-set=-net_admin", *run, timeout=60)
     assert done.returncode == 1
@@ -117,7 +120,7 @@ def test_root_with_the_one_capability_serves_and_says_what_it_keeps(
     world: World, daemon: Daemon
 ) -> None:
     daemon.command = ("setpriv", "--bounding-set=-all,+net_admin", *CTHELPER)
-    daemon.start(OTHERS)
+    daemon.start(CONFIG)
     kept = [each["detail"] for each in daemon.events("privileges-kept")]
     assert "servers stay root's: needs CAP_SETUID, CAP_SETGID, CAP_KILL" in kept
     root = " ".join("0000")
