@@ -218,7 +218,8 @@ def _closed_to(user: User) -> Path | None:
 def _readable(folder: Path | None) -> Iterator[Path]:
     """Where code is, and what it reads of itself; links are followed."""
     yield from map(Path, _READABLE)
-    yield from (Path(each) for each in sys.path if each)
+    # `python -m` puts the folder in front that it was started in.
+    yield from (Path(each) for each in sys.path if each not in ("", "/"))
     # What stands elsewhere, as in a tree that is worked on.
     files = {getattr(each, "__file__", None) for each in list(sys.modules.values())}
     yield from {Path(each).resolve().parent for each in files if each}
