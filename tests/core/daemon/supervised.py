@@ -53,6 +53,7 @@ class Running:
         self._file = folder / "cthelper.toml"
         self._read, self._rest = read, ""
         self.output = output
+        self.answers: Path | None = None
         self.touched, self._touch = os.pipe()
         self.pid = 0
 
@@ -98,6 +99,7 @@ class Running:
                 Supervisor(
                     *(self.config(), self._file.read_bytes, self.configured),
                     FakeConfinement(self),  # type: ignore[arg-type]
+                    answers=self.answers,
                 ).run()
             except CthelperError as error:
                 self.say(f"cannot start: {error}")

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The supervisor starts, reloads and ends: in which order, and where a step fails."""
 
+import json
 import os
 import signal
 import time
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from cthelper.core.daemon import notify
+from cthelper.core.daemon.probe import NOT_GLUED, UNKNOWN, Kernel
 from tests.core.daemon.supervised import MOVED, SECONDS, Running, pid_of, plain, started
 from tests.core.daemon.test_notify import Manager
 
@@ -121,6 +124,31 @@ def test_log_that_cannot_be_written_ends_nothing_from_the_start_on(
     lost, stopped = running.until("* stopped")[-2:]
     assert lost == "* log-lost lines=6"
     assert " log-lost=6" in stopped
+
+
+@pytest.mark.parametrize(
+    ("kernel", "line"),
+    [
+        (replace(UNKNOWN, hands_down=True), "hands_down=true"),
+        (replace(UNKNOWN, carries_entries=False), "carries_entries=false"),
+        ("no namespace", "no namespace"),
+    ],
+    ids=["answers", "no entries", "no answer"],
+)
+def test_what_another_process_has_asked_is_not_asked_again(
+    running: Running, tmp_path: Path, kernel: Kernel | str, line: str
+) -> None:
+    running.fail("ask")
+    running.answers = tmp_path / "kernel"
+    told = kernel if isinstance(kernel, str) else asdict(kernel)
+    running.answers.write_text(json.dumps(told))
+    running.configure("")
+    running.start()
+    lacking = "carries" in line
+    lines = running.until("cannot start" if lacking else "* started")
+    assert any(line in each for each in lines)
+    if lacking:
+        assert NOT_GLUED in lines[-1]
 
 
 def test_lost_ruleset_is_put_back_while_the_servers_go_on(running: Running) -> None:
