@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The systemd unit, in an emulated machine that has booted with systemd.
+
+`script/live tests/live/test_systemd.py` boots one (script/vm --systemd). The daemon is
+this tree's, at the place that the unit names; the unit is as it is shipped. It runs
+once and is led through a life.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.live.world import until
+
+ROOT: Final = Path(__file__).parents[2]
+UNITS: Final = Path("/run/systemd/system")
+CONFIG: Final = Path("/etc/cthelper/cthelper.toml")
+SECONDS: Final = 90.0
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(
+        not Path("/run/vm/command").exists(), reason="needs script/vm --systemd"
+    ),
+]
+
+# The tree is where the unit lets the daemon look: not in a home, not below /tmp.
+_COMMAND: Final = """#!/bin/sh
+PYTHONPATH=/opt/tree/src exec /opt/tree/.venv/bin/python -B -m cthelper "$@"
+"""
+# What waits for network-pre.target, as what brings the interfaces up does.
+_LATER: Final = """[Unit]
+Requires=network-pre.target
+After=network-pre.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'nft list table inet cthelper >/run/later.table'
+"""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+
+
+def systemctl(*arguments: str) -> int:
+    """The exit code."""
+    return run("systemctl", *arguments).returncode
+
+
+def shown(name: str) -> str:
+    """A property of the service."""
+    return run("systemctl", "show", "-P", name, "cthelper").stdout.strip()
+
+
+def journal(*arguments: str) -> list[str]:
+    """The service's messages."""
+    text = run("journalctl", "-u", "cthelper", "-o", "cat", *arguments).stdout
+    return text.splitlines()
+
+
+def table() -> str:
+    """The daemon's table; nothing where it is not loaded."""
+    return run("nft", "list", "table", "inet", "cthelper").stdout
+
+
+def await_that(ready: Callable[[], object]) -> None:
+    assert until(ready, SECONDS), "\n".join(journal("-n", "50"))
+
+
+def serves_again(before: str) -> bool:
+    """Whether another process than that one serves."""
+    return shown("ActiveState") == "active" and shown("MainPID") != before
+
+
+def configure(text: str) -> None:
+    CONFIG.write_text(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> Iterator[None]:
+    """The unit and the command where they belong; the service is not started yet."""
+    Path("/opt/tree").mkdir()
+    assert run("mount", "--bind", str(ROOT), "/opt/tree").returncode == 0
+    command = Path("/opt/cthelper/bin/cthelper")
+    command.parent.mkdir(parents=True)
+    command.write_text(_COMMAND)
+    command.chmod(0o755)
+    CONFIG.parent.mkdir(exist_ok=True)
+    configure("")
+    unit = (ROOT / "core" / "daemon" / "cthelper.service").read_text()
+    (UNITS / "cthelper.service").write_text(unit)
+    (UNITS / "later.service").write_text(_LATER)
+    assert systemctl("daemon-reload") == 0
+    version = run("systemctl", "--version").stdout.splitlines()[0]
+    print(f"{version}, Linux {os.uname().release}, Python {sys.version}")
+    yield
+    systemctl("stop", "cthelper")
+
+
+def test_what_waits_for_network_pre_starts_once_the_table_is_loaded() -> None:
+    assert systemctl("start", "cthelper", "later") == 0, "\n".join(journal())
+    assert "ct helper" in Path("/run/later.table").read_text()
+    assert shown("ActiveState") == "active"
+    assert shown("StatusText").startswith("1 of 1 workers serve ")
+    assert "mdns" in shown("StatusText")
+
+
+def test_reload_is_done_when_it_returns() -> None:
+    pid = shown("MainPID")
+    assert "mdns" in table()
+    configure("helpers.mdns.enabled = false\n")
+    assert systemctl("reload", "cthelper") == 0
+    assert "mdns" not in table()
+    assert "mdns" not in shown("StatusText")
+    assert (shown("MainPID"), shown("ActiveState")) == (pid, "active")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "signalled"),
+    [
+        ("daemon.worker = 1\n", "daemon.worker = 1: unknown key", False),
+        ("daemon.workers = 2\n", "daemon.workers has changed", True),
+    ],
+    ids=["by the file", "by the daemon"],
+)
+def test_reload_that_is_refused_fails_and_says_why(
+    settings: str, reason: str, signalled: bool
+) -> None:
+    pid = shown("MainPID")
+    refused = sum("event=reload-refused" in each for each in journal())
+    configure(settings)
+    assert systemctl("reload", "cthelper") != 0
+    assert any(reason in each for each in journal("-p", "err"))
+    now = sum("event=reload-refused" in each for each in journal())
+    assert now - refused == signalled
+    assert (reason in shown("StatusText")) is signalled
+    assert (shown("MainPID"), shown("ActiveState")) == (pid, "active")
+    assert table()
+
+
+def test_reload_of_nftables_reloads_it() -> None:
+    configure("")
+    assert systemctl("start", "nftables") == 0
+    await_that(table)
+    before = sum("event=reloaded" in each for each in journal())
+    assert systemctl("reload", "nftables") == 0
+    await_that(lambda: sum("event=reloaded" in each for each in journal()) > before)
+    await_that(table)
+    assert "mdns" in table()
+
+
+def test_lines_have_their_priority_in_the_journal() -> None:
+    levels = {"3": "level=error", "4": "level=warning", "6": "level=info"}
+    for priority, level in levels.items():
+        lines = [
+            each
+            for each in journal("-p", f"{priority}..{priority}", "_COMM=python")
+            if " event=" in each
+        ]
+        assert lines
+        assert all(each.startswith("time=") and level in each for each in lines)
+
+
+def test_service_that_is_killed_is_started_again() -> None:
+    pid = shown("MainPID")
+    os.kill(int(pid), signal.SIGKILL)
+    await_that(lambda: serves_again(pid))
+    assert shown("NRestarts") == "1"
+    assert table()
+
+
+def test_stop_leaves_nothing() -> None:
+    assert systemctl("stop", "cthelper") == 0
+    assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
+    assert not table()
+
+
+def test_configuration_that_is_refused_is_not_tried_again() -> None:
+    configure("daemon.worker = 1\n")
+    assert systemctl("start", "cthelper") != 0
+    # A restart would come after 0.1 s.
+    time.sleep(1.0)
+    assert (shown("ActiveState"), shown("NRestarts")) == ("failed", "0")
+    assert shown("ExecMainStatus") == "2"
+    assert any("unknown key" in each for each in journal("-p", "err", "-n", "3"))
+
+
+def test_supervisor_that_hangs_is_ended_and_started_again() -> None:
+    configure("")
+    drop_in = UNITS / "cthelper.service.d" / "watchdog.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text("[Service]\nWatchdogSec=6\nTimeoutAbortSec=3\n")
+    assert systemctl("daemon-reload") == 0
+    assert systemctl("start", "cthelper") == 0
+    pid = shown("MainPID")
+    # One that does not hang is left alone.
+    time.sleep(8.0)
+    assert (shown("MainPID"), shown("NRestarts")) == (pid, "0")
+    os.kill(int(pid), signal.SIGSTOP)
+    await_that(lambda: serves_again(pid))
+    assert shown("NRestarts") == "1"
+    log = run("journalctl", "-o", "cat", "_PID=1", "-n", "200").stdout
+    assert "cthelper.service: Watchdog timeout" in log
+    assert table()
