@@ -161,7 +161,7 @@ def test_lines_have_their_priority_in_the_journal() -> None:
     for priority, level in levels.items():
         lines = [
             each
-            for each in journal("-p", f"{priority}..{priority}", "_COMM=python")
+            for each in journal("-p", f"{priority}..{priority}")
             if " event=" in each
         ]
         assert lines
@@ -206,6 +206,5 @@ def test_supervisor_that_hangs_is_ended_and_started_again() -> None:
     os.kill(int(pid), signal.SIGSTOP)
     await_that(lambda: serves_again(pid))
     assert shown("NRestarts") == "1"
-    log = run("journalctl", "-o", "cat", "_PID=1", "-n", "200").stdout
-    assert "cthelper.service: Watchdog timeout" in log
+    assert any("Watchdog timeout" in each for each in journal("-n", "50"))
     assert table()
