@@ -319,7 +319,7 @@ def _mdns() -> Attack:
 
 def _mdns_labels() -> Attack:
     question = b"\1a" * 126 + b"\0\0\1\0\1"
-    count = _MDNS // len(question)
+    count = (_MDNS - 12) // len(question)
     head = struct.pack("!6H", 0, 0, count, 0, 0, 0)
     yield ORIGINAL, _datagram(head + question * count)
 

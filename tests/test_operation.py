@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from cthelper.core.api import DONE
 from cthelper.core.cli import main
 from cthelper.core.config import Config
 from cthelper.core.daemon import supervisor
@@ -36,6 +37,18 @@ def first_arguments(*functions: str) -> Iterator[str]:
                             yield each.value
 
 
+def reasons_of_done() -> Iterator[str]:
+    """The reasons that helpers give a flow up for."""
+    for path in sorted((ROOT / "helpers").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Name(id="Done"),
+                    args=[_, ast.Constant(value=str(reason))],
+                ):
+                    yield reason
+
+
 def rows(title: str) -> dict[str, str]:
     """A section's table: the first column to the rest."""
     section = PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
@@ -59,13 +72,18 @@ def test_every_command_is_in_the_table_and_helped_in_the_same_words(
 
 
 def test_every_event_is_in_the_table() -> None:
-    events = {*first_arguments("event", "_write"), "keep-failed", "mark-failed"}
+    events = {
+        *first_arguments("event", "several", "_write"),
+        "keep-failed",
+        "mark-failed",
+    }
     shown = {name for each in rows("The log") for name in re.findall(r"[\w-]+", each)}
     assert events == shown
 
 
 def test_every_reason_that_a_flow_finishes_for_is_in_the_table() -> None:
     reasons = {*first_arguments("finish", "StreamLost")} - {"stream-lost"}
+    reasons |= {DONE.reason, *reasons_of_done()}
     words = rows("The log")["`finished`"]
     named = re.findall(r"`([\w-]+)`", words.partition("`reason`")[2])
     assert {each for each in reasons if re.fullmatch(r"[a-z-]+", each)} == set(named)

@@ -274,7 +274,7 @@ class Inspection:
         """Log what budgets were spent, and what that was for, since the last time."""
         evicted = Counter(self._engine.flows.evicted)
         for reason, flows in (evicted - self._evicted).items():
-            self._log.several(flows, "evicted", "warning", reason=reason, flows=flows)
+            self._log.several("evicted", flows, "warning", reason=reason, flows=flows)
         self._evicted = evicted
         accounts = self._engine.accounts
         if accounts is None:
@@ -285,7 +285,7 @@ class Inspection:
                 "overspent", "warning", reason=told.reason, detail=told.detail
             )
         for reason, packets in accounts.refused.items():
-            self._log.several(packets, "uninspected", reason=reason, packets=packets)
+            self._log.several("uninspected", packets, reason=reason, packets=packets)
         accounts.refused.clear()
 
     def told(self, event: ExpectationMade | ExpectationMet) -> None:

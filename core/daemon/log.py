@@ -85,9 +85,9 @@ class Log:
             self.counters["log-lost"] += 1
 
     def several(
-        self, times: int, event: str, level: str = "info", /, **fields: object
+        self, event: str, times: int, level: str = "info", /, **fields: object
     ) -> None:
-        """As `event`, of what has happened so often: all is counted, one line tells."""
+        """As `event`, of what has happened so many times: one line tells of all."""
         reason = fields.get("reason")
         name = event if reason is None else f"{event}.{reason}"
         self.counters[name] += times - 1

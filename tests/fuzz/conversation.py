@@ -30,7 +30,7 @@ from cthelper.core.api import (
     Transport,
     Tuple,
 )
-from cthelper.core.config import HelperConfig, parse
+from cthelper.core.config import Budget, HelperConfig, parse
 from cthelper.core.engine import Engine
 from cthelper.core.flows import FlowTable
 from cthelper.core.guard import Guard
@@ -250,6 +250,8 @@ def _converse(
         clock=lambda: now,
         flow_limit=1,
         watch=_Watch(describe=describe),
+        # How many are in a packet hangs on how it is cut.
+        budget=Budget(messages=1 << 16),
     )
     outcome = _Outcome([], [], [])
     sequences = dict(_FIRST)

@@ -340,7 +340,7 @@ def test_what_happened_often_is_counted_so_and_told_once(
 ) -> None:
     written = Written()
     written.log.event("lost", **reason)
-    written.log.several(40, "lost", "warning", **reason, packets=40)
+    written.log.several("lost", 40, "warning", **reason, packets=40)
     assert written.log.counters == {counter: 41}
     assert len(written.lines) == 2
     assert written.lines[1].endswith("packets=40")
