@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cthelper.core.tuples import Address, Tuple
+from cthelper.core.tuples import ORIGINAL, Address, Direction, Tuple
 
 NARROW: Final = "source-cpu"
 """The reason where one source takes too much, not many together."""
@@ -44,7 +44,8 @@ _TOLD: Final = 64
 class Account:
     """What may be taken of a core: `left` seconds, and `rate` more each second.
 
-    `filled` is when that was so. What is taken is taken from the `wider` one, too.
+    `filled` is when it was filled last. What is taken is taken from the `wider` one,
+    too, and may be more than is left.
     `reason` is a code for having taken too much, of which was told until `told`.
     """
 
@@ -59,13 +60,6 @@ class Account:
     def detail(self) -> str:
         """What is too much, in words."""
         return f"over {self.rate:.0%} of a core"
-
-    def spend(self, seconds: float) -> None:
-        """Take so much, whether or not it is there."""
-        account: Account | None = self
-        while account is not None:
-            account.left -= seconds
-            account = account.wider
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +90,24 @@ class Accounts:
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def of(self, original: Tuple, *, assured: bool) -> tuple[Account, Account]:
-        """The accounts of a flow: of the packets in its direction, and of the others'.
+    def of(self, original: Tuple, direction: Direction, *, assured: bool) -> Account:
+        """The account of what is sent in a direction of the flow.
 
         `assured` is whether both ends are known to be who they say.
         """
-        source, destination = original.source.address, original.destination.address
-        client, server = _host(source), _host(destination)
+        source = original.source.address
+        client = _host(source)
+        if direction is ORIGINAL:
+            if assured:
+                return self._narrow("client", client, client, None)
+            network = int(source) >> _HOST_BITS[source.version]
+            wider = self._wide("network-cpu", network, self._beginning)
+            return self._narrow("beginning client", network, client, wider)
+        server = _host(original.destination.address)
         if assured:
-            return (
-                self._narrow("client", client, client, None),
-                self._narrow(
-                    *("server", server, client), self._wide("server-cpu", server)
-                ),
-            )
-        network = int(source) >> _HOST_BITS[source.version]
-        wider = self._wide("network-cpu", network, self._beginning)
-        return (
-            self._narrow("beginning client", network, client, wider),
-            self._narrow("beginning server", server, client, self._beginning),
-        )
+            wider = self._wide("server-cpu", server)
+            return self._narrow("server", server, client, wider)
+        return self._narrow("beginning server", server, client, self._beginning)
 
     def overspent(self, account: Account, original: Tuple) -> Account | None:
         """The account that has nothing left, out of this and the wider ones; or None.

@@ -12,6 +12,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from sys import getsizeof
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, cast, final
@@ -373,11 +374,10 @@ class Helper(ABC):
         Asked after each packet that was read. By default what its attributes take, and
         what these hold; a helper whose state is nested deeper says it itself.
         """
-        values = list(getattr(self, "__dict__", {}).values())
-        for class_ in type(self).__mro__:
-            values += [
-                getattr(self, name, None) for name in vars(class_).get("__slots__", ())
-            ]
+        values = [getattr(self, name, None) for name in _slots(type(self))]
+        values += getattr(self, "__dict__", {}).values()
+        if not values:
+            return _INSTANCE
         size = _INSTANCE + sum(map(getsizeof, values))
         for value in values:
             if isinstance(value, Collection) and not isinstance(value, str | bytes):
@@ -393,3 +393,11 @@ class Helper(ABC):
         daemon never does. It changes nothing. Raises Malformed, nothing else.
         """
         return {}
+
+
+@lru_cache(maxsize=64)
+def _slots(helper: type[Helper]) -> tuple[str, ...]:
+    """The names of the attributes that are not in an instance's dictionary."""
+    return tuple(
+        name for class_ in helper.__mro__ for name in vars(class_).get("__slots__", ())
+    )

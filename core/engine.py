@@ -142,31 +142,50 @@ class Engine:
             config = self.helpers.get(entry.helper or "")
             if config is None:
                 return NOTHING
+            payer = None
             if accounts is not None:
-                both = accounts.of(entry.original, assured=entry.assured)
-                if accounts.overspent(both[direction is not ORIGINAL], entry.original):
+                payer = accounts.of(entry.original, direction, assured=entry.assured)
+                if accounts.overspent(payer, entry.original):
                     return NOTHING
             flow = Flow.begin(entry, config.helper)
             flow.depth = self._grants.depth(entry)
             flow.group = self._to_group(entry)
             self.flows.add(flow)
+            if direction is ORIGINAL:
+                flow.asking = payer
+            else:
+                flow.answering = payer
         # Of a finished flow, what was rewritten may be sent again.
         elif flow.finished is not None and flow.side(direction).patches is None:
             return Decision(flow)
+        else:
+            payer = flow.asking if direction is ORIGINAL else flow.answering
         if accounts is None:
             return self._inspect(packet, flow, entry, direction, forwarded, segment)
-        payer = flow.asking if direction is ORIGINAL else flow.answering
         if payer is None:
-            both = accounts.of(entry.original, assured=entry.assured)
-            flow.asking, flow.answering = both
-            payer = both[direction is not ORIGINAL]
-        over = accounts.overspent(payer, entry.original)
+            payer = accounts.of(entry.original, direction, assured=entry.assured)
+            if direction is ORIGINAL:
+                flow.asking = payer
+            else:
+                flow.answering = payer
+        over = None
+        account: Account | None = payer
+        # Without calls: every packet comes by.
+        while account is not None:
+            if account.left < 0:
+                over = accounts.overspent(payer, entry.original)
+                break
+            account = account.wider
         try:
             return self._inspect(
                 packet, flow, entry, direction, forwarded, segment, over
             )
         finally:
-            payer.spend(accounts.timer() - began)
+            spent = accounts.timer() - began
+            account = payer
+            while account is not None:
+                account.left -= spent
+                account = account.wider
 
     def _inspect(
         self,

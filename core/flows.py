@@ -47,16 +47,6 @@ class Side:
     patches: Patches | None = None
     parsed: bool = True
 
-    @property
-    def held(self) -> int:
-        """Bytes of memory that it takes, about."""
-        size = 0
-        if self.stream is not None:
-            size += self.stream.held
-        if self.patches is not None:
-            size += _PATCH * len(self.patches)
-        return size
-
 
 # On UDP there is nothing to keep: all flows share this. A malformed datagram says
 # nothing about the next one, and may be anybody's.
@@ -119,6 +109,7 @@ class Flow:
         Its streams have begun anew already.
         """
         self.helper = None
+        self.kept = 0
         for side in (self.sent, self.answered):
             side.patches = None
 
@@ -135,11 +126,13 @@ class Flow:
     @property
     def measured(self) -> int:
         """Bytes of memory that it takes, about."""
-        size = _FLOW
-        if self.helper is not None:
-            size += self.kept
+        size = _FLOW + self.kept
         if self.sent is not _UDP:
-            size += self.sent.held + self.answered.held
+            for side in (self.sent, self.answered):
+                if side.stream is not None:
+                    size += side.stream.held
+                if side.patches is not None:
+                    size += _PATCH * len(side.patches)
         return size
 
     @property
@@ -158,6 +151,7 @@ class Flow:
         """Stop inspecting the flow, and let go of its bytes and of the helper."""
         self.finished = self.finished or reason
         self.helper = None
+        self.kept = 0
         for side in (self.sent, self.answered):
             if side is not _UDP:
                 side.stream = None
@@ -274,8 +268,7 @@ class FlowTable:
         share.room = max(share.room, len(share.flows))
         flow.weight = flow.measured
         self._account(share, flow.weight)
-        if not share.assured:
-            self._beginning += 1
+        self._beginning += not share.assured
 
     def _account(self, share: _Share, more: int) -> None:
         self.weight += more
@@ -285,8 +278,8 @@ class FlowTable:
 
     def _number(self, source: Address) -> int:
         number = int(source)
-        if source.version == 6:
-            number >>= 64
+        if number >> 32:
+            number >>= 64  # of IPv6
         return hash((number, self._secret)) % _SHARES
 
     def _evict_one(self) -> None:

@@ -49,7 +49,7 @@ class Stream:
         self.limit = limit
         self._first = 0
         self._next: int | None = None
-        self._seen = b""
+        self._seen = bytearray()
         # Most streams never have any. No two of them touch.
         self._ahead: dict[int, bytes] | None = None
         self._passed_over = 0
@@ -60,7 +60,7 @@ class Stream:
     def begin(self, start: int) -> None:
         """The first byte has the sequence number `start`; what came before is void."""
         self._first = self._next = start
-        self._seen = b""
+        self._seen = bytearray()
         self._ahead = None
         self._passed_over = 0
         self.unread = 0
@@ -89,7 +89,8 @@ class Stream:
     @property
     def held(self) -> int:
         """Bytes of memory that it takes, about."""
-        size = _OBJECT + len(self._seen)
+        # It has room for a quarter more.
+        size = _OBJECT + len(self._seen) * 5 // 4
         if self._ahead:
             size += sum(map(len, self._ahead.values())) + _PIECE * len(self._ahead)
         return size
@@ -97,7 +98,7 @@ class Stream:
     @property
     def tail(self) -> bytes:
         """The bytes that are unread."""
-        return self._seen[-self.unread :] if self.unread else b""
+        return bytes(self._seen[-self.unread :]) if self.unread else b""
 
     def may_acknowledge(self, number: int) -> bool:
         """Whether the other end may say that it has all before sequence `number`.
@@ -185,14 +186,15 @@ class Stream:
         """Take in `data`, whose first `repeated` bytes lie before the next one."""
         if repeated:
             end = min(repeated, len(data))
-            known = self._seen[max(0, len(self._seen) - repeated) :]
+            known = bytes(self._seen[max(0, len(self._seen) - repeated) :])
             forgotten = repeated - len(known)
             old = data[min(forgotten, end) : end]
             if old != known[: len(old)]:
                 raise _overlap()
         fresh = data[repeated:]
-        # Not a bytearray, which would keep room for more.
-        self._seen = (self._seen + fresh)[-self.limit :]
+        self._seen += fresh
+        if len(self._seen) > self.limit:
+            del self._seen[: -self.limit]
         self._next = (self.next + len(fresh)) % MODULUS
         return fresh
 

@@ -264,7 +264,8 @@ class SunRpc(Helper):
             raise Malformed(
                 f"message type {kind} in {message.direction.value} direction"
             )
-        self._let_go(message.now)
+        if self._pending is not None:
+            self._let_go(message.now)
         if message.direction is ORIGINAL:
             yield from self._called(xid, cursor, message)
         else:

@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What inspection may cost: messages of a packet, memory, CPU of a source."""
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
 
-from cthelper.core.api import Done, Effects, Helper, Message
-from cthelper.core.config import Budget
-from cthelper.core.engine import Decision
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cthelper.core.api import TCP, UDP, Done, Effects, Helper, Message
+from cthelper.core.config import Budget, parse
+from cthelper.core.engine import Decision, Engine
+from cthelper.core.guard import Guard
 from cthelper.core.outcome import Finished
-from cthelper.core.tuples import REPLY
-from tests.core.builders import cut
+from cthelper.core.registry import builtin_helpers
+from cthelper.core.tuples import ORIGINAL, REPLY, Direction, Status
+from tests.core.builders import conntrack, cut, flow_tuple, tcp, udp
 from tests.core.host import (
     Datagrams,
     Host,
     Lines,
     expectation,
     fault_of,
+    on_link,
 )
+from tests.live.traffic import getport_call, getport_reply
 
 # Messages.
 
@@ -161,3 +170,64 @@ class Wrong(Datagrams):
 def test_footprint_that_fails_is_the_helpers_fault() -> None:
     decision = Host(Wrong).send(b"OPEN 5000")
     assert fault_of(decision).error == "ZeroDivisionError: "
+
+
+# Whatever is said.
+
+REAL = builtin_helpers()
+
+
+@st.composite
+def packets(draw: st.DrawFn) -> list[tuple[int, bool, bool, bytes]]:
+    """Flow, whether it is assured, whether it is an answer, and what is said."""
+    said = st.sampled_from(
+        [
+            bytes.fromhex("003a00000100000000000000") + bytes(46),  # TNS, CONNECT
+            bytes.fromhex("4000000006000000") + bytes(3000),  # DATA, not all of it
+            bytes.fromhex("0008000006000000") * 30,
+            *(getport_call(number) for number in range(3)),
+            *(getport_reply(number, 20_048) for number in range(3)),
+            bytes(1400),
+        ]
+    )
+    step = st.tuples(st.integers(0, 9), st.booleans(), st.booleans(), said)
+    return draw(st.lists(step, max_size=60))
+
+
+@given(packets(), st.sampled_from([2000, 20_000, 1 << 20]), st.integers(0, 200))
+def test_what_is_kept_is_accounted_for_and_within_the_budget(
+    steps: list[tuple[int, bool, bool, bytes]], memory: int, hole: int
+) -> None:
+    config = parse("", Path("test"), REAL)
+    engine = Engine(
+        config.helpers,
+        guard=Guard(),
+        on_link=on_link,
+        clock=lambda: 0.0,
+        flow_limit=6,
+        budget=Budget(memory=memory),
+    )
+    sequences: dict[tuple[int, Direction], int] = {}
+    for number, sure, reply, payload in steps:
+        transport, name = [(TCP, "tns"), (TCP, "sunrpc"), (UDP, "sunrpc")][number % 3]
+        entry = conntrack(
+            flow_tuple(transport, (f"192.0.2.{number}", 40000)),
+            id_=number,
+            helper=name,
+        )
+        if sure:
+            entry = replace(entry, status=entry.status | Status.ASSURED)
+        direction = REPLY if reply else ORIGINAL
+        if transport is UDP:
+            packet = udp(payload, direction=direction)
+        elif (number, direction) not in sequences:
+            packet = tcp(b"", 0, flags="SA" if reply else "S", direction=direction)
+            sequences[number, direction] = 1
+        else:
+            at = sequences[number, direction]
+            sequences[number, direction] += len(payload)
+            at += hole if len(payload) % 7 == 0 else 0
+            packet = tcp(payload, at, direction=direction)
+        engine.handle(packet, entry, direction)
+        table = engine.flows
+        assert table.weight == sum(each.measured for each in table) <= memory

@@ -254,12 +254,12 @@ def test_weight_is_what_the_flows_take() -> None:
     stream.feed(1, bytes(5000))
     assert table.weight == alone
     table.weigh(flow)
-    assert table.weight == alone + 5000
+    assert table.weight == alone + 6250
     stream.feed(6001, bytes(3000))
     table.weigh(flow)
-    assert alone + 8000 < table.weight < alone + 8500
+    assert alone + 9250 < table.weight < alone + 9500
     weighing(table, conntrack(id_=1), 700)
-    assert alone + 8700 < table.weight < alone + 9200
+    assert alone + 9950 < table.weight < alone + 10200
     flow.side(REPLY).patches = Patches([Patch(1, 2, b"x")] * 10)
     table.weigh(flow)
     assert table.weight > alone + 11000
