@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from tests.attacks import floods, wire
@@ -90,7 +91,7 @@ def _kept(flows: Callable[[int], Iterator[bytes]], settings: str = "") -> float:
 
 def tns_memory() -> str:
     """A flow of TNS whose bytes wait in all places where they can."""
-    kept = _kept(floods.tns_filled_flow)
+    kept = _kept(partial(floods.tns_filled_flow, pieces=250))
     return f"{kept:.0f} KiB a flow, {kept * 65536 / (1 << 20):.1f} GiB for 65,536"
 
 

@@ -95,18 +95,18 @@ def tns_many_addresses() -> Iterator[bytes]:
     yield from line.sent(CONNECT)
     one = "(ADDRESS=(PROTOCOL=tcp)(HOST=10.9.9.{})(PORT=40000))"
     yield from line.answered(
-        wire.redirect("".join(one.format(number) for number in range(80)).encode())
+        wire.redirect("".join(one.format(number) for number in range(70)).encode())
     )
 
 
 # Memory
 
 
-def tns_filled_flow(number: int) -> Iterator[bytes]:
+def tns_filled_flow(number: int, pieces: int = 60) -> Iterator[bytes]:
     """A flow of TNS whose bytes wait wherever they can, in both directions.
 
-    In order they are less than one packet of the protocol, and behind a gap there are
-    as many segments as are held.
+    In order they are less than one packet of the protocol, and behind a gap there is
+    as much again.
     """
     client = str(IPv4Address("172.16.0.0") + number)
     line = Connection((client, 40000), (EVIL, 1521))
@@ -116,11 +116,12 @@ def tns_filled_flow(number: int) -> Iterator[bytes]:
         yield from say(wire.tns(6, b"", 16383))
         yield from say(*[bytes(SEGMENT)] * 11)
         way = turned(line.way) if other else line.way
-        for piece in range(250):
-            start = (1000, 5000)[other] + 1 + 8 + 11 * SEGMENT + 10 + 60 * piece
+        size = 15_000 // pieces
+        for piece in range(pieces):
+            start = (1000, 5000)[other] + 1 + 8 + 11 * SEGMENT + 10 + size * piece
             start += 0 if other else len(CONNECT)
             acknowledged = (5001, 1001 + len(CONNECT))[other]
-            yield wire.segment(way, bytes(58), start, acknowledged)
+            yield wire.segment(way, bytes(size - 2), start, acknowledged)
 
 
 def rpc_pending_flow(number: int) -> Iterator[bytes]:

@@ -17,7 +17,9 @@ HARM: Final = b"HARM"
 NAME: Final = "hostile"
 
 _SOURCE: Final = '''
+import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -68,6 +70,23 @@ try:
     while True: pass
 finally:
     while True: pass""",
+    "without alarms": """\
+signal.setitimer(signal.ITIMER_REAL, 0)
+for each in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(each, signal.SIG_IGN)
+while True: pass""",
+    "without signals": """\
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+while True: pass""",
+}
+
+# What ends the server itself.
+DEADLY: Final = {
+    "_exit": "os._exit(3)",
+    "SIGKILL": "os.kill(os.getpid(), signal.SIGKILL)",
+    "SIGSTOP": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "closed descriptors": "os.closerange(3, 256)",
+    "abort": "os.abort()",
 }
 
 # What ends at once, badly.
@@ -100,16 +119,14 @@ LASTING: Final = {
     "global state": "SEEN.append(message.payload * 10)",
     "thread": """\
 threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()""",
-    "limit": "sys.setrecursionlimit(10**6)",
-    "signals": """\
-import signal
-signal.alarm(0)""",
+    "standard error": "sys.stderr = None",
+    "trace": "sys.settrace(None)",
 }
 
 
 def source(harm: str) -> str:
     """The file of a plugin that does `harm`, one or several lines."""
-    code = {**ENDLESS, **RAISING, **LASTING}[harm]
+    code = {**ENDLESS, **DEADLY, **RAISING, **LASTING}[harm]
     lines = (f"            {line}\n" for line in code.splitlines())
     return _SOURCE.format(harm="".join(lines))
 
