@@ -10,6 +10,7 @@ from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from cthelper.core.api import Helper
 from tests.attacks import plugins, wire
 from tests.attacks.scene import Scene, Step
 from tests.attacks.wire import (
@@ -195,7 +196,7 @@ def in_the_name_of(victim: str, amount: int) -> Iterator[Step]:
 
 
 @cache
-def _faulty() -> type[plugins.Helper]:
+def _faulty() -> type[Helper]:
     return plugins.load("half")
 
 

@@ -100,7 +100,7 @@ RAISING: Final = {
     "BaseException": 'raise BaseException("nobody expects it")',
     "RecursionError": "def again(): again()\nagain()",
     "deep recursion": "def again(n): return again(n + 1) + 1\nagain(0)",
-    "ExceptionGroup": 'raise BaseExceptionGroup("several", [SystemExit(), ValueError()])',
+    "ExceptionGroup": 'raise BaseExceptionGroup("two", [SystemExit(), OSError()])',
     "not a string": """\
 class Odd(Exception):
     def __str__(self): raise SystemExit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stage for attacks: the daemon's inspection between a queue and a model of conntrack.
+"""A stage for attacks: the daemon's inspection, between a queue and a model kernel.
 
 What a server does with packets is the daemon's own (`Inspection`), with the log and its
 counters; the kernel is the model that replay has. An attack is a row of a table: what
@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Final
 from unittest.mock import patch
 
-from cthelper.core.api import Address, Helper, Network
+from cthelper.core.api import Address, Helper
 from cthelper.core.config import Config, parse
 from cthelper.core.daemon import inspection
 from cthelper.core.daemon.inspection import Inspection
@@ -38,11 +38,9 @@ from cthelper.core.tuples import (
     ORIGINAL,
     Conntrack,
     Direction,
-    Endpoint,
     Expectation,
     FlowKey,
     Transport,
-    Tuple,
 )
 from cthelper.plugins.ftp import Ftp
 from tests.attacks import wire
@@ -396,5 +394,3 @@ def honest(scene: Scene, session: Session, number: int) -> set[str]:
     source, to = session.opens(number)
     assert scene.admits(session.transport, source, to), f"{wanted} lets nobody in"
     return {wanted}
-
-

@@ -48,7 +48,9 @@ _OWN: Final = frozenset(
 
 WORK: Final = {
     "packets of 8 bytes (TNS)": Attack(
-        helper="tns", steps=floods.tns_small_packets, says=("finished.too-many-messages",)
+        helper="tns",
+        steps=floods.tns_small_packets,
+        says=("finished.too-many-messages",),
     ),
     "replies to no call (RPC)": Attack(
         helper="sunrpc",
@@ -282,7 +284,9 @@ def test_flood_of_refusals_is_counted_and_hardly_written() -> None:
         Attack(
             helper="sunrpc",
             steps=lambda: [
-                datagram(way := udp_flow((ATTACKER, 999), (EVIL, 111)), wire.getport(1)),
+                datagram(
+                    way := udp_flow((ATTACKER, 999), (EVIL, 111)), wire.getport(1)
+                ),
                 datagram(wire.turned(way), wire.reply(1, wire.xdr(22))),
             ],
             says=("refused.denied-port",),

@@ -119,9 +119,7 @@ SLIPSTREAM: Final = {
                 ),
                 1480,
             ),
-            datagram(
-                udp_flow((EVIL, 111), _BROWSER), wire.reply(1, wire.xdr(_SECRET))
-            ),
+            datagram(udp_flow((EVIL, 111), _BROWSER), wire.reply(1, wire.xdr(_SECRET))),
         ],
         says=("malformed",),
     ),
@@ -217,7 +215,9 @@ TNS_POISON: Final = {
                 *(redirect(address_of(EVIL, 5000 + number)) for number in range(6))
             ),
         ],
-        opens=frozenset(f"tcp {VICTIM} > {EVIL}:{5000 + number}" for number in range(4)),
+        opens=frozenset(
+            f"tcp {VICTIM} > {EVIL}:{5000 + number}" for number in range(4)
+        ),
         says=("refused.redirect-chain",),
     ),
     "a REDIRECT of the client's": Attack(
@@ -385,7 +385,9 @@ _DHCP: Final = (wire.DHCPV6_GROUP, 547)
 
 FORGED_REQUESTS: Final = {
     # No helper is tagged, or none reads it.
-    "mDNS to one host": _asks("mdns", (GATEWAY, 40000), (THIRD, 5353), wire.mdns_query()),
+    "mDNS to one host": _asks(
+        "mdns", (GATEWAY, 40000), (THIRD, 5353), wire.mdns_query()
+    ),
     "mDNS to another group": _asks(
         "mdns", (GATEWAY, 40000), ("224.0.0.252", 5353), wire.mdns_query()
     ),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plugins that go wrong: their packet passes, their flow is read no more, all else goes.
+"""Plugins that go wrong: their packet passes, their flow is read no more, and that is
+all.
 
 What never ends and what kills a server is for the supervisor: tests/live.
 """
 
 import ast
-from typing import Final
 
 import pytest
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from cthelper import nft
 from cthelper.core.config import parse
 from cthelper.core.daemon import installation
 from cthelper.core.daemon.installation import Installation
@@ -69,7 +70,7 @@ def _rotated(value: int, bits: int) -> int:
 
 
 def _jhash(address: int, seed: int) -> int:
-    """jhash of one word, as nft_hash has it (include/linux/jhash.h)."""
+    """The hash jhash of one word, as nft_hash has it (include/linux/jhash.h)."""
     a = b = c = (_GOLDEN + 4 + seed) & _MASK
     a = (a + address) & _MASK
     for left, right, bits in (
@@ -100,9 +101,7 @@ def _seed_of_a_start(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(installation, "HelperTable", lambda: None)
     monkeypatch.setattr(installation, "TableEvents", lambda _table: None)
     monkeypatch.setattr(
-        installation.nft,
-        "install",
-        lambda _config, seed, **_options: seeds.append(seed),
+        nft, "install", lambda _config, seed, **_options: seeds.append(seed)
     )
     started = Installation(None)  # type: ignore[arg-type]
     config = parse("daemon.workers = 4", Path("x.toml"), builtin_helpers())

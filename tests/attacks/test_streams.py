@@ -11,7 +11,7 @@ from typing import Final
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP
+from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction
 from tests.attacks import wire
 from tests.attacks.scene import Attack, Scene, Step, perform
 from tests.attacks.wire import (
@@ -70,17 +70,19 @@ _DIRECTIONS: Final = {"client": ORIGINAL, "server": REPLY}
 
 def _blind(flags: int, payload: bytes = b"") -> Attack:
     """Segments whose numbers are anything, from either end's address."""
-    far = 1 << 30
-    forgeries = [
-        (lambda line, way=way, off=off: line.forged(  # type: ignore[misc]
-            way, payload, flags, at=off, acknowledges=off
-        ))
-        for way in _DIRECTIONS.values()
-        for off in (far, -far)
-    ]
+
+    def forgery(way: Direction, off: int) -> Callable[[Connection], bytes]:
+        return lambda line: line.forged(way, payload, flags, at=off, acknowledges=off)
+
     return Attack(
         helper="tns",
-        steps=_forged(*forgeries),
+        steps=_forged(
+            *(
+                forgery(way, off)
+                for way in _DIRECTIONS.values()
+                for off in (1 << 30, -1 << 30)
+            )
+        ),
         victims=frozenset({_VICTIMS}),
         silent=True,
     )
@@ -211,9 +213,7 @@ def test_no_blind_forgery_takes_a_redirect_away_or_changes_it(
         for way, flags, off, payload in forgeries[number : number + 1]:
             payload = b"" if flags & (SYN | RST) else payload
             scene.comes(
-                line.forged(
-                    _DIRECTIONS[way], payload, flags, at=off, acknowledges=off
-                )
+                line.forged(_DIRECTIONS[way], payload, flags, at=off, acknowledges=off)
             )
         scene.play(line.answered(*pieces[number : number + 1]))
     assert scene.opened == {_VICTIMS}
@@ -455,7 +455,9 @@ TRANSACTIONS: Final = {
         silent=True,
     ),
     "reply to no call at all": Attack(
-        helper="sunrpc", steps=_rpc(("call", b""), ("reply", _LIED)), says=("malformed",)
+        helper="sunrpc",
+        steps=_rpc(("call", b""), ("reply", _LIED)),
+        says=("malformed",),
     ),
     "reply after a minute": Attack(
         helper="sunrpc",
@@ -520,7 +522,7 @@ def test_only_the_answer_to_a_call_opens(attack: Attack) -> None:
 # Other protocols on the port
 
 _TLS: Final = b"\x16\x03\1\2\0\1\0\1\xfc\3\3" + bytes(500)
-_SIP: Final = b"REGISTER sip:evil.example SIP/2.0\r\nContact: <sip:x@192.0.2.50:5985>\r\n"
+_SIP: Final = b"REGISTER sip:evil SIP/2.0\r\nContact: <sip:x@192.0.2.50:5985>\r\n"
 _DNS: Final = b"\0\7\1\0\0\1\0\0\0\0\0\0\3www\7example\0\0\1\0\1"
 
 OTHERS: Final = {
@@ -541,7 +543,7 @@ OTHERS: Final = {
         [b"234 go\r\n", b"227 (198,51,100,66,23,97)\r\n"],
         "finished.done",
     ),
-    "SLP as mDNS": _own("mdns", 5353, wire.MDNS_GROUP, b"\0" * 4 + b"\0\1" + b"\xff" * 9),
+    "SLP as mDNS": _own("mdns", 5353, wire.MDNS_GROUP, bytes(5) + b"\1" + b"\xff" * 9),
     "DNS as SLP": _own("slp", 427, wire.SLP_GROUP, _DNS),
 }
 

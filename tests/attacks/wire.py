@@ -51,9 +51,7 @@ def ip(way: Tuple, body: bytes) -> bytes:
     if source.version == 6:
         head = struct.pack("!IHBB", 6 << 28, len(body), way.transport, 64)
     else:
-        head = struct.pack(
-            "!BxHIBBxx", 0x45, 20 + len(body), 0, 64, way.transport
-        )
+        head = struct.pack("!BxHIBBxx", 0x45, 20 + len(body), 0, 64, way.transport)
     return head + ends + body
 
 

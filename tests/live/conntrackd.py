@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""conntrackd with its helpers for RPC and TNS, for comparison."""
+"""conntrackd with its helpers, for comparison: RPC and TNS, or all that we have."""
 
 import time
 from collections.abc import Iterator
@@ -15,13 +15,16 @@ _TYPES: Final = [
     for family in ("inet", "inet6")
     for helper, transport in (("rpc", "tcp"), ("rpc", "udp"), ("tns", "tcp"))
 ]
+_MORE: Final = [
+    *("ftp inet tcp", "mdns inet udp", "slp inet udp", "dhcpv6 inet6 udp"),
+]
 _FIRST_QUEUE: Final = 21
 _START_SECONDS: Final = 60.0
 
 
-def _configuration(folder: Path) -> str:
+def _configuration(folder: Path, names: list[str]) -> str:
     types = []
-    for number, name in enumerate(_TYPES):
+    for number, name in enumerate(names):
         helper = name.split()[0]
         types.append(
             f"Type {name} {{\nQueueNum {_FIRST_QUEUE + number}\nQueueLen 10240\n"
@@ -49,16 +52,41 @@ table inet theirs {
 """
 
 
+# What this host itself asks groups is tagged on its way out.
+_MORE_RULES: Final = """
+table inet theirs {
+	ct helper ftp-tcp { type "ftp" protocol tcp; }
+	ct helper mdns-udp { type "mdns" protocol udp; l3proto ip; }
+	ct helper slp-udp { type "slp" protocol udp; l3proto ip; }
+	ct helper dhcpv6-udp { type "dhcpv6" protocol udp; l3proto ip6; }
+	chain more {
+		type filter hook prerouting priority -149; policy accept;
+		tcp dport 21 ct helper set "ftp-tcp"
+	}
+	chain output {
+		type filter hook output priority -150; policy accept;
+		meta nfproto ipv4 udp dport 5353 ct helper set "mdns-udp"
+		meta nfproto ipv4 udp dport 427 ct helper set "slp-udp"
+		meta nfproto ipv6 udp dport 547 ct helper set "dhcpv6-udp"
+	}
+}
+"""
+
+
 @contextmanager
-def conntrackd(world: World, folder: Path) -> Iterator[None]:
-    """Run it on the gateway, which tags the same flows for it as for us."""
+def conntrackd(world: World, folder: Path, *, more: bool = False) -> Iterator[None]:
+    """Run it on the gateway, which tags the same flows for it as for us.
+
+    With `more` it has its helpers for FTP, mDNS, SLP and DHCPv6, too.
+    """
     config = folder / "conntrackd.conf"
-    config.write_text(_configuration(folder))
+    config.write_text(_configuration(folder, [*_TYPES, *(_MORE if more else ())]))
     process = world.gateway.start("conntrackd", "-C", str(config))
+    rules = _RULES + (_MORE_RULES if more else "")
     try:
         deadline = time.monotonic() + _START_SECONDS
         # The kernel resolves the names of the helpers, which it registers first.
-        while world.gateway.run("nft", "-f", "-", input=_RULES).returncode:
+        while world.gateway.run("nft", "-f", "-", input=rules).returncode:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"conntrackd: {world.gateway.log()}")
             time.sleep(0.5)
@@ -67,8 +95,9 @@ def conntrackd(world: World, folder: Path) -> Iterator[None]:
         process.terminate()
         process.wait(20)
         world.gateway.run("nft", "delete", "table", "inet", "theirs")
-        # It leaves them behind, and ours has the same name.
+        # It leaves them behind, and ours have the same names.
+        known = {each.split()[0] for each in (*_TYPES, *_MORE)}
         with helper_table(world) as helpers:
             for each in helpers.list():
-                if each.name in ("rpc", "tns"):
+                if each.name in known:
                     helpers.delete(each)
