@@ -240,6 +240,51 @@ TNS_POISON: Final = {
 }
 
 
+_CLUSTER: Final = """
+[[helpers.tns.guard.allow]]
+from = "198.51.100.2"
+hosts = ["10.0.0.0/28"]
+ports = [1521, "5000-5009", 3389]
+"""
+
+
+def _cluster(server: str, host: str, port: int, *says: str) -> Attack:
+    """A listener of a cluster, or another one, announces a node."""
+    opened = frozenset() if says else frozenset({f"tcp {VICTIM} > {host}:{port}"})
+    return Attack(
+        helper="tns",
+        steps=_tns(address_of(host, port), server),
+        victims=opened,
+        says=says,
+        silent=not says,
+        settings=_CLUSTER,
+    )
+
+
+ANNOUNCERS: Final = {
+    "who may, with a port that he may": _cluster(SERVER, "10.0.0.5", 1521),
+    "who may, with one of a range": _cluster(SERVER, "10.0.0.5", 5009),
+    "who may, with another port": _cluster(
+        SERVER, "10.0.0.5", 5985, "refused.third-party-port"
+    ),
+    "who may, with a denied port": _cluster(
+        SERVER, "10.0.0.5", 3389, "refused.denied-port"
+    ),
+    "who may, another host": _cluster(
+        SERVER, "10.0.0.16", 1521, "refused.third-party-address"
+    ),
+    "a stranger": _cluster(EVIL, "10.0.0.5", 1521, "refused.third-party-address"),
+    "a stranger, with a port of nobody's": _cluster(
+        EVIL, "10.0.0.5", 5985, "refused.third-party-address"
+    ),
+    "who may, himself": _cluster(SERVER, SERVER, 7777),
+    "anybody, with a port that is not on the list": _poison(
+        *(EVIL, 5985, "port-not-allowed"),
+        'helpers.tns.guard.allowed_ports = ["5000-5009"]',
+    ),
+}
+
+
 def _named(
     question: bytes, answer: bytes, reason: str, *opens: str, server: str = EVIL
 ) -> Attack:
@@ -451,6 +496,7 @@ ALL: Final = {
     for family, rows in {
         "slipstream": SLIPSTREAM,
         "TNS poison": TNS_POISON,
+        "announcers": ANNOUNCERS,
         "RPC target": RPC_TARGETS,
         "FTP bounce": FTP_BOUNCE,
         "forged request": FORGED_REQUESTS,

@@ -71,16 +71,16 @@ _DIRECTIONS: Final = {"client": ORIGINAL, "server": REPLY}
 def _blind(flags: int, payload: bytes = b"") -> Attack:
     """Segments whose numbers are anything, from either end's address."""
 
-    def forgery(way: Direction, off: int) -> Callable[[Connection], bytes]:
-        return lambda line: line.forged(way, payload, flags, at=off, acknowledges=off)
+    def forgery(way: Direction, at: int, far: int) -> Callable[[Connection], bytes]:
+        return lambda line: line.forged(way, payload, flags, at=at, acknowledges=far)
 
     return Attack(
         helper="tns",
         steps=_forged(
             *(
-                forgery(way, off)
+                forgery(way, at, far)
                 for way in _DIRECTIONS.values()
-                for off in (1 << 30, -1 << 30)
+                for at, far in ((1 << 30, 1 << 30), (-1 << 30, -1 << 30), (10, 1 << 30))
             )
         ),
         victims=frozenset({_VICTIMS}),
@@ -196,25 +196,25 @@ def test_segments_that_contradict_each_other_open_nothing(attack: Attack) -> Non
         st.tuples(
             st.sampled_from(sorted(_DIRECTIONS)),
             st.sampled_from([ACK | PUSH, RST, RST | ACK, SYN, SYN | ACK, FIN | ACK]),
-            st.integers(1 << 20, 1 << 31),
+            st.sampled_from([-60, -9, 9, 60]) | st.integers(1 << 20, 1 << 31),
+            st.integers(1 << 20, (1 << 31) - 1),
             st.binary(max_size=20),
         ),
         max_size=6,
     ),
 )
 def test_no_blind_forgery_takes_a_redirect_away_or_changes_it(
-    cuts: list[int], forgeries: list[tuple[str, int, int, bytes]]
+    cuts: list[int], forgeries: list[tuple[str, int, int, int, bytes]]
 ) -> None:
     scene = Scene(count=False)
     line, begun = _begun()
     scene.play(begun)
     pieces = wire.cut(_ANSWER, *sorted(cuts))
     for number in range(max(len(pieces), len(forgeries))):
-        for way, flags, off, payload in forgeries[number : number + 1]:
-            payload = b"" if flags & (SYN | RST) else payload
-            scene.comes(
-                line.forged(_DIRECTIONS[way], payload, flags, at=off, acknowledges=off)
-            )
+        for way, flags, at, far, payload in forgeries[number : number + 1]:
+            said = b"" if flags & (SYN | RST) else payload
+            forged = line.forged(_DIRECTIONS[way], said, flags, at=at, acknowledges=far)
+            scene.comes(forged)
         scene.play(line.answered(*pieces[number : number + 1]))
     assert scene.opened == {_VICTIMS}
 
