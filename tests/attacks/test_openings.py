@@ -280,7 +280,7 @@ ANNOUNCERS: Final = {
     "who may, himself": _cluster(SERVER, SERVER, 7777),
     "anybody, with a port that is not on the list": _poison(
         *(EVIL, 5985, "port-not-allowed"),
-        'helpers.tns.guard.allowed_ports = ["5000-5009"]',
+        'helpers.tns.guard.allowed_ports = ["5000-5009", "40000-40009"]',
     ),
 }
 
