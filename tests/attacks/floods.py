@@ -33,9 +33,9 @@ _FIRST_PORT: Final = 20000
 # Work
 
 
-def tns_small_packets(segments: int = 1) -> Iterator[bytes]:
+def tns_small_packets(segments: int = 1, port: int = 40000) -> Iterator[bytes]:
     """Segments full of the shortest packets of TNS, before the server has decided."""
-    line = Connection((ATTACKER, 40000), (EVIL, 1521))
+    line = Connection((ATTACKER, port), (EVIL, 1521))
     yield from line.opened()
     yield from line.sent(CONNECT)
     yield from line.answered(*[wire.tns(12, b"") * (SEGMENT // 8)] * segments)

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from types import FrameType, SimpleNamespace
+from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
 from cthelper.core.api import Address, Helper
@@ -64,14 +64,30 @@ Step = bytes | float
 """A packet that comes, or seconds in which none does."""
 
 
+class _Room(NamedTuple):
+    """How many expectations there are, and how many there may be."""
+
+    held: int
+    most: int
+
+
 class _Kernel(ModelKernel):
     """The model as the daemon asks it; it remembers all that was ever expected."""
 
     port = 1
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, most: int) -> None:
         super().__init__(table)
         self.made: dict[str, Expectation] = {}
+        self._most = most
+
+    def room(self) -> _Room:
+        """As /proc and the kernel's statistics say it."""
+        return _Room(len(self._table.live(self.now)), self._most)
+
+    def lives(self, expectation: Expectation) -> bool:
+        """Whether one is there that covers it."""
+        return self._table.covering(self.now, expectation) is not None
 
     def _put(self, expectation: Expectation) -> None:
         super()._put(expectation)
@@ -141,7 +157,7 @@ class Scene:
 
     `settings` is a configuration in TOML, `plugins` are helpers beside the built-in
     ones, and `expect_max` is the kernel's limit. With `count` the calls of functions
-    are counted, which takes three times as long.
+    are counted, which takes three times as long; without it no packet costs anything.
     """
 
     def __init__(
@@ -158,7 +174,7 @@ class Scene:
         self.table = Table(
             self.config.helpers, expect_max=expect_max, on_destroy=self._ended
         )
-        self.kernel = _Kernel(self.table)
+        self.kernel = _Kernel(self.table, expect_max)
         self.kernel.now = self.now
         self.cost = Cost()
         self.queue = _Queue()
@@ -167,7 +183,13 @@ class Scene:
         self.log = Log("debug", "json", clock=self._clock, output=self._output)
         own = (wire.GATEWAY, wire.GATEWAY6, wire.GATEWAY_LOCAL6)
         self._links = _Links(own, (wire.LINK, wire.LINK6))
-        with patch.object(inspection, "Ctnetlink", lambda: self.kernel):
+        self._calls = 0
+        stand_ins = {
+            "Ctnetlink": lambda: self.kernel,
+            "ExpectationTable": lambda _: self.kernel,
+            "time": SimpleNamespace(perf_counter=self._timer),
+        }
+        with patch.multiple(inspection, create=True, **stand_ins):
             self.inspection = Inspection(
                 self.config,
                 self._links,  # type: ignore[arg-type]
@@ -183,6 +205,10 @@ class Scene:
 
     def _clock(self) -> float:
         return self.now
+
+    def _timer(self) -> float:
+        """The clock, and what has been worked since it stands still."""
+        return self.now + self._calls / CALLS_OF_A_MILLISECOND / 1000
 
     # What has become of it
 
@@ -313,11 +339,10 @@ class Scene:
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
-        calls = 0
+        before = self._calls
 
         def called(_frame: FrameType, event: str, _argument: object) -> None:
-            nonlocal calls
-            calls += event in ("call", "c_call")
+            self._calls += event in ("call", "c_call")
 
         began = time.thread_time()
         if self._count:
@@ -331,7 +356,7 @@ class Scene:
             cost = self.cost
             cost.packets += 1
             cost.total += seconds
-            cost.calls = max(cost.calls, calls)
+            cost.calls = max(cost.calls, self._calls - before)
             cost.seconds = max(cost.seconds, seconds)
 
     def _ended(self, entry: Entry) -> None:
