@@ -184,7 +184,7 @@ class Scene:
         own = (wire.GATEWAY, wire.GATEWAY6, wire.GATEWAY_LOCAL6)
         self._links = _Links(own, (wire.LINK, wire.LINK6))
         self._calls = 0
-        stand_ins = {
+        stand_ins: dict[str, Any] = {
             "Ctnetlink": lambda: self.kernel,
             "ExpectationTable": lambda _: self.kernel,
             "time": SimpleNamespace(perf_counter=self._timer),
