@@ -50,7 +50,7 @@ WORK: Final = {
     "packets of 8 bytes (TNS)": Attack(
         helper="tns",
         steps=floods.tns_small_packets,
-        says=("finished.too-many-messages",),
+        says=("finished.nothing-announced",),
     ),
     "replies to no call (RPC)": Attack(
         helper="sunrpc",
