@@ -26,12 +26,14 @@ from cthelper.core.daemon import inspection
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
+from cthelper.core.daemon.progress import Progress
 from cthelper.core.netlink.ctnetlink import ExpectationMet
 from cthelper.core.offline.conntrack import Seen, State, Table
 from cthelper.core.offline.entries import Entry
 from cthelper.core.offline.kernel import ModelKernel
 from cthelper.core.offline.replay import Links
 from cthelper.core.packet import COPIED
+from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Statistics, Verdict
 from cthelper.core.registry import builtin_helpers, register
 from cthelper.core.tuples import (
@@ -197,6 +199,8 @@ class Scene:
                 self._clock,
                 self._follow,
                 UNKNOWN,
+                Progress(),
+                Quarantine(self._clock),
             )
         self._follows = False
         self._packets = 0
