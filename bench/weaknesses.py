@@ -141,18 +141,24 @@ def in_their_name() -> str:
 
 
 def stranger() -> str:
-    """With allow_hosts = 10.0.0.0/24 a stranger's listener names 10.0.0.5:5985."""
-    scene = Scene('helpers.tns.guard.allow_hosts = ["10.0.0.0/24"]', count=False)
-    line = Connection((wire.VICTIM, 40000), (wire.EVIL, 1521))
-    text = wire.address_of("10.0.0.5", 5985)
-    scene.play(
-        [
-            *line.opened(),
-            *line.sent(wire.CONNECT),
-            *line.answered(wire.redirect(text)),
-        ]
-    )
-    return f"opened: {', '.join(scene.live) or 'nothing'}"
+    """A stranger's listener names 10.0.0.5:5985, which another one may announce."""
+    found = []
+    for key, settings in (
+        ("allow", '[{ from = "198.51.100.2", hosts = ["10.0.0.0/24"] }]'),
+        ("allow_hosts", '["10.0.0.0/24"]'),
+    ):
+        scene = Scene(f"helpers.tns.guard.{key} = {settings}", count=False)
+        line = Connection((wire.VICTIM, 40000), (wire.EVIL, 1521))
+        text = wire.address_of("10.0.0.5", 5985)
+        scene.play(
+            [
+                *line.opened(),
+                *line.sent(wire.CONNECT),
+                *line.answered(wire.redirect(text)),
+            ]
+        )
+        found.append(f"{key}: opens {', '.join(scene.live) or 'nothing'}")
+    return "; ".join(found)
 
 
 def one_peer() -> str:
