@@ -83,6 +83,20 @@ def test_one_peer_cannot_switch_a_plugin_off_for_others(
     assert _announces(scene, HONEST, 77)
 
 
+@pytest.mark.parametrize(
+    "harm", [each for each in plugins.RAISING if each != "MemoryError"]
+)
+def test_peer_whose_packets_make_a_plugin_fail_is_left_out_for_a_while(
+    loaded: dict[str, type[Helper]], harm: str
+) -> None:
+    scene = Scene(plugins=[loaded[harm]])
+    for number in range(12):
+        _says(scene, ATTACKER, number)
+    assert not _announces(scene, ATTACKER, 77)
+    scene.wait(700.0)
+    assert _announces(scene, ATTACKER, 78)
+
+
 def test_plugin_that_fails_for_many_peers_comes_back_by_itself(
     loaded: dict[str, type[Helper]],
 ) -> None:
