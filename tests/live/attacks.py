@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import (
     AbstractContextManager,
@@ -393,8 +394,10 @@ def _until_told(flood: Callable[[], None]) -> int:
     if pid == 0:
         try:
             flood()
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(1)
     return pid
 
 
