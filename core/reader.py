@@ -99,8 +99,8 @@ class Reader:
             self._withdraw(outcome)
             flow.finish("memory")
             self.repeat(packet, flow.side(packet.direction), outcome)
-        # The one place where a helper's bug arrives.
-        except (Exception, Overrun) as error:
+        # The one place where a helper's bug arrives, be it an Overrun or SystemExit.
+        except BaseException as error:
             self._withdraw(outcome)
             outcome.events.append(self._fault(packet, flow, config, error))
             self.repeat(packet, flow.side(packet.direction), outcome)
@@ -319,7 +319,7 @@ class Reader:
         packet: Located,
         flow: Flow,
         config: HelperConfig,
-        error: Exception | Overrun,
+        error: BaseException,
     ) -> Fault:
         flow.finish("deadline" if isinstance(error, Overrun) else "fault")
         entry = packet.entry
