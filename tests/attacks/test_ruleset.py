@@ -40,7 +40,7 @@ def test_shown_ruleset_names_the_helper_of_what_it_admits() -> None:
 def test_shown_ruleset_binds_interfaces_and_ports_of_what_it_admits() -> None:
     """A gateway's clients are on one side; what helpers open is not for all ports."""
     for rule in _shown("README.md"):
-        if re.search(r'ct helper .*"(sunrpc|tns)"', rule):
+        if re.search(r'\bct helper .*"(sunrpc|tns)"', rule):
             assert re.search(r"\biif(name)? ", rule), rule
             assert re.search(r"\boif(name)? ", rule), rule
             assert re.search(r"\bdport [{\d]", rule), rule
