@@ -506,6 +506,8 @@ def _nft(*arguments: str, text: str | None = None) -> str:
         )
     except subprocess.TimeoutExpired:
         raise RulesetError(f"nft did not answer within {_SECONDS} s") from None
+    except OSError as error:  # such as no room for another process
+        raise RulesetError(f"nft cannot be run: {error.strerror}") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no explanation"]
         refused = "Operation not permitted" in lines[0]

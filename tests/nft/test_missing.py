@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether the ruleset that is loaded is whole."""
 
+import errno
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -66,4 +69,15 @@ def test_ruleset_is_not_taken_for_missing_where_nft_cannot_tell(
 ) -> None:
     program.write("echo Error: Operation not permitted >&2; exit 1")
     with pytest.raises(RulesetError, match="not permitted"):
+        nft.missing(SPREAD)
+
+
+def test_nft_that_cannot_be_run_is_an_error_of_the_ruleset(
+    program: FakeNft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(RulesetError, match="nft cannot be run: Resource"):
         nft.missing(SPREAD)
