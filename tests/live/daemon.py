@@ -127,11 +127,16 @@ class Daemon:
         """All that it has written."""
         return self._log.read_text()
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        """The lines of its log that are of one event."""
+    def events(self, name: str, start: int = 0) -> list[dict[str, Any]]:
+        """The lines of its log that are of one event, from a line on."""
         # The last line may be half written.
         whole = self.text.rpartition("\n")[0]
-        lines = [line for line in whole.splitlines() if line.startswith("{")]
+        mark = f'"event": "{name}"'
+        lines = [
+            line
+            for line in whole.splitlines()[start:]
+            if line.startswith("{") and mark in line
+        ]
         return [each for line in lines if (each := json.loads(line))["event"] == name]
 
     def await_event(self, name: str, count: int = 1) -> dict[str, Any]:

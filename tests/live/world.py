@@ -526,14 +526,16 @@ class World:
         self.gateway.run("conntrack", "-F", check=True)
         self.gateway.run("conntrack", "-F", "expect", check=True)
 
-    def firewall(self) -> None:
-        """Give the gateway a user's rule set, the table `inet firewall`.
+    def firewall(self, more: str = "", *, flush: bool = False) -> None:
+        """Give the gateway a user's rule set, the table `inet firewall`, and more.
 
         From LAN to WAN it lets ports 111 and 1521 through, in itself mDNS to the group
-        and ICMPv6, and otherwise what conntrack calls established or related.
+        and ICMPv6, and otherwise what conntrack calls established or related. With
+        `flush` it takes the place of all that is there, in one transaction.
         """
+        text = f"{'flush ruleset' if flush else ''}\n{_FIREWALL}{more}"
         # The kernel loads modules for it, which on a busy machine takes long.
-        self.gateway.run("nft", "-f", "-", input=_FIREWALL, check=True, timeout=60.0)
+        self.gateway.run("nft", "-f", "-", input=text, check=True, timeout=60.0)
 
     def dropped(self, transport: Transport, port: int) -> int:
         """How many packets to a destination port the firewall has dropped."""
