@@ -43,6 +43,8 @@ Strike = Callable[[Scene], None]
 
 # What an emulated machine takes to have announcements read again.
 _SECONDS: Final = 30.0
+# What a reload takes there.
+_RELOAD_SECONDS: Final = 2.0
 _MODULE: Final = "nf_conntrack_tftp"
 _DAY: Final = 86400.0
 
@@ -149,7 +151,7 @@ def kill_supervisor_in_reload(scene: Scene) -> None:
     """The supervisor is killed while a new configuration is taken."""
     scene.daemon.configure(_other(scene))
     scene.daemon.send_signal(signal.SIGHUP)
-    scene.moment()
+    scene.moment(_RELOAD_SECONDS)
     scene.daemon.stop(signal.SIGKILL)
     scene.await_unbound()
     scene.start()
@@ -464,7 +466,7 @@ def _in_reload(scene: Scene, number: signal.Signals) -> None:
     scene.daemon.configure(_other(scene))
     server = scene.server()
     scene.daemon.send_signal(signal.SIGHUP)
-    scene.moment()
+    scene.moment(_RELOAD_SECONDS)
     os.kill(server, number)
     assert until(
         lambda: scene.told("reloaded") or scene.told("reload-refused"), 2 * _SECONDS

@@ -166,9 +166,9 @@ class Scene:
         pid: int = self.random.choice(sorted(latest.values()))
         return pid
 
-    def moment(self) -> None:
-        """Wait for a random time, in which calls are made."""
-        time.sleep(self.random.uniform(0.05, 0.5))
+    def moment(self, seconds: float = 0.5) -> None:
+        """Wait for a random time, which calls are made in, of so long at most."""
+        time.sleep(self.random.uniform(0.05, seconds))
 
     # Whether it works
 
