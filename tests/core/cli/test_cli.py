@@ -97,6 +97,15 @@ def test_module_runs_the_same_commands() -> None:
     assert done.stderr == (f"cthelper: no helper 'none', installed are {INSTALLED}\n")
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_command_needs_no_standard_output(closed: str) -> None:
+    command = (sys.executable, "-W", "error", "-m", "cthelper", "helpers")
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 # Configuration.
 
 TAKES_CONFIG = [
