@@ -9,6 +9,7 @@ is printed at the end.
 """
 
 import os
+import platform
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -199,7 +200,7 @@ def scene(
     scene = Scene(world, load, tmp_path_factory.mktemp("faults"), SEED)
     yield scene
     scene.close()
-    print("\n" + "\n".join(table()))
+    print("\n" + "\n".join(page()))
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -242,28 +243,31 @@ def emulated() -> bool:
     return "virtme" in Path("/proc/cmdline").read_text()
 
 
-def table() -> Iterator[str]:
-    """What was seen, in Markdown."""
+def page() -> Iterator[str]:
+    """What was seen, for docs/faults.md."""
+    yield f"Linux {platform.release()}, `FAULTS={MOMENTS} FAULTS_SEED={SEED}`:"
+    yield ""
     yield (
-        "| fault | times | calls | lost | twice | slowest | sessions | failed "
-        "| bulk, MB | stalled | read again after | the log tells |"
+        "| fault | what happens | the log tells | times | packets | lost | twice "
+        "| slowest answer | sessions | failed | bulk stood still | read again after |"
     )
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     for name, seen in SEEN.items():
         tallies = [each.tally for each in seen]
-        told = sorted(frozenset[str]().union(*(each.told for each in seen)))
+        told = frozenset[str]().union(*(each.told for each in seen)) & FAILURES
+        what, *_ = (FAULTS[name].strike.__doc__ or "").splitlines()
         cells = (
             name,
+            what,
+            ", ".join(f"`{each}`" for each in sorted(told)),
             len(seen),
-            sum(each.calls for each in tallies),
+            sum(2 * each.calls for each in tallies),
             sum(each.lost for each in tallies),
             sum(each.doubled for each in tallies),
             f"{max(each.slowest for each in tallies):.2f} s",
             sum(each.sessions for each in tallies),
             sum(len(each.failed) for each in tallies),
-            f"{sum(each.bulk for each in tallies) / 1e6:.1f}",
             f"{max(each.stalled for each in tallies):.2f} s",
             f"{max(each.seconds for each in seen):.1f} s",
-            ", ".join(told),
         )
         yield f"| {' | '.join(map(str, cells))} |"
