@@ -20,7 +20,6 @@ from typing import Final
 from cthelper.core.errors import Busy
 from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.queue.library import bind_queue
-from tests.live.daemon import equal_limits
 from tests.live.gateway import helper_table, registered
 from tests.live.scene import (
     QUEUE,
@@ -33,6 +32,7 @@ from tests.live.scene import (
     module,
     no_more_memory,
     no_more_processes,
+    otherwise,
     queue_sockets,
     request_sockets,
     sysctl,
@@ -149,7 +149,7 @@ def stop_server_in_reload(scene: Scene) -> None:
 
 def kill_supervisor_in_reload(scene: Scene) -> None:
     """The supervisor is killed while a new configuration is taken."""
-    scene.daemon.configure(_other(scene))
+    scene.daemon.configure(otherwise(scene.config))
     scene.daemon.send_signal(signal.SIGHUP)
     scene.moment(_RELOAD_SECONDS)
     scene.daemon.stop(signal.SIGKILL)
@@ -171,7 +171,7 @@ def forbid_descriptors(scene: Scene) -> None:
     highest = max(map(int, os.listdir(f"/proc/{pid}/fd")))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
     try:
-        scene.reload(_other(scene), "reload-refused")
+        scene.reload(otherwise(scene.config), "reload-refused")
         os.kill(scene.server(), signal.SIGKILL)
         time.sleep(5.0)
     finally:
@@ -456,14 +456,9 @@ def _plugin(scene: Scene, text: str) -> Iterator[str]:
         file.unlink()
 
 
-def _other(scene: Scene) -> str:
-    """Another configuration, with other timeouts."""
-    return scene.config.replace(equal_limits(300), equal_limits(77))
-
-
 def _in_reload(scene: Scene, number: signal.Signals) -> None:
     """Send a server a signal in a reload, which is taken or refused then."""
-    scene.daemon.configure(_other(scene))
+    scene.daemon.configure(otherwise(scene.config))
     server = scene.server()
     scene.daemon.send_signal(signal.SIGHUP)
     scene.moment(_RELOAD_SECONDS)
