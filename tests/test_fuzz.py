@@ -29,7 +29,7 @@ from cthelper.core.api import (
 from tests.fuzz.__main__ import Result, main
 from tests.fuzz.conversation import EFFECT_LIMIT, HEAD, Conversations, head
 from tests.fuzz.script import STEP_LIMIT, Script, Step, mutated
-from tests.fuzz.targets import FINDINGS, TARGETS, findings
+from tests.fuzz.targets import FINDINGS, TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -53,13 +53,13 @@ def test_target_runs_over_pieces_of_its_seeds(name: str) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_was_found_is_mended(name: str) -> None:
-    for path in findings(name):
+    for path in TARGETS[name].findings():
         TARGETS[name].run(path.read_bytes())
 
 
 def test_every_finding_belongs_to_a_target() -> None:
     kept = {path for path in FINDINGS.rglob("*") if path.is_file()}
-    assert kept == {path for name in TARGETS for path in findings(name)}
+    assert kept == {path for each in TARGETS.values() for path in each.findings()}
 
 
 # Scripts.

@@ -40,6 +40,7 @@ from cthelper.core.outcome import Damaged, Event, Fault
 from cthelper.core.packet import locate
 from cthelper.core.registry import register
 from cthelper.core.tuples import Conntrack, Expectation, Status
+from tests.fuzz.cost import WATCH
 from tests.fuzz.script import Script, Step
 from tests.fuzz.seeds import captures, frames
 
@@ -281,7 +282,9 @@ def _handle(
     packet: bytes,
     outcome: _Outcome,
 ) -> None:
-    decision = engine.handle(packet, scene.entry, direction, forwarded=scene.forwarded)
+    decision = WATCH.measure(
+        lambda: engine.handle(packet, scene.entry, direction, forwarded=scene.forwarded)
+    )
     placed = (each.expectation for each in decision.placed)
     expectations = (*decision.expectations, *placed)
     for expectation in expectations:

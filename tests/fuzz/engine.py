@@ -2,17 +2,22 @@
 """One target under atheris, which sees what code the bytes reach.
 
 usage: python -m tests.fuzz.engine TARGET LIBFUZZER-ARGUMENT...
+
+The input with the slowest packet goes into the file that FUZZ_SLOWEST names.
 """
 
+import gc
+import os
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 from types import FunctionType
 
 import atheris
 from scapy.utils import RawPcapNgReader, RawPcapReader
 
-from tests.fuzz.script import mutated
+from tests.fuzz.cost import NOTABLE, WATCH
 
 
 def main() -> None:
@@ -26,13 +31,27 @@ def main() -> None:
             atheris.instrument_func(function)
     name, *arguments = sys.argv[1:]
     target = TARGETS[name]
-    mutator = (
-        {}
-        if target.head is None
-        else {"custom_mutator": partial(mutated, head=target.head, mutate=_mutate)}
-    )
+    mutator = {}
+    if target.mutator is not None:
+        mutator["custom_mutator"] = partial(target.mutator, mutate=_mutate)
     arguments.append(f"-max_len={target.largest}")
-    atheris.Setup([sys.argv[0], *arguments], target.run, **mutator)
+    slowest = os.environ.get("FUZZ_SLOWEST")
+    longest = 0.0
+
+    def run(data: bytes) -> None:
+        nonlocal longest
+        target.run(data)
+        if slowest and target.cost is not None and WATCH.longest > longest:
+            longest = WATCH.longest
+            if longest > NOTABLE:
+                Path(slowest).write_bytes(data)
+
+    # What is there now stays, and need not be looked through again and again.
+    gc.collect()
+    gc.freeze()
+    # To merge, libFuzzer runs itself anew by its name.
+    itself = os.environ.get("FUZZ_ITSELF") or sys.argv[0]
+    atheris.Setup([itself, *arguments], run, **mutator)
     atheris.Fuzz()
 
 

@@ -12,7 +12,7 @@ What the flags and the head say is the target's business.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 STEP_LIMIT: Final = 64
 _LENGTH_LIMIT: Final = 0xFFFF
@@ -56,6 +56,14 @@ class Script:
 
 Mutate = Callable[[bytes, int], bytes]
 """Changes some bytes, to at most so many."""
+
+
+class Mutator(Protocol):
+    """Makes another input of at most `limit` bytes that differs a little."""
+
+    def __call__(
+        self, data: bytes, limit: int, seed: int, *, mutate: Mutate
+    ) -> bytes: ...
 
 
 def mutated(data: bytes, limit: int, seed: int, *, head: int, mutate: Mutate) -> bytes:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The targets of fuzzing: what reads any bytes, and what it begins with."""
 
+import enum
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,37 +15,70 @@ from cthelper.helpers.slp import Slp
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.helpers.tns import Tns
 from cthelper.plugins.ftp import Ftp
-from tests.fuzz import spoken, wire
+from tests.fuzz import network, spoken, wire
 from tests.fuzz.conversation import HEAD, Conversations
+from tests.fuzz.cost import WATCH, in_time
+from tests.fuzz.network import Networks
+from tests.fuzz.script import Mutator, mutated
 from tests.fuzz.seeds import packets
 
 FINDINGS: Final = Path(__file__).with_name("findings")
+CORPUS: Final = Path(__file__).with_name("corpus")
+SANITIZED: Final = frozenset({"native"})
+"""Targets that run the extension in C, by script/fuzz with the sanitizers."""
+
+
+class Cost(enum.Enum):
+    """What of a target must not take long."""
+
+    PACKET = "packet"
+    """Each packet that it measures."""
+    WHOLE = "whole"
+    """All that it does, which is what one packet leads to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """What reads any bytes; an exception out of `run` is a finding.
 
-    `head` is how many bytes come before the steps of a script, None where the bytes are
-    no script. `largest` is how many bytes an input may have.
+    `mutator` changes an input, None: as any bytes are. `largest` is how many bytes an
+    input may have. Of all executions the target has its `part`, beside those of the
+    others.
     """
 
-    run: Callable[[bytes], None]
+    name: str
+    read: Callable[[bytes], None]
     seeds: Callable[[], Iterator[bytes]]
-    head: int | None = None
+    mutator: Mutator | None = None
     largest: int = 4096
+    cost: Cost | None = None
+    part: int = 1
+
+    def run(self, data: bytes) -> None:
+        """Read an input. Raises AssertionError, or whatever must not be raised."""
+        match self.cost:
+            case None:
+                self.read(data)
+            case Cost.PACKET:
+                in_time(lambda: self.read(data))
+            case Cost.WHOLE:
+                in_time(lambda: WATCH.measure(lambda: self.read(data)))
+
+    def corpus(self) -> Iterator[bytes]:
+        """What long runs have reached, as much of it as is kept."""
+        for path in sorted((CORPUS / self.name).glob("*.bin")):
+            yield path.read_bytes()
+
+    def findings(self) -> list[Path]:
+        """What was found with this target, and is kept."""
+        return sorted((FINDINGS / self.name).glob("*.bin"))
 
 
-def _conversation(target: Conversations) -> Target:
+def _conversation(name: str, target: Conversations) -> Target:
     # A message over TCP may have 16 KiB, and one that is too long must be met.
-    return Target(
-        target, target.seeds, HEAD, 20_000 if target.transport is TCP else 4096
-    )
-
-
-def findings(name: str) -> list[Path]:
-    """What was found with the target of this name, and is kept."""
-    return sorted((FINDINGS / name).glob("*.bin"))
+    largest = 20_000 if target.transport is TCP else 4096
+    mutator = partial(mutated, head=HEAD)
+    return Target(name, target, target.seeds, mutator, largest, Cost.PACKET)
 
 
 _ALLOW_ALL: Final = 'guard.allow_hosts = ["0.0.0.0/0", "::/0"]\n'
@@ -56,60 +91,102 @@ _SUNRPC: Final = (
     '"callit", "bcast", "indirect"]\n' + _ALLOW_ALL,
 )
 
+_CONVERSATIONS: Final = {
+    "dhcpv6": Conversations(
+        *(Dhcpv6, UDP, "dhcpv6"),
+        (
+            "",
+            "[helpers.dhcpv6]\n"
+            "relay = true\nstrict_sport = true\n"
+            'servers = ["fe80::/10", "2001:db8::/32"]\n',
+        ),
+        spoken.dhcpv6,
+    ),
+    "mdns": Conversations(Mdns, UDP, "mdns", ("", f"[helpers.mdns]\n{_EVERYWHERE}")),
+    "slp": Conversations(
+        *(Slp, UDP, "slp"),
+        (
+            "",
+            "[helpers.slp]\n"
+            'v1 = true\noverflow = true\nany_sport = true\nresponders = "any"\n'
+            + _EVERYWHERE,
+        ),
+        spoken.slp,
+    ),
+    "sunrpc-udp": Conversations(SunRpc, UDP, "sunrpc", _SUNRPC, spoken.sunrpc_udp),
+    "sunrpc-tcp": Conversations(SunRpc, TCP, "sunrpc", _SUNRPC, spoken.sunrpc_tcp),
+    "tns": Conversations(
+        *(Tns, TCP, "tns"),
+        (
+            "",
+            '[helpers.tns]\nhostname = "same"\nchained = true\n'
+            'hosts = ["192.0.2.11 rac1 rac1.example.net"]\n' + _ALLOW_ALL,
+        ),
+        spoken.tns,
+    ),
+    "ftp": Conversations(Ftp, TCP, "ftp", ("", f"[helpers.ftp]\n{_ALLOW_ALL}")),
+}
+
+_NETWORK: Final = Networks(
+    (
+        *((SunRpc, UDP), (SunRpc, TCP), (Tns, TCP), (Ftp, TCP)),
+        *((Dhcpv6, UDP), (Mdns, UDP), (Slp, UDP)),
+    ),
+    (
+        (
+            "sunrpc",
+            'netid = "trust"\nprocedures = ["getport", "getaddr", "getversaddr", '
+            '"getaddrlist", "dump", "callit", "bcast", "indirect"]\n',
+        ),
+        (
+            "tns",
+            'hostname = "same"\nchained = true\n'
+            'hosts = ["192.0.2.11 rac1 rac1.example.net"]\n',
+        ),
+        ("dhcpv6", "relay = true\n"),
+        ("slp", 'v1 = true\nresponders = "any"\n' + _EVERYWHERE),
+        ("mdns", _EVERYWHERE),
+    ),
+)
+
+
+def _network_seeds() -> Iterator[bytes]:
+    """The conversations that are not long, one of a few."""
+    return _NETWORK.seeds(
+        (
+            f"{each.helper.name}-{each.transport}",
+            [data for data in each.seeds() if len(data) < 2500][::3],
+        )
+        for each in _CONVERSATIONS.values()
+    )
+
+
+_SCRIPT: Final = partial(mutated, head=0)
+_WIRE: Final = (
+    Target("packet", wire.packet, lambda: iter(packets()), cost=Cost.WHOLE, part=16),
+    Target("stream", wire.stream, wire.stream_seeds, part=3),
+    Target("fragments", wire.fragments, wire.fragment_seeds, _SCRIPT, part=2),
+    Target("capture", wire.capture, wire.capture_seeds, part=4),
+    Target("queue", wire.queue_message, wire.queue_seeds, cost=Cost.WHOLE, part=12),
+    Target("conntrack", wire.entry, wire.entry_seeds, cost=Cost.WHOLE, part=12),
+    Target(
+        *("descriptor", wire.descriptor, wire.descriptor_seeds),
+        cost=Cost.WHOLE,
+        part=10,
+    ),
+    Target("replay", wire.replay, wire.replay_seeds, _SCRIPT, 8192),
+)
+
 TARGETS: Final[dict[str, Target]] = {
-    "packet": Target(wire.packet, lambda: iter(packets())),
-    "stream": Target(wire.stream, wire.stream_seeds),
-    "fragments": Target(wire.fragments, wire.fragment_seeds, 0),
-    "capture": Target(wire.capture, wire.capture_seeds),
-    "queue": Target(wire.queue_message, wire.queue_seeds),
-    "conntrack": Target(wire.entry, wire.entry_seeds),
-    "descriptor": Target(wire.descriptor, wire.descriptor_seeds),
-    "replay": Target(wire.replay, wire.replay_seeds, 0, 8192),
-    "dhcpv6": _conversation(
-        Conversations(
-            *(Dhcpv6, UDP, "dhcpv6"),
-            (
-                "",
-                "[helpers.dhcpv6]\n"
-                "relay = true\nstrict_sport = true\n"
-                'servers = ["fe80::/10", "2001:db8::/32"]\n',
-            ),
-            spoken.dhcpv6,
-        )
-    ),
-    "mdns": _conversation(
-        Conversations(Mdns, UDP, "mdns", ("", f"[helpers.mdns]\n{_EVERYWHERE}"))
-    ),
-    "slp": _conversation(
-        Conversations(
-            *(Slp, UDP, "slp"),
-            (
-                "",
-                "[helpers.slp]\n"
-                'v1 = true\noverflow = true\nany_sport = true\nresponders = "any"\n'
-                + _EVERYWHERE,
-            ),
-            spoken.slp,
-        )
-    ),
-    "sunrpc-udp": _conversation(
-        Conversations(SunRpc, UDP, "sunrpc", _SUNRPC, spoken.sunrpc_udp)
-    ),
-    "sunrpc-tcp": _conversation(
-        Conversations(SunRpc, TCP, "sunrpc", _SUNRPC, spoken.sunrpc_tcp)
-    ),
-    "tns": _conversation(
-        Conversations(
-            *(Tns, TCP, "tns"),
-            (
-                "",
-                '[helpers.tns]\nhostname = "same"\nchained = true\n'
-                'hosts = ["192.0.2.11 rac1 rac1.example.net"]\n' + _ALLOW_ALL,
-            ),
-            spoken.tns,
-        )
-    ),
-    "ftp": _conversation(
-        Conversations(Ftp, TCP, "ftp", ("", f"[helpers.ftp]\n{_ALLOW_ALL}"))
-    ),
+    each.name: each
+    for each in (
+        *_WIRE,
+        *(_conversation(name, each) for name, each in _CONVERSATIONS.items()),
+        Target(
+            *("engine", _NETWORK, _network_seeds),
+            partial(mutated, head=network.HEAD),
+            8192,
+            Cost.PACKET,
+        ),
+    )
 }

@@ -45,6 +45,7 @@ from tests.core.netlink import test_decoding as netlink
 from tests.core.offline import capture_files
 from tests.core.offline import test_fragments as fragments_by_hand
 from tests.core.queue import test_messages as queue_messages
+from tests.fuzz.oracle import word_sum
 from tests.fuzz.script import Script, Step
 from tests.fuzz.seeds import captures, frames, packets
 
@@ -78,23 +79,14 @@ def packet(data: bytes) -> None:
 
 def _check_sums(packet: bytes, transport: Transport, header: int) -> None:
     if packet[0] >> 4 == 4:
-        assert _sum(packet[: (packet[0] & 15) * 4]) == 0xFFFF
+        assert word_sum(packet[: (packet[0] & 15) * 4]) == 0xFFFF
         addresses = packet[12:20]
     else:
         addresses = packet[8:40]
     segment = packet[header:]
     if transport is TCP or packet[0] >> 4 == 6 or segment[6:8] != b"\0\0":
         pseudo = addresses + len(segment).to_bytes(4) + transport.to_bytes(4)
-        assert _sum(pseudo + segment) == 0xFFFF
-
-
-def _sum(data: bytes) -> int:
-    """The sum of 16-bit words in ones' complement (RFC 1071), word by word."""
-    data += b"\0" * (len(data) % 2)
-    total = sum(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
+        assert word_sum(pseudo + segment) == 0xFFFF
 
 
 # A stream.
@@ -203,7 +195,7 @@ def fragments(data: bytes) -> None:
         if found[0] >> 4 == 4:
             assert int.from_bytes(found[2:4]) == len(found)
             assert not int.from_bytes(found[6:8]) & 0x3FFF
-            assert _sum(found[: (found[0] & 15) * 4]) == 0xFFFF
+            assert word_sum(found[: (found[0] & 15) * 4]) == 0xFFFF
         else:
             assert found[0] >> 4 == 6
             assert int.from_bytes(found[4:6]) + 40 == len(found)
