@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What one packet of a flow leads to: grants, patches, and events to be told."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cthelper.core.api import Expect
@@ -90,13 +91,17 @@ class Outcome:
 
 @dataclass(slots=True)
 class Located:
-    """A packet of a flow, and where its payload is."""
+    """A packet of a flow, and where its payload is.
+
+    `came` are the parts of the payload that went on in earlier segments.
+    """
 
     data: bytes | memoryview
     segment: Segment
     entry: Conntrack
     direction: Direction
     forwarded: bool
+    came: Sequence[tuple[int, int]] = ()
 
     @property
     def payload(self) -> bytes:

@@ -187,6 +187,9 @@ class Reader:
             if standing is Standing.ANEW:
                 flow.begin_anew()
         begun = stream.tail
+        # What goes on exactly, with nothing beyond it, is all new.
+        if segment.sequence != stream.next or stream.waits:
+            packet.came = stream.came(packet.sequence, segment.stop - segment.start)
         fresh = stream.feed(packet.sequence, packet.payload)
         return bytearray(begun) + fresh if fresh else None
 

@@ -65,9 +65,18 @@ def _check(packet: Located, patches: Sequence[Patch]) -> None:
     if over_tcp and not packet.entry.translated:
         raise HelperFault("rewrite of a TCP segment on a flow without NAT")
     size = packet.segment.stop - packet.segment.start
-    if not all(each.is_inside(packet.sequence, size) for each in patches):
-        if not over_tcp:
-            raise HelperFault("rewrite of a span that leaves the datagram")
+    inside = all(each.is_inside(packet.sequence, size) for each in patches)
+    if not inside and not over_tcp:
+        raise HelperFault("rewrite of a span that leaves the datagram")
+    # A segment may repeat bytes, joined with those that complete a message.
+    if not inside or any(_came(packet, each) for each in patches):
         raise RewriteRefused(
             "rewrite-passed", "bytes to be rewritten have gone on already"
         )
+
+
+def _came(packet: Located, patch: Patch) -> bool:
+    """Whether some of what a patch replaces went on before, as it was."""
+    start = patch.offset(packet.sequence)
+    stop = start + max(patch.length, 1)
+    return any(first < stop and start < last for first, last in packet.came)

@@ -82,6 +82,11 @@ class Stream:
         return self._next or 0
 
     @property
+    def waits(self) -> bool:
+        """Whether segments beyond a missing one are held."""
+        return bool(self._ahead)
+
+    @property
     def empty(self) -> bool:
         """Whether no byte has come."""
         return self._next in (None, self._first) and not self._ahead
@@ -117,6 +122,22 @@ class Stream:
     def has_sent(self, number: int) -> bool:
         """Whether it has come to sequence `number` since it began, and no further."""
         return (number - self._first) % MODULUS <= (self.next - self._first) % MODULUS
+
+    def came(self, start: int, size: int) -> list[tuple[int, int]]:
+        """Which parts of a segment have come before, as offsets into it.
+
+        `start` is the sequence number of its first byte. What lay too far beyond a
+        missing segment is not known any more.
+        """
+        held = self._ahead or {}
+        parts = [(distance(start, first), len(data)) for first, data in held.items()]
+        # A segment that begins at the next byte has nothing that lies before it.
+        parts.append((0, distance(start, self.next)))
+        return [
+            (max(0, at), min(size, at + length))
+            for at, length in parts
+            if at < size and at + length > 0 and length > 0
+        ]
 
     def feed(self, start: int, data: bytes) -> bytes:
         """The bytes that `data` makes available in order; empty: none yet.

@@ -261,6 +261,35 @@ def test_span_that_has_gone_on_refuses_what_it_announces(drop: bool) -> None:
     assert host.kernel.present == []
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_span_that_has_gone_on_and_comes_again_with_the_rest_refuses(
+    drop: bool,
+) -> None:
+    """The receiver may have it, and would keep it: the stream would not fit."""
+    host = Host(nat=NatConfig(drop_unrewritable=drop))
+    host.kernel.taken = {9999}
+    assert host.segment(0, b"OPEN 9999").packet is None
+    decision = host.segment(0, b"OPEN 9999\n")
+    assert reasons(decision.events) == ["rewrite-passed"]
+    assert (decision.placed, decision.packet, decision.drop) == ((), None, drop)
+
+
+def test_span_that_has_gone_on_beyond_a_missing_segment_refuses() -> None:
+    host = Host()
+    host.kernel.taken = {9999}
+    host.segment(5, b"9999")
+    decision = host.segment(0, b"OPEN 9999\n")
+    assert reasons(decision.events) == ["rewrite-passed"]
+
+
+def test_segment_that_repeats_other_bytes_is_rewritten() -> None:
+    host = Host()
+    host.kernel.taken = {9999}
+    host.segment(0, b"NOTE\nOP")
+    decision = host.segment(0, b"NOTE\nOPEN 9999\n")
+    assert payload_of(decision.packet, b"") == b"NOTE\nOPEN 10000\n"
+
+
 def test_span_in_an_earlier_message_of_the_packet_is_rewritten() -> None:
     host = Host()
     host.kernel.taken = {9999}

@@ -288,3 +288,25 @@ def test_any_segments_give_bytes_or_a_lost_stream(
             break
         assert available <= fed
     assert reason in {None, "overlap"}
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "parts"),
+    [
+        (10, 5, []),
+        (8, 5, [(0, 2)]),
+        (0, 10, [(0, 10)]),
+        (10, 20, [(10, 14)]),
+        (22, 5, [(0, 2)]),
+        (8, 14, [(12, 14), (0, 2)]),
+    ],
+)
+def test_what_has_come_before_of_a_segment_is_told(
+    start: int, size: int, parts: list[tuple[int, int]]
+) -> None:
+    """Ten bytes in order, and four beyond a gap of ten."""
+    stream = Stream(100)
+    stream.begin(FIRST)
+    stream.feed(FIRST, bytes(10))
+    stream.feed((FIRST + 20) % 2**32, bytes(4))
+    assert stream.came((FIRST + start) % 2**32, size) == parts
