@@ -354,6 +354,8 @@ def _acknowledges(data: bytes, sequence: int) -> bool:
 
 def _error(frame: Frame, what: object) -> NetlinkError | None:
     """What an acknowledgement says; None: it is done."""
+    if len(frame.data) < _HEADER.size + _ERRNO.size:
+        return NetlinkError.of(errno.EBADMSG, what)
     (code,) = _ERRNO.unpack_from(frame.data, _HEADER.size)
     return NetlinkError.of(-code, what, _explanation(frame)) if code else None
 
@@ -363,6 +365,8 @@ def _explanation(frame: Frame) -> str:
     if frame.type != _NLMSG_ERROR or not frame.flags & _ACK_TLVS:
         return ""
     start = _HEADER.size + _ERRNO.size
+    if len(frame.data) < start + _HEADER.size:
+        return ""
     (length,) = struct.unpack_from("=I", frame.data, start)
     offset = start + (_HEADER.size if frame.flags & _CAPPED else length + 3 & ~3)
     while offset + _ATTRIBUTE.size <= len(frame.data):
@@ -371,6 +375,6 @@ def _explanation(frame: Frame) -> str:
             break
         if kind == _ERROR_MESSAGE:
             text = frame.data[offset + _ATTRIBUTE.size : offset + size]
-            return f" ({text.rstrip(bytes(1)).decode()})"
+            return f" ({text.rstrip(bytes(1)).decode('ascii', 'replace')})"
         offset += size + 3 & ~3
     return ""

@@ -16,6 +16,7 @@ from cthelper.core.netlink.socket import (
     NETLINK_ROUTE,
     Frame,
     NetlinkSocket,
+    _error,
     _explanation,
     split,
 )
@@ -129,10 +130,23 @@ def test_words_of_the_kernel_are_found(found: Frame) -> None:
         "not an error": refusal(TEXT, type_=3),
         "length of 3": refusal(struct.pack("=HH", 3, MESSAGE)),
         "length of 0": refusal(b"\0\0\0\0", TEXT),
+        "ends before the request": Frame(
+            ERROR, ACK_TLVS, 7, 99, frame(struct.pack("=i", -1), ERROR, ACK_TLVS)
+        ),
     },
 )
 def test_no_words_are_no_words(found: Frame) -> None:
     assert _explanation(found) == ""
+
+
+def test_words_that_are_not_ascii_are_shown_as_far_as_they_are() -> None:
+    found = refusal(attribute(MESSAGE, b"no \xff\0"))
+    assert _explanation(found) == " (no \N{REPLACEMENT CHARACTER})"
+
+
+def test_acknowledgement_without_a_code_is_an_error() -> None:
+    error = _error(Frame(ERROR, 0, 7, 99, frame(b"", ERROR)), "ask")
+    assert isinstance(error, NetlinkError)
 
 
 # A real socket: every Linux has NETLINK_ROUTE, and anybody may read addresses.
