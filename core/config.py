@@ -652,11 +652,17 @@ def _port_ranges(
 ) -> tuple[range, ...]:
     """The same, not taken apart."""
     groups = table.list_of(key, lambda value: read_ports(value, transports), default)
-    for one, other in combinations(groups, 2):
-        if one != other and (shared := set(one) & set(other)):
-            both = spelled(one) + spelled(other)
-            table.refuse(key, both, f"has port {min(shared)} twice")
-            return default
+    if groups == default:
+        return default
+    # Each port once: ranges may be large, and there may be many of them.
+    within: dict[int, range] = {}
+    for group in groups:
+        for port in group:
+            other = within.setdefault(port, group)
+            if other != group:
+                both = spelled(other) + spelled(group)
+                table.refuse(key, both, f"has port {port} twice")
+                return default
     return groups
 
 

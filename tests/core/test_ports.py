@@ -132,6 +132,12 @@ def test_every_list_of_ports_takes_ranges_and_names() -> None:
     assert chosen.guard.denied_ports == {7, 8}
 
 
+def test_all_ports_may_be_denied() -> None:
+    """They are a helper's default then, which was compared with itself for hours."""
+    result = read('guard.denied_ports = ["1-65535"]')
+    assert len(result.helpers["plain"].guard.denied_ports) == 65535
+
+
 @pytest.mark.parametrize(
     ("ports", "problem"),
     [
