@@ -139,12 +139,13 @@ read_entry(message *m)
         case CT_HELP:
             inner = value;
             while ((more = next_attribute(&inner, &kind, &value)) > 0)
-                if (kind == 1) {
+                if (kind == 1) { /* the first one, as in Python */
                     m->helper = value;
                     while (m->helper.size && !m->helper.at[m->helper.size - 1])
                         m->helper.size--;
+                    break;
                 }
-            bad |= more;
+            bad |= more < 0;
             break;
         }
     }

@@ -270,6 +270,20 @@ def test_any_bytes_are_decoded_as_in_python_or_refused(data: bytes) -> None:
     bench.close()
 
 
+@pytest.mark.parametrize(
+    "rest", [attribute(HELP_NAME, b"other\0"), b"\3\0\1\0", b"\xff\0\1\0"]
+)
+def test_first_name_of_a_helper_counts_whatever_follows(
+    bench: Bench, rest: bytes
+) -> None:
+    named = attribute(NESTED | HELP, attribute(HELP_NAME, b"line\0") + rest)
+    data = message(udp(b"A"), entry(FLOWS[2], helper="none") + named)
+    (found,) = bench.queue.inject(data)
+    assert found.conntrack == decode(data).conntrack
+    assert found.conntrack is not None
+    assert found.conntrack.helper == "line"
+
+
 @given(st.binary(max_size=100) | messages().map(lambda each: each[1]))
 def test_located_segment_is_that_of_locate(packet: bytes) -> None:
     bench = Bench()
