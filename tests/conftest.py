@@ -6,14 +6,12 @@ C that CTHELPER_NATIVE names in place of the installed one (script/sanitize), an
 becomes of tests whose part of the set-up is not installed (`tests.parts`).
 """
 
-import importlib.util
 import os
-import sys
 
 import pytest
 from hypothesis import settings
 
-from tests import parts
+from tests import parts, sanitized
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
@@ -22,13 +20,7 @@ settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
 )
 
-if file := os.environ.get("CTHELPER_NATIVE"):
-    spec = importlib.util.spec_from_file_location("cthelper.core.queue._native", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[spec.name] = module
+sanitized.use_native()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

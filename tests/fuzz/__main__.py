@@ -24,13 +24,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz import log
+from tests.fuzz import blind, log
 from tests.fuzz.cost import NOTABLE, WATCH
 from tests.fuzz.targets import CORPUS, SANITIZED, TARGETS, Target
 
@@ -40,10 +40,9 @@ _USAGE: Final = (
     " | --replay TARGET FILE..."
 )
 # Inputs grow little by little also where they are scripts.
-_LIMITS: Final = ("-timeout=20", "-len_control=100")
-_MEMORY: Final = 1024
-# AddressSanitizer keeps what was freed.
-_SANITIZED_MEMORY: Final = 3072
+_LIMITS: Final = ("-timeout=20", "-len_control=100", "-rss_limit_mb=1024")
+# It is a clock on the wall, and a long run may have to let all others go first.
+_PATIENT: Final = "-timeout=300"
 _RUNS: Final = re.compile(rb"^Done (\d+) runs in (\d+) second", re.MULTILINE)
 _REACHED: Final = re.compile(rb"^#(\d+)\t", re.MULTILINE)
 # The end of what Python or libFuzzer says of a finding.
@@ -122,6 +121,9 @@ def fuzz(name: str, folder: Path, *options: str) -> Result:
         slowest=slowest,
     )
     found = sorted(set(folder.iterdir()) - before - {slowest})
+    if name == SANITIZED:
+        for path in found:
+            path.write_bytes(blind.found(path))
     took = _took(name, slowest) if slowest.exists() else 0.0
     notable = (took, slowest) if took >= NOTABLE else None
     return Result(name, run.returncode, run.stdout, tuple(found), notable)
@@ -143,10 +145,9 @@ def _engine(
     slowest: Path | None = None,
     itself: Path | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    memory = _SANITIZED_MEMORY if name in SANITIZED else _MEMORY
-    command = [sys.executable, "-m", "tests.fuzz.engine", name, *arguments]
+    engine = "blind" if name == SANITIZED else "engine"
     return subprocess.run(
-        [*command, f"-rss_limit_mb={memory}"],
+        [sys.executable, "-m", f"tests.fuzz.{engine}", name, *arguments],
         cwd=ROOT,
         env={
             **_environment(name),
@@ -159,13 +160,16 @@ def _engine(
     )
 
 
-def _environment(name: str) -> Mapping[str, str]:
-    """That of a target; script/fuzz says which build of the C code has sanitizers."""
+def _environment(name: str) -> dict[str, str]:
+    """That of a target: what begins with SANITIZED_ is of the one of that name.
+
+    script/fuzz sets it, where the extension is built anew.
+    """
     environment = dict(os.environ)
-    for key in ("CTHELPER_NATIVE", "LD_PRELOAD", "ASAN_OPTIONS", "PYTHONMALLOC"):
-        value = environment.pop(f"FUZZ_{key}", None)
-        if value and name in SANITIZED:
-            environment[key] = value
+    for key in list(environment):
+        own = key.removeprefix("SANITIZED_")
+        if own != key and name == SANITIZED:
+            environment[own] = environment[key]
     return environment
 
 
@@ -184,6 +188,14 @@ def _took(name: str, path: Path) -> float:
 def replay(name: str, paths: Sequence[str]) -> None:
     """Run a target over files; raises what it finds."""
     target = _target(name)
+    if name == SANITIZED:
+        # Another extension in C must be there before any is loaded.
+        subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.blind", name, *paths],
+            env=_environment(name),
+            check=True,
+        )
+        return
     for path in paths:
         target.run(Path(path).read_bytes())
         if target.cost is not None:
@@ -215,8 +227,7 @@ def run_until(executions: int, names: Sequence[str], folder: Path) -> int:
                 lambda name, left=left: fuzz(
                     name,
                     folder / name,
-                    f"-runs={left[name]}",
-                    f"-max_total_time={_SLICE}",
+                    *(f"-runs={left[name]}", f"-max_total_time={_SLICE}", _PATIENT),
                 ),
                 order,
             )
@@ -285,6 +296,8 @@ def main(arguments: Sequence[str]) -> int:
         case ["--merge", *names]:
             _known(names)
             for name in names or TARGETS:
+                if name == SANITIZED:
+                    continue
                 print(merge(name, folder / name), flush=True)
             return 0
         case names:

@@ -299,8 +299,9 @@ def _handle(
 
 def _deepen(flows: FlowTable, depth: int) -> None:
     """Have flows be as deep as the scene says: the engine has met no master."""
-    for flow in flows:
-        flow.depth = depth
+    if depth:
+        for flow in flows:
+            flow.depth = depth
 
 
 def _summary(event: Event) -> str:

@@ -149,7 +149,7 @@ Served = tuple[type[Helper], Transport]
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """The target: helpers, eight at most, and what options some have in TOML, by name."""
+    """The target: helpers, eight at most, and options of some in TOML, by name."""
 
     helpers: tuple[Served, ...]
     own: tuple[tuple[str, str], ...]
@@ -239,11 +239,18 @@ class _Scene:
             flow_limit=2 if flags & 128 else FLOWS,
             placer=self._kernel if flags & 8 else None,
         )
-        self._flows = [
-            self._begin(head, number, networks.helpers) for number in range(FLOWS)
-        ]
+        self._head = head
+        self._helpers = networks.helpers
+        self._flows: dict[int, _Flow] = {}
 
-    def _begin(self, head: bytes, number: int, helpers: tuple[Served, ...]) -> _Flow:
+    def _flow(self, number: int) -> _Flow:
+        """The flow of this number, which begins where it was not there."""
+        if number not in self._flows:
+            self._flows[number] = self._begin(number)
+        return self._flows[number]
+
+    def _begin(self, number: int) -> _Flow:
+        head, helpers = self._head, self._helpers
         version = 6 if head[0] & 1 else 4
         kind = head[2 + number]
         helper, transport = helpers[(kind & 7) % len(helpers)]
@@ -300,7 +307,7 @@ class _Scene:
         (as it is; with lies; twice; as a segment that repeats the last one), the
         seconds that pass in two bits, 128: in two packets, over TCP the second first.
         """
-        flow = self._flows[step.flags & 3]
+        flow = self._flow(step.flags & 3)
         direction = REPLY if step.flags & 4 else ORIGINAL
         kind = step.flags >> 3 & 3
         self._now += _SECONDS[step.flags >> 5 & 3]
@@ -360,9 +367,12 @@ class _Scene:
 
     def check_memory(self) -> None:
         """Little is kept of each flow, beside what came of it."""
-        shared = [*self._configs.values(), *(each.entry for each in self._flows)]
-        shared += [each.entry.original for each in self._flows]
-        wires = {each.entry.id: each.wire for each in self._flows}
+        shared = [
+            *self._configs.values(),
+            *(each.entry for each in self._flows.values()),
+        ]
+        shared += [each.entry.original for each in self._flows.values()]
+        wires = {each.entry.id: each.wire for each in self._flows.values()}
         for flow in self._engine.flows:
             size = kept([flow], shared)
             wire = wires[flow.key[0]]

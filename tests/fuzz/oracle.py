@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What holds of every decision, told without the code that makes it."""
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -121,7 +122,7 @@ def _check_transport(
 def word_sum(data: bytes) -> int:
     """The sum of 16-bit words in ones' complement (RFC 1071), word by word."""
     data += b"\0" * (len(data) % 2)
-    total = sum(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total

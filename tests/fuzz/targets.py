@@ -15,17 +15,21 @@ from cthelper.helpers.slp import Slp
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.helpers.tns import Tns
 from cthelper.plugins.ftp import Ftp
-from tests.fuzz import network, spoken, wire
+from tests.fuzz import kernel, network, parsers, settings, spoken, wire
 from tests.fuzz.conversation import HEAD, Conversations
 from tests.fuzz.cost import WATCH, in_time
 from tests.fuzz.network import Networks
+from tests.fuzz.retransmission import retransmission, retransmission_seeds
 from tests.fuzz.script import Mutator, mutated
 from tests.fuzz.seeds import packets
 
 FINDINGS: Final = Path(__file__).with_name("findings")
 CORPUS: Final = Path(__file__).with_name("corpus")
-SANITIZED: Final = frozenset({"native"})
-"""Targets that run the extension in C, by script/fuzz with the sanitizers."""
+NATIVE: Final = "native"
+"""The target that compares the extension in C with what is written in Python."""
+SANITIZED: Final = "sanitized"
+"""The target that runs the extension in C with the sanitizers, without coverage: these
+and libFuzzer do not go together where gcc has built it."""
 
 
 class Cost(enum.Enum):
@@ -66,7 +70,9 @@ class Target:
 
     def corpus(self) -> Iterator[bytes]:
         """What long runs have reached, as much of it as is kept."""
-        for path in sorted((CORPUS / self.name).glob("*.bin")):
+        # What no coverage leads begins with what the other one has reached.
+        name = NATIVE if self.name == SANITIZED else self.name
+        for path in sorted((CORPUS / name).glob("*.bin")):
             yield path.read_bytes()
 
     def findings(self) -> list[Path]:
@@ -177,10 +183,46 @@ _WIRE: Final = (
     Target("replay", wire.replay, wire.replay_seeds, _SCRIPT, 8192),
 )
 
+_MESSAGES: Final = parsers.Messages(tuple(_CONVERSATIONS.values()))
+_PARSERS: Final = (
+    Target("dns", parsers.dns, parsers.dns_seeds, cost=Cost.WHOLE, part=4),
+    Target("record", parsers.record, parsers.record_seeds, cost=Cost.WHOLE, part=6),
+    Target(
+        "rpcbind",
+        parsers.rpcbind,
+        lambda: parsers.rpcbind_seeds(_CONVERSATIONS["sunrpc-udp"].seeds()),
+        cost=Cost.WHOLE,
+        part=6,
+    ),
+    Target(
+        *("messages", _MESSAGES, _MESSAGES.seeds),
+        partial(mutated, head=1 + HEAD),
+        cost=Cost.WHOLE,
+        part=2,
+    ),
+    Target("config", settings.config, settings.config_seeds, settings.mutated_text),
+)
+_KERNEL: Final = (
+    Target(
+        *("netlink", kernel.netlink_messages, kernel.netlink_seeds, _SCRIPT),
+        cost=Cost.WHOLE,
+        part=4,
+    ),
+    Target(NATIVE, kernel.native, kernel.native_seeds, _SCRIPT, 8192),
+    Target(SANITIZED, kernel.native, kernel.native_seeds, _SCRIPT, 8192),
+)
+
 TARGETS: Final[dict[str, Target]] = {
     each.name: each
     for each in (
         *_WIRE,
+        *_PARSERS,
+        *_KERNEL,
+        Target(
+            *("retransmission", retransmission, retransmission_seeds),
+            largest=256,
+            cost=Cost.PACKET,
+        ),
         *(_conversation(name, each) for name, each in _CONVERSATIONS.items()),
         Target(
             *("engine", _NETWORK, _network_seeds),

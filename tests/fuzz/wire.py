@@ -277,7 +277,7 @@ def capture_seeds() -> Iterator[bytes]:
 
 def queue_message(data: bytes) -> None:
     """A message of a queue is a packet, Truncated or ValueError."""
-    _forget()
+    forget()
     try:
         found = messages.decode(data)
     except (Truncated, ValueError):
@@ -302,7 +302,7 @@ def queue_seeds() -> Iterator[bytes]:
 
 def entry(data: bytes) -> None:
     """The attributes of an entry are an entry, none, or Truncated."""
-    _forget()
+    forget()
     try:
         found = conntrack_entry(data, 0, len(data))
         if found is not None:
@@ -331,7 +331,7 @@ def entry_seeds() -> Iterator[bytes]:
         )
 
 
-def _forget() -> None:
+def forget() -> None:
     """The same bytes must take the same way each time."""
     decoding.read_tuple.cache_clear()
     decoding._help_name.cache_clear()

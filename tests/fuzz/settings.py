@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Configuration: any text is one, or ConfigError with lines for people."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from cthelper import nft
+from cthelper.core.api import Helper
+from cthelper.core.config import ConfigFile, parse, plugin_folder
+from cthelper.core.errors import ConfigError
+from cthelper.core.registry import builtin_helpers, register
+from cthelper.plugins.ftp import Ftp
+from tests.fuzz.script import Mutate
+
+_ROOT: Final = Path(__file__).parents[2]
+_PATH: Final = Path("settings")
+# What is quoted of a value is cut; the rest names keys and what is allowed.
+_LINE_LIMIT: Final = 4000
+
+
+@cache
+def _helpers() -> dict[str, type[Helper]]:
+    return {**builtin_helpers(), **register([Ftp])}
+
+
+def config(data: bytes) -> None:
+    """A text is a configuration that a ruleset can be made of, or ConfigError."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return
+    for read in (_folder, _parse):
+        try:
+            read(text)
+        except ConfigError as error:
+            for line in str(error).split("\n"):
+                assert line.isprintable(), f"not to be shown: {line!r}"
+                assert len(line) < _LINE_LIMIT, f"{len(line)} characters in a line"
+
+
+def _folder(text: str) -> None:
+    plugin_folder(ConfigFile(_PATH, text))
+
+
+def _parse(text: str) -> None:
+    found = parse(text, _PATH, _helpers())
+    assert all(0 <= number <= 0xFFFF for number in found.queues)
+    assert found.closed_queues <= found.queues
+    for warning in found.warnings:
+        assert warning.isprintable(), f"not to be shown: {warning!r}"
+    assert nft.render(found).endswith("\n")
+
+
+def config_seeds() -> Iterator[bytes]:
+    """Each table of the shipped file with all its keys, and all of them together."""
+    shipped = (_ROOT / "core/cthelper.toml").read_text("utf-8")
+    lines = [
+        line.removeprefix("#")
+        for line in shipped.splitlines()
+        if re.match(r"#?([a-z_.]+ =|\[)", line)
+    ]
+    tables: list[list[str]] = []
+    for line in lines:
+        if line.startswith("[") or not tables:
+            tables.append([])
+        tables[-1].append(line)
+    for table in tables:
+        yield "\n".join(table).encode()
+    yield "\n".join(lines).encode()
+
+
+_VALUES: Final = (
+    *("0", "1", "-1", "65535", "65536", "0x80000000", "9223372036854775807"),
+    *("1e400", "-inf", "nan", "0.5", "true", "false", '""', '"x"', "[]", "{}", "[[]]"),
+    *('"drop"', '"any"', '["output"]', '["prerouting", "output"]', "1979-05-27"),
+    *('"192.0.2.0/24"', '["192.0.2.1/24"]', '["::/0"]', '["fe80::1%eth0"]', "07:32:00"),
+    *('["1-65535"]', '["5-4"]', '["sunrpc"]', "[111, 111]", '["eth0", "eth*"]'),
+    *('"10.0.0.3 203.0.113.3"', '["10.0.0.3 ::1"]', '"\\u001b[31m"', '"\\\\n"', '"""'),
+    *("{ a = { b = [1, { c = 2 }] } }", "[" * 40, "1" * 5000),
+)
+_KEYS: Final = (
+    *("enabled", "ports", "hooks", "queue", "fail_closed", "sources", "destinations"),
+    *("interfaces", "guard.allow_hosts", "guard.lowest_port", "guard.denied_ports"),
+    *("nat.outside", "nat.unrewritable", "policies.service.timeout", "queueing"),
+    *("mark", "workers", "user_mask", "folder", '"a.b"', '"\\n"', "guard", "nat"),
+)
+_TABLES: Final = (
+    *("daemon", "budget", "guard", "plugins", "helpers", "helpers.sunrpc"),
+    *("helpers.tns.guard", "helpers.ftp.nat", "helpers.slp.policies", "[helpers.slp]"),
+)
+
+
+def mutated_text(data: bytes, limit: int, seed: int, *, mutate: Mutate) -> bytes:
+    """Another text, most often one that is TOML still."""
+    random = Random(seed)
+    choice = random.random()
+    lines = data.split(b"\n")
+    at = random.randrange(len(lines))
+    key, equals, _ = lines[at].partition(b"=")
+    if choice < 0.25:
+        return mutate(data, limit)[:limit]
+    if choice < 0.55 and equals:
+        lines[at] = key + b"= " + random.choice(_VALUES).encode()
+    elif choice < 0.70:
+        line = f"{random.choice(_KEYS)} = {random.choice(_VALUES)}"
+        lines.insert(at, line.encode())
+    elif choice < 0.80:
+        lines.insert(at, f"[{random.choice(_TABLES)}]".encode())
+    elif choice < 0.90:
+        lines.insert(random.randrange(len(lines) + 1), lines[at])
+    else:
+        del lines[at]
+    return b"\n".join(lines)[:limit]
