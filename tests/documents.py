@@ -22,6 +22,7 @@ import pytest
 from cthelper.core.api import Helper
 from cthelper.core.reference import table, title
 from cthelper.core.registry import builtin_helpers
+from tests.fuzz.page import page
 from tests.picture import draw, read
 
 ROOT: Final = Path(__file__).parents[1]
@@ -124,6 +125,7 @@ def generate() -> dict[str, str]:
         _CONFIG: _config(helpers.values()),
         "docs/helpers.md": _reference(helpers.values()),
         "docs/protocols.md": _protocols(helpers, collector),
+        "docs/fuzzing.md": page(),
         "docs/how-it-works.svg": draw(read((ROOT / PICTURE).read_text("utf-8"))),
     }
 

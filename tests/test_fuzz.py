@@ -29,7 +29,7 @@ from cthelper.core.api import (
 from tests.fuzz.__main__ import Result, main
 from tests.fuzz.conversation import EFFECT_LIMIT, HEAD, Conversations, head
 from tests.fuzz.script import STEP_LIMIT, Script, Step, mutated
-from tests.fuzz.targets import FINDINGS, TARGETS
+from tests.fuzz.targets import CORPUS, FINDINGS, TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -49,6 +49,18 @@ def test_target_runs_over_pieces_of_its_seeds(name: str) -> None:
         cut = random.randrange(len(seed) + 1)
         target.run(seed[:cut])
         target.run(seed[:cut] + random.randbytes(3) + seed[cut:])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_target_runs_over_its_corpus(name: str) -> None:
+    for data in TARGETS[name].corpus():
+        TARGETS[name].run(data)
+
+
+def test_corpus_is_small_and_belongs_to_targets() -> None:
+    kept = {path for path in CORPUS.rglob("*") if path.is_file()}
+    assert kept == {path for name in TARGETS for path in (CORPUS / name).glob("*.bin")}
+    assert sum(path.stat().st_size for path in kept) <= 300_000
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -14,7 +14,8 @@ What was reached is kept in .venv/fuzz, where the next run goes on. Exits with 1
 something was found: an exception, a packet that takes too long or has too much kept, a
 target that takes over 20 seconds or over 1 GiB. Its bytes are printed, and the command
 that replays them without atheris. Once it is mended they are kept in
-tests/fuzz/findings/TARGET/NAME.bin, which tests replay.
+tests/fuzz/findings/TARGET/NAME.bin, which tests replay. As many targets run at a time
+as there are cores, or FUZZ_JOBS.
 """
 
 import hashlib
@@ -212,7 +213,7 @@ def run_until(executions: int, names: Sequence[str], folder: Path) -> int:
     whole = sum(TARGETS[name].part for name in names)
     quotas = {name: executions * TARGETS[name].part // whole for name in names}
     failed: set[str] = set()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(_jobs()) as pool:
         while True:
             done = log.totals(log.read())
             left = {
@@ -304,7 +305,7 @@ def main(arguments: Sequence[str]) -> int:
             _known(names)
     seconds = int(os.environ.get("FUZZ_SECONDS") or 20)
     failed = False
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(_jobs()) as pool:
         results = pool.map(
             lambda name: fuzz(name, folder / name, f"-max_total_time={seconds}"),
             names or list(TARGETS),
@@ -313,6 +314,11 @@ def main(arguments: Sequence[str]) -> int:
             print(result.report(), flush=True)
             failed = failed or result.status != 0
     return int(failed)
+
+
+def _jobs() -> int:
+    """How many targets run at a time."""
+    return int(os.environ.get("FUZZ_JOBS") or len(os.sched_getaffinity(0)))
 
 
 def _known(names: Sequence[str]) -> None:

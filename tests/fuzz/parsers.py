@@ -5,7 +5,9 @@ They give values or raise Malformed, and what is to be rewritten lies where they
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
@@ -39,7 +41,8 @@ from cthelper.helpers.rpcbind import (
 )
 from cthelper.helpers.xdr import join_record, record_length, rewrite_record
 from tests.fuzz.conversation import EFFECT_LIMIT, HEAD, Conversations, Scene
-from tests.fuzz.script import Script
+from tests.fuzz.cost import WATCH
+from tests.fuzz.script import Script, Step
 from tests.fuzz.seeds import captures, frames
 
 # DNS.
@@ -218,15 +221,8 @@ class Messages:
         scene = Scene.read(script.head, served.transport, served.configs())
         helper = scene.config.helper()
         for number, step in enumerate(script.steps):
-            payloads = [step.payload]
-            try:
-                if served.transport is TCP:
-                    payloads = list(_cut(helper, step.payload))
-                for payload in payloads:
-                    message = _message(scene, payload, step.flags, float(number))
-                    _read(helper, scene, message, step.flags)
-            except (Malformed, RewriteRefused):
-                continue
+            with suppress(Malformed, RewriteRefused):
+                WATCH.measure(partial(_take, helper, scene, step, float(number)))
 
     def seeds(self) -> Iterator[bytes]:
         """The conversations of all helpers, one of a few."""
@@ -234,6 +230,15 @@ class Messages:
             for seed in list(each.seeds())[::3]:
                 if len(seed) < 2500:
                     yield bytes([number]) + seed
+
+
+def _take(helper: Helper, scene: Scene, step: Step, now: float) -> None:
+    """Have the messages of a step read."""
+    payloads = [step.payload]
+    if scene.entry.original.transport is TCP:
+        payloads = list(_cut(helper, step.payload))
+    for payload in payloads:
+        _read(helper, scene, _message(scene, payload, step.flags, now), step.flags)
 
 
 def _cut(helper: Helper, data: bytes) -> Iterator[bytes]:

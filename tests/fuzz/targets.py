@@ -197,7 +197,7 @@ _PARSERS: Final = (
     Target(
         *("messages", _MESSAGES, _MESSAGES.seeds),
         partial(mutated, head=1 + HEAD),
-        cost=Cost.WHOLE,
+        cost=Cost.PACKET,
         part=2,
     ),
     Target("config", settings.config, settings.config_seeds, settings.mutated_text),
@@ -205,7 +205,6 @@ _PARSERS: Final = (
 _KERNEL: Final = (
     Target(
         *("netlink", kernel.netlink_messages, kernel.netlink_seeds, _SCRIPT),
-        cost=Cost.WHOLE,
         part=4,
     ),
     Target(NATIVE, kernel.native, kernel.native_seeds, _SCRIPT, 8192),
