@@ -31,9 +31,11 @@ from cthelper.core.config import HelperConfig, parse
 from cthelper.core.grants import How, Placed
 from cthelper.core.registry import register
 from cthelper.core.tuples import Conntrack, Expectation, Status, Translation
+from cthelper.core.window import Standing
 from tests.fuzz import blind, cost, log, network, page, retransmission
 from tests.fuzz.__main__ import Result, merge, run_until
 from tests.fuzz.cost import Stopwatch, in_time, kept
+from tests.fuzz.forgery import forgery
 from tests.fuzz.network import HEAD, Kernel, Networks
 from tests.fuzz.oracle import Announcement, check_packet, headers
 from tests.fuzz.parsers import apply
@@ -325,6 +327,26 @@ def test_bytes_that_become_others_when_they_come_again_are_found() -> None:
         retransmission._compare(8, 16, b"r.1111.\n", forms)
     with pytest.raises(AssertionError, match="more than was sent"):
         retransmission._compare(16, 18, b"k.x", forms)
+
+
+# Somebody who sends in the name of another.
+
+
+def test_forged_bytes_that_are_read_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes([0, 0, 0, 9]) + bytes(8) + bytes([2, 0x18, 5]) + b"\x55" * 8
+    forgery(data)
+    monkeypatch.setattr("cthelper.core.reader.judge", lambda *_, **__: Standing.READ)
+    monkeypatch.setattr("cthelper.core.stream.distance", lambda start, other: 0)
+    with pytest.raises(AssertionError, match="!!!!!' was read"):
+        forgery(data)
+
+
+def test_forged_end_of_inspection_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes([0, 2, 0x18, 5]) + b"\x55" * 8
+    monkeypatch.setattr("cthelper.core.stream._PASSED_OVER", 0)
+    monkeypatch.setattr("cthelper.core.reader.judge", lambda *_, **__: Standing.READ)
+    with pytest.raises(AssertionError, match=r"gap|overlap|was read"):
+        forgery(data)
 
 
 # Time and memory.

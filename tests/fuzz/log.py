@@ -5,6 +5,8 @@ Each run adds to its line, so that one that was broken off goes on where it was,
 file stays small.
 """
 
+import fcntl
+import os
 import subprocess
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -46,9 +48,19 @@ def read(path: Path | None = None) -> list[Line]:
 
 
 def add(line: Line, path: Path | None = None) -> None:
-    """Count a run."""
+    """Count a run. Several processes may do so at a time."""
     path = path or LOG
-    lines = read(path)
+    # The folder, for the file may not be there.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        _write(_counted(read(path), line), path)
+    finally:
+        os.close(folder)
+
+
+def _counted(lines: list[Line], line: Line) -> list[Line]:
+    """The lines with one more run."""
     for at, old in enumerate(lines):
         if astuple(old)[:3] == astuple(line)[:3]:
             lines[at] = replace(
@@ -57,9 +69,11 @@ def add(line: Line, path: Path | None = None) -> None:
                 seconds=old.seconds + line.seconds,
                 crashes=old.crashes + line.crashes,
             )
-            break
-    else:
-        lines.append(line)
+            return lines
+    return [*lines, line]
+
+
+def _write(lines: list[Line], path: Path) -> None:
     rows = [_COLUMNS, *(map(str, astuple(each)) for each in sorted(lines, key=astuple))]
     path.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
 

@@ -29,6 +29,7 @@ ABOUT: Final = {
     "native": "a queue in C and the one in Python, which must do the same",
     "sanitized": "the same, with AddressSanitizer and UBSan and without coverage",
     "retransmission": "segments of a rewritten stream in any order, and again",
+    "forgery": "a TCP flow, and segments of somebody who does not know its numbers",
     "dhcpv6": _CONVERSATION,
     "mdns": _CONVERSATION,
     "slp": _CONVERSATION,
@@ -66,7 +67,7 @@ Whatever reads bytes of strangers, of the kernel or of files is a target
 the bytes reach; the captures in `pcaps/`, conversations that none of them holds, and
 what long runs have reached (`tests/fuzz/corpus`) are what it begins with. The ordinary
 tests read all of these once, and what was found and mended
-(`tests/fuzz/findings`). `script/test` fuzzes each target for 20 seconds.
+(`tests/fuzz/findings`). `script/test` fuzzes each target for 18 seconds.
 
 What holds of each input:
 

@@ -18,6 +18,7 @@ from cthelper.plugins.ftp import Ftp
 from tests.fuzz import kernel, network, parsers, settings, spoken, wire
 from tests.fuzz.conversation import HEAD, Conversations
 from tests.fuzz.cost import WATCH, in_time
+from tests.fuzz.forgery import forgery, forgery_seeds
 from tests.fuzz.network import Networks
 from tests.fuzz.retransmission import retransmission, retransmission_seeds
 from tests.fuzz.script import Mutator, mutated
@@ -222,6 +223,7 @@ TARGETS: Final[dict[str, Target]] = {
             largest=256,
             cost=Cost.PACKET,
         ),
+        Target(*("forgery", forgery, forgery_seeds), largest=710, cost=Cost.PACKET),
         *(_conversation(name, each) for name, each in _CONVERSATIONS.items()),
         Target(
             *("engine", _NETWORK, _network_seeds),
