@@ -486,9 +486,10 @@ def test_every_target_is_on_the_page() -> None:
 def test_merging_needs_the_fuzzer_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it kept, the small ones first, becomes the corpus; what is there goes."""
+    """What it keeps of what was there and was reached, and is small, is the corpus."""
     corpus = tmp_path / "corpus"
-    monkeypatch.setattr("tests.fuzz.__main__.CORPUS", corpus)
+    for module in ("__main__", "targets"):
+        monkeypatch.setattr(f"tests.fuzz.{module}.CORPUS", corpus)
     (corpus / "dns").mkdir(parents=True)
     (corpus / "dns" / "old.bin").write_bytes(b"old")
     reached = tmp_path / "work" / "reached"
@@ -501,11 +502,12 @@ def test_merging_needs_the_fuzzer_alone(
         stdout = b""
 
     def engine(name: str, *arguments: str, **named: object) -> Run:
+        assert arguments[0] == "-merge=1"
         for path in Path(arguments[2]).iterdir():
             (Path(arguments[1]) / path.name).write_bytes(path.read_bytes())
         return Run()
 
     monkeypatch.setattr("tests.fuzz.__main__._engine", engine)
-    assert merge("dns", tmp_path / "work") == "dns: 2 inputs"
+    assert merge("dns", tmp_path / "work") == "dns: 3 inputs"
     kept_now = sorted(path.stat().st_size for path in (corpus / "dns").iterdir())
-    assert kept_now == [30, 300]
+    assert kept_now == [3, 30, 300]
