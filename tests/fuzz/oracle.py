@@ -42,6 +42,9 @@ class Announcement:
         opener = not self.depth and Hook.PREROUTING not in config.hooks
         assert not (self.forwarded and opener), f"of another host: {expectation}"
 
+        def allows(address: Address) -> bool:
+            return any(address in network for network in rules.allow_hosts)
+
         def may_open(port: int) -> bool:
             return port >= rules.lowest_port and port not in rules.denied_ports
 
@@ -50,18 +53,18 @@ class Announcement:
             assert end.address == seen.address, f"third party: {expectation}"
             assert may_open(expectation.translation.port), f"port: {expectation}"
             assert may_open(end.port) or end == seen, f"port: {expectation}"
-            _check_host(own.address, allowed=rules.allows(own.address))
+            _check_host(own.address, allowed=allows(own.address))
             return
         inside = [
             host for host, known in config.nat.outside.items() if known == end.address
         ]
         hosts = [end.address, *inside] if entry.translated else [end.address]
-        assert any(host == own.address or rules.allows(host) for host in hosts), (
+        assert any(host == own.address or allows(host) for host in hosts), (
             f"third party: {expectation}"
         )
         assert may_open(end.port), f"port: {expectation}"
         if not inside:
-            _check_host(end.address, allowed=rules.allows(end.address))
+            _check_host(end.address, allowed=allows(end.address))
 
 
 def _check_host(address: Address, *, allowed: bool) -> None:

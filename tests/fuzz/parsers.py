@@ -27,9 +27,10 @@ from cthelper.core.api import (
     Message,
     Rewrite,
     RewriteRefused,
+    Tuple,
 )
 from cthelper.core.config import HelperConfig
-from cthelper.helpers.dns import read_header, read_question_class
+from cthelper.helpers.mdns import Mdns
 from cthelper.helpers.rpcbind import (
     CALL,
     Call,
@@ -47,22 +48,56 @@ from tests.fuzz.seeds import captures, frames
 
 # DNS.
 
-_NAME_LIMIT: Final = 256
+_NAME_LIMIT: Final = 255
+_ASKER: Final = Endpoint(ip_address("192.0.2.1"), 40000)
+_GROUP: Final = Endpoint(ip_address("224.0.0.251"), 5353)
+_ASKS: Final = Tuple(UDP, _ASKER, _GROUP)
+_ANSWERS: Final = Tuple(UDP, _GROUP, _ASKER)
 
 
 def dns(data: bytes) -> None:
-    """Questions are read in order, none of them longer than a name may be."""
-    cursor = Cursor(data)
-    try:
-        header = read_header(cursor)
-        assert 0 <= header.questions <= 0xFFFF
-        for _ in range(header.questions):
-            start = cursor.position
-            class_ = read_question_class(cursor)
-            assert 0 <= class_ <= 0xFFFF
-            assert start + 5 <= cursor.position <= start + _NAME_LIMIT + 4
-    except Malformed:
-        assert cursor.position <= len(data)
+    """The questions of a query are counted as they are here, or Malformed."""
+    message = Message(
+        direction=ORIGINAL,
+        transport=UDP,
+        source=_ASKER,
+        destination=_GROUP,
+        payload=data,
+        original=_ASKS,
+        reply=_ANSWERS,
+        now=0.0,
+        options={},
+        group=True,
+    )
+    told = None
+    with suppress(Malformed):
+        told = Mdns().describe(message)
+    if len(data) >= 12 and data[2] & 0xF8 == data[3] & 0x0F == 0:
+        found = _questions(data)
+        assert (told is None) is (found is None)
+        if told is not None and found is not None:
+            assert told["questions"] == f"{found[0]}, {found[1]} of them QU"
+
+
+def _questions(data: bytes) -> tuple[int, int] | None:
+    """How many questions there are, and how many ask for unicast; None: malformed."""
+    count = int.from_bytes(data[4:6])
+    at, unicast = 12, 0
+    for _ in range(count):
+        start = at
+        while at < len(data) and 0 < data[at] < 0x40:
+            at += 1 + data[at]
+            if at - start >= _NAME_LIMIT:
+                return None
+        # The end of the name is 0, or a pointer of two bytes.
+        if at >= len(data) or 0 < data[at] < 0xC0:
+            return None
+        at += 2 if data[at] else 1
+        if at + 4 > len(data):
+            return None
+        unicast += data[at + 2] >> 7
+        at += 4
+    return count, unicast
 
 
 def dns_seeds() -> Iterator[bytes]:
@@ -165,7 +200,7 @@ def rpcbind(data: bytes) -> None:
             return
         if read_failure(cursor) is not None:
             return
-        found = read_services(called, cursor)
+        found = list(read_services(called, cursor))
     except Malformed:
         return
     rewrites = []
@@ -175,7 +210,7 @@ def rpcbind(data: bytes) -> None:
     changed = Cursor(apply(message, rewrites))
     read_head(changed)
     assert read_failure(changed) is None
-    told = read_services(called, changed)
+    told = list(read_services(called, changed))
     assert [(each.program, each.transport, each.host, each.port) for each in told] == [
         (
             each.program,
