@@ -25,7 +25,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import parse
 from cthelper.core.engine import Engine
-from cthelper.core.guard import Guard
+from cthelper.core.guard import UNLIMITED, Guard
 from cthelper.core.outcome import Fault
 from cthelper.core.packet import locate
 from cthelper.core.registry import register
@@ -102,7 +102,7 @@ def retransmission(data: bytes) -> None:
     """
     engine = Engine(
         {"rewrites": _CONFIG},
-        guard=Guard(in_all=0),
+        guard=Guard(UNLIMITED),
         on_link=lambda address: (),
         clock=lambda: 0.0,
         flow_limit=1,
