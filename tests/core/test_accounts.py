@@ -412,20 +412,18 @@ def test_another_budget_counts_for_flows_that_have_begun(flows: Flows) -> None:
     assert flows.datagram(entry, 1).events == (Finished("source-cpu"),)
 
 
-def test_what_fails_is_paid_for(flows: Flows) -> None:
+def test_what_fails_is_paid_for(flows: Flows, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = flows.entry("192.0.2.1")
 
     class Ended(BaseException):
         pass
 
-    class Stubborn(CostlyDatagrams):
-        __slots__ = ()
+    def end(*_: object) -> None:
+        TIMER.now += 1
+        raise Ended
 
-        def on_message(self, message: Message) -> Effects:
-            TIMER.now += 1
-            raise Ended
-
-    flows.engine.helpers = {"datagram": configured(Stubborn)}
-    with pytest.raises(Ended):
-        flows.datagram(entry, 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(flows.engine._reader, "read", end)
+        with pytest.raises(Ended):
+            flows.datagram(entry, 1)
     assert flows.datagram(entry, 1).events == (Finished("source-cpu"),)

@@ -106,32 +106,40 @@ def serves_again(world: World, daemon: Daemon) -> None:
             time.sleep(0.5)
 
 
-@pytest.mark.parametrize("step", ["loop", "sleep", "match", "huge", "join"])
 def test_helper_is_interrupted_and_its_packet_goes_on(
-    world: World, daemon: Daemon, tmp_path: Path, step: str
+    world: World, daemon: Daemon, tmp_path: Path
 ) -> None:
     start(daemon, tmp_path)
     server = daemon.processes[1:]
+    steps = ["loop", "sleep", "match", "huge", "join"]
     with (
         Echo(world.server),
         Echo(world.server, port=HANG_PORT),
         Pinger(world.client, PATIENCE) as pinger,
-        hanging(world) as flow,
     ):
-        wait_for(pinger, 5)
-        flow.send(step.encode())
-        assert flow.recv(100) == step.encode()
-        fault = daemon.await_event("helper-fault")
-        assert fault["helper"] == "hang"
-        assert fault["error"].startswith("Overrun: ")
-        assert fault["at"].startswith("hang.py:")
-        # The flow is not inspected any more.
-        flow.send(step.encode())
-        assert flow.recv(100) == step.encode()
+        for count, step in enumerate(steps, 1):
+            wait_for(pinger, 5)
+            with hanging(world) as flow:
+                flow.send(step.encode())
+                assert flow.recv(100) == step.encode()
+                fault = daemon.await_event("helper-fault", count)
+                assert fault["helper"] == "hang"
+                assert fault["error"].startswith("Overrun: ")
+                assert fault["at"].startswith("hang.py:")
+                # The flow is not inspected any more.
+                flow.send(step.encode())
+                assert flow.recv(100) == step.encode()
+            if "quarantined" in fault:
+                # Its peer is not for a while, but for a reload.
+                daemon.send_signal(signal.SIGHUP)
+                daemon.await_event("reloaded")
         wait_for(pinger, 5)
         serves_again(world, daemon)
         assert pinger.lost == 0
-    assert len(daemon.events("helper-fault")) == 1
+    faults = daemon.events("helper-fault")
+    assert [each.get("quarantined") for each in faults] == [
+        *(None, None, "peer", None, None)
+    ]
     assert daemon.events("worker-died") == []
     assert daemon.processes[1:] == server
     assert daemon.stop() == 0
