@@ -28,6 +28,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +53,7 @@ _TAIL: Final = 4000
 _SLICE: Final = 45
 # Bytes of each target's part of the corpus, and of one input.
 _CORPUS_LIMIT: Final = 10_000
+_CORPUS_COUNT: Final = 24
 _INPUT_LIMIT: Final = 2_000
 _SLOWEST: Final = "slowest"
 
@@ -268,16 +270,15 @@ def merge(name: str, folder: Path) -> str:
     kept = CORPUS / name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
-    size = count = 0
-    # The small ones: they add as much for fewer bytes.
-    for path in sorted(set(begin.iterdir()) - known, key=_size):
-        size += _size(path)
-        if size > _CORPUS_LIMIT:
-            break
+    # The small ones, which add as much for fewer bytes, and of many every so many-th.
+    new = sorted(set(begin.iterdir()) - known, key=_size)
+    ends = accumulate(map(_size, new))
+    small = [path for path, end in zip(new, ends, strict=True) if end <= _CORPUS_LIMIT]
+    chosen = small[:: -(-len(small) // _CORPUS_COUNT) or 1]
+    for path in chosen:
         data = path.read_bytes()
         (kept / f"{hashlib.sha256(data).hexdigest()[:16]}.bin").write_bytes(data)
-        count += 1
-    return f"{name}: {count} inputs"
+    return f"{name}: {len(chosen)} inputs"
 
 
 def _size(path: Path) -> int:

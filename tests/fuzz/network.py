@@ -44,7 +44,7 @@ FLOWS: Final = 4
 
 FLOW_LIMIT: Final = 160 * 1024
 """Bytes that are kept of a flow at most."""
-BASE: Final = 4096
+BASE: Final = 8192
 """Bytes that a flow takes of which little came; and then AMPLIFIED for each byte."""
 AMPLIFIED: Final = 24
 
