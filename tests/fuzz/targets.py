@@ -206,7 +206,6 @@ _PARSERS: Final = (
 _KERNEL: Final = (
     Target(
         *("netlink", kernel.netlink_messages, kernel.netlink_seeds, _SCRIPT),
-        part=4,
     ),
     Target(NATIVE, kernel.native, kernel.native_seeds, _SCRIPT, 8192),
     Target(SANITIZED, kernel.native, kernel.native_seeds, _SCRIPT, 8192),
