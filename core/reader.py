@@ -173,8 +173,9 @@ class Reader:
         segment = packet.segment
         other = flow.other_side(packet.direction)
         # Most segments simply go on; what they acknowledge is of use to few.
+        goes_on = segment.sequence == stream.next
         if (
-            segment.sequence != stream.next
+            not goes_on
             or not stream.begun
             or not has_ack_alone(packet.data, segment)
             or other.patches is not None
@@ -188,7 +189,7 @@ class Reader:
                 flow.begin_anew()
         begun = stream.tail
         # What goes on exactly, with nothing beyond it, is all new.
-        if segment.sequence != stream.next or stream.waits:
+        if not goes_on or stream.waits:
             packet.came = stream.came(packet.sequence, segment.stop - segment.start)
         fresh = stream.feed(packet.sequence, packet.payload)
         return bytearray(begun) + fresh if fresh else None
