@@ -198,9 +198,10 @@ def main() -> int:
     found = {}
     with World() as world, tempfile.TemporaryDirectory() as folder:
         lab = Lab(world)
-        for daemon in options.daemon:
-            lab.clear()
-            found[daemon] = _attacked(lab, daemon, attacks, kinds, Path(folder))
+        with lab.limited():
+            for daemon in options.daemon:
+                lab.clear()
+                found[daemon] = _attacked(lab, daemon, attacks, kinds, Path(folder))
     print(tables(found))
     print(
         json.dumps(

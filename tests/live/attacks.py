@@ -38,6 +38,7 @@ _SECRET: Final = 5985
 _FIRST_PORT: Final = 20_000
 EXPECT_MAX: Final = 1024
 """The kernel's limit, as small machines have it."""
+_LIMIT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_expect_max")
 _PAUSE: Final = 0.05
 _RULES: Final = f"""
 table inet firewall {{
@@ -77,10 +78,18 @@ class Lab:
             world.client.tell(f"ip address add {address}/24 dev {ETH}")
         for address in (EVIL, HONEST_SERVER):
             world.server.tell(f"ip address add {address}/24 dev {ETH}")
-        limit = f"echo {EXPECT_MAX} >/proc/sys/net/netfilter/nf_conntrack_expect_max"
-        world.gateway.tell(limit)
         self._server = HonestServer(world)
         self._server.start()
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Give the kernel the limit of a small machine; it has one for all namespaces."""
+        before = _LIMIT.read_text()
+        _LIMIT.write_text(f"{EXPECT_MAX}")
+        try:
+            yield
+        finally:
+            _LIMIT.write_text(before)
 
     def clear(self) -> None:
         """Give the gateway its firewall, and nothing else."""

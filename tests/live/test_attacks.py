@@ -29,7 +29,7 @@ def lab(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
     plugins = folder / "plugins"
     plugins.mkdir()
     (plugins / "ftp.py").write_bytes(Path(ftp.__file__).read_bytes())
-    with Daemon(world.gateway, folder) as daemon:
+    with lab.limited(), Daemon(world.gateway, folder) as daemon:
         daemon.start(f'[plugins]\nfolder = "{plugins}"\n')
         daemon.await_rest()
         lab.pids = daemon.processes
