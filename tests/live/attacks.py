@@ -83,7 +83,7 @@ class Lab:
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Give the kernel the limit of a small machine; it has one for all namespaces."""
+        """Give the kernel a small machine's limit, which is one for all namespaces."""
         before = _LIMIT.read_text()
         _LIMIT.write_text(f"{EXPECT_MAX}")
         try:
