@@ -3,9 +3,9 @@
 are overcome without hands.
 
 Traffic goes on through all of them (tests/live/load.py), and each call and each answer
-must arrive once. Those that come at a moment come at three of them, or at as many as
-FAULTS says (script/faults); FAULTS_SEED chooses the moments. The table of what was seen
-is printed at the end.
+must arrive once. Some of them come here, once each; with FAULTS (script/faults) all do,
+and those that come at a moment of chance at as many moments as it says; FAULTS_SEED
+chooses them. The table of what was seen is printed at the end.
 """
 
 import os
@@ -26,7 +26,7 @@ from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
-MOMENTS: Final = int(os.environ.get("FAULTS") or 3)
+MOMENTS: Final = int(os.environ.get("FAULTS") or 1)
 SEED: Final = int(os.environ.get("FAULTS_SEED") or secrets.randbits(32))
 # What waits in the queues at a time: a call and an answer of each source.
 WAITING: Final = 2 * len(SOURCES)
@@ -166,6 +166,22 @@ FAULTS: Final = {
 }
 
 
+# What comes where FAULTS does not ask for all.
+SHARE: Final = (
+    "server killed",
+    "one of two servers stopped",
+    "supervisor killed",
+    "server stopped in a reload",
+    "no descriptor",
+    "queue full",
+    "answers do not come",
+    "ruleset flushed",
+    "wrong plugin, reload",
+    "log closed",
+    "clock set",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What came of a fault at one moment."""
@@ -196,7 +212,7 @@ def scene(
     print("\n" + "\n".join(page()))
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", FAULTS if os.environ.get("FAULTS") else SHARE)
 def test_fault_costs_no_packet_and_is_overcome(scene: Scene, name: str) -> None:
     fault = FAULTS[name]
     if fault.strike is faults.set_clock and not emulated():
