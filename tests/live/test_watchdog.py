@@ -95,7 +95,10 @@ def hanging(world: World) -> socket.socket:
 
 
 def serves_again(world: World, daemon: Daemon) -> None:
-    """What it announces is expected, once the server is there."""
+    """What it announces is expected, once the server is there.
+
+    Nobody must call meanwhile, or the log leaves lines out.
+    """
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -134,6 +137,7 @@ def test_helper_is_interrupted_and_its_packet_goes_on(
                 daemon.send_signal(signal.SIGHUP)
                 daemon.await_event("reloaded")
         wait_for(pinger, 5)
+        pinger.end()
         serves_again(world, daemon)
         assert pinger.lost == 0
     faults = daemon.events("helper-fault")
@@ -173,6 +177,7 @@ def test_server_that_cannot_be_interrupted_is_replaced_and_its_flow_left_out(
             other.send(step.encode())
             assert other.recv(100) == step.encode()
         wait_for(pinger, 5)
+        pinger.end()
         serves_again(world, daemon)
         assert pinger.lost == 0
     assert len(daemon.events("worker-died")) == 1
@@ -191,6 +196,7 @@ def test_server_that_is_stopped_is_replaced_and_no_packet_lost(
         assert stuck["pid"] == daemon.await_event("worker-died")["pid"]
         wait_for(pinger, 20)
         daemon.await_event("worker-started", 2)
+        pinger.end()
         serves_again(world, daemon)
         assert pinger.lost == 0
     assert daemon.stop() == 0

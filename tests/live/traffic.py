@@ -57,9 +57,13 @@ class Background(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+        self._socket.close()
+
+    def end(self) -> None:
+        """Have no more of it from now on."""
         self._ended.set()
         self._thread.join()
-        self._socket.close()
 
     def _run(self) -> None:
         while not self._ended.is_set():
