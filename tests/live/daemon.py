@@ -57,9 +57,9 @@ class Daemon:
 
     def configure(self, text: str = "") -> None:
         """Write the configuration; the daemon reads it at its start and at SIGHUP."""
-        # A machine that is emulated on a busy one may take longer over a packet.
+        # A machine that is emulated on a busy one takes longer over all.
         if "[budget]" not in text:
-            text += "[budget]\ndeadline = 10000\n"
+            text += "[budget]\ndeadline = 10000\nsource_cpu = 100\n"
         table = '[daemon]\nlog_format = "json"\n'
         if "[daemon]\n" not in text:
             text += "[daemon]\n"
