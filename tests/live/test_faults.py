@@ -218,7 +218,8 @@ def test_fault_costs_no_packet_and_is_overcome(scene: Scene, name: str) -> None:
     if fault.strike is faults.set_clock and not emulated():
         pytest.skip("the clock is this host's")
     for _ in range(MOMENTS if fault.random else 1):
-        SEEN.setdefault(name, []).append(seen := strike(scene, fault))
+        seen = strike(scene, fault)
+        SEEN.setdefault(name, []).append(seen)
         tally = seen.tally
         assert tally.doubled == 0
         assert tally.lost <= fault.lost
