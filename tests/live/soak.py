@@ -162,6 +162,7 @@ class Soak:
             if name != "reload":  # which costs nothing
                 self.spans.append((began, now))
             self.disturbed[name] += 1
+            print(f"{name}: over after {now - began:.1f} s", flush=True)
             self.slowest[name] = max(self.slowest.get(name, 0.0), now - began)
 
     def take(self, load: Load, tally: Tally) -> None:
@@ -408,6 +409,7 @@ def _of(sample: Sample, role: str, what: str) -> list[float]:
 
 def run(seconds: float, seed: int) -> tuple[dict[str, Any], list[str]]:
     """All of it: figures, and what is wrong."""
+    set_up = time.monotonic()
     with ExitStack() as stack:
         world = stack.enter_context(World())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
@@ -422,6 +424,7 @@ def run(seconds: float, seed: int) -> tuple[dict[str, Any], list[str]]:
         soak = Soak(scene, seed)
         scene.recover(_RECOVERY_SECONDS)
         load.mark()
+        print(f"ready after {time.monotonic() - set_up:.0f} s", flush=True)
         began = time.monotonic()
         threads = [
             threading.Thread(target=soak.watch),
