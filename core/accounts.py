@@ -38,6 +38,7 @@ _HOST_BITS: Final = {4: 8, 6: 80}
 # Seconds without taking too much, after which it is told anew.
 _CALM: Final = 10.0
 _TOLD: Final = 64
+_KEY: Final = 16  # bytes of the secret, and of an address
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class Accounts:
         self.told: deque[Overspent] = deque(maxlen=_TOLD)
         self._percent = percent
         self._accounts: dict[tuple[str, int, int], Account] = {}
-        self._secret = random.getrandbits(64)
+        self._secret = random.randbytes(_KEY)
         self._beginning = self._made("beginning-cpu", _PERCENT["beginning-cpu"], None)
 
     def __len__(self) -> int:
@@ -154,7 +155,9 @@ class Accounts:
         return account
 
     def _number(self, key: int, count: int) -> int:
-        return hash((key, count, self._secret)) % count
+        # Of bytes, for which the hash is a keyed one. By that of a tuple of numbers
+        # the same would share whatever the secret.
+        return hash(self._secret + key.to_bytes(_KEY)) % count
 
     def _made(self, reason: str, percent: int, wider: Account | None) -> Account:
         rate = max(percent, self._percent) / 100

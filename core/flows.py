@@ -25,6 +25,7 @@ from cthelper.core.tuples import (
 
 # Parts into which the flows that are not assured are divided by their sources.
 _SHARES: Final = 64
+_KEY: Final = 16  # bytes of the secret, and of an address
 # Of so many parts of the table, flows that are not assured may always have one.
 _PARTS: Final = 8
 # Flows of a share of which the heaviest goes.
@@ -197,7 +198,7 @@ class FlowTable:
         self._beginning = 0
         self._beginning_weight = 0
         # Nobody is to choose whom he shares with.
-        self._secret = random.getrandbits(64)
+        self._secret = random.randbytes(_KEY)
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -280,7 +281,8 @@ class FlowTable:
         number = int(source)
         if number >> 32:
             number >>= 64  # of IPv6
-        return hash((number, self._secret)) % _SHARES
+        # Of bytes, for which the hash is a keyed one; of a tuple of numbers it is not.
+        return hash(self._secret + number.to_bytes(_KEY)) % _SHARES
 
     def _evict_one(self) -> None:
         """Make room for a flow."""

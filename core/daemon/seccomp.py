@@ -77,6 +77,11 @@ _MAKES: Final = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 # asm-generic/ioctls.h: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX; and
 # TCGETS2, which a newer isatty(3) asks with.
 _IOCTLS: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)
+# asm-generic/fcntl.h: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, and linux/fcntl.h's
+# F_DUPFD_CLOEXEC. F_SETOWN, F_SETSIG and F_SETOWN_EX would have the kernel send signals
+# to others.
+_FCNTLS: Final = (0, 1, 2, 3, 4, 1030)
+_OWNERS: Final = (8, 10, 15)
 # linux/prctl.h: PR_SET_PDEATHSIG, which interruption.py sets, PR_SET_NAME, PR_GET_NAME,
 # and PR_SET_VMA, by which malloc(3) names what it maps.
 _PRCTLS: Final = (1, 15, 16, 0x53564D41)
@@ -85,7 +90,7 @@ _PLAIN: Final = _names(
     """
 read pread64 readv preadv preadv2 write writev close close_range lseek
 fstat stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat
-getdents getdents64 getcwd fcntl dup dup2 dup3 pipe pipe2 fadvise64 statfs fstatfs
+getdents getdents64 getcwd dup dup2 dup3 pipe pipe2 fadvise64 statfs fstatfs
 epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6
 eventfd2 timerfd_create timerfd_settime timerfd_gettime signalfd4
 bind getsockname getpeername getsockopt setsockopt shutdown
@@ -144,6 +149,8 @@ def _allowed(pid: int) -> Iterable[Rule]:
         yield Rule(call, (_is(0, pid),))
     for request in _IOCTLS:
         yield Rule("ioctl", (_is(1, request),))
+    for command in _FCNTLS:
+        yield Rule("fcntl", (_is(1, command),))
     for option in _PRCTLS:
         yield Rule("prctl", (_is(0, option),))
     yield Rule("prlimit64", (_is(2, 0),))  # a new limit's address
@@ -165,6 +172,8 @@ def _refused(pid: int) -> Iterable[Rule]:
     yield Rule("clone", (_bits(0, _CLONE_THREAD, 0),))
     for call in ("kill", "tgkill"):
         yield Rule(call, (_differs(0, pid),))
+    for command in _OWNERS:
+        yield Rule("fcntl", (_is(1, command),))
     yield Rule("prlimit64", (_differs(2, 0),))
 
 

@@ -37,7 +37,7 @@ _RELEASED: Final = 5
 # A server that would run and had less CPU time than this part of a deadline was kept
 # from it, and is not at fault: a packet takes a thousandth of that.
 _STARVED: Final = 0.25
-_STOPPED: Final = "Tt"
+_STOPPED: Final = ("T", "t")
 # The clock of a process's CPU time (include/linux/posix-timers_types.h).
 _CPU_CLOCK: Final = 2
 
@@ -129,12 +129,12 @@ class Watchdog:
 
     def look(self) -> None:
         """Look at all servers, and do what is urgent."""
-        # Whatever fails must not end what the signal came between.
-        try:
-            waiting: dict[int, int] | None = None
-            for each in list(self.serving()):
-                mark, standing = each.progress.mark, each.standing
-                now = self.clock()
+        waiting: dict[int, int] | None = None
+        for each in list(self.serving()):
+            # What fails must not end what the signal came between, nor be in the way of
+            # other servers.
+            try:
+                standing, mark, now = each.standing, each.progress.mark, self.clock()
                 if mark != standing.mark:
                     if standing.released:
                         self.recovered.append(each.number)
@@ -150,8 +150,8 @@ class Watchdog:
                         standing.begin(mark, now)
                         continue
                 self._stands(each, standing, now - standing.since)
-        except (CthelperError, OSError) as error:
-            self.failures.append(str(error))
+            except (CthelperError, OSError) as error:
+                self.failures.append(str(error))
 
     def _stands(self, server: Watched, standing: Standing, seconds: float) -> None:
         """A server has not gone on since it was looked at before."""
@@ -176,8 +176,11 @@ class Watchdog:
             standing.released = True
             self.stuck.append(Stuck(server.number, server.pid, subject))
             for binding in self.bindings_of(server.number):
-                binding.pause()
-                binding.release()
+                for step in (binding.pause, binding.release):
+                    try:
+                        step()
+                    except CthelperError as error:
+                        self.failures.append(str(error))
         if (
             seconds >= max(REPLACED, 2 * self.deadline())
             and standing.released
@@ -200,7 +203,13 @@ def _cpu(pid: int) -> float:
 
 
 def _state(pid: int) -> str:
-    """A process's state, a letter (proc_pid_stat(5)): R runs, or would."""
+    """A process's state, a letter (proc_pid_stat(5)): R runs, or would.
+
+    Empty where it cannot be seen, as where /proc hides other users' processes.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
     # The name before it, in parentheses, may hold anything.
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     return stat.rpartition(")")[2].split()[0]

@@ -6,6 +6,7 @@ Each test forks, since nothing of it can be undone. All but a few need root.
 
 import ctypes
 import errno
+import fcntl
 import importlib
 import mmap
 import os
@@ -171,6 +172,8 @@ REFUSED: Final[dict[str, Callable[[], object]]] = {
     "trace": attach,
     "kill its supervisor": lambda: os.kill(os.getppid(), signal.SIGKILL),
     "kill all that it may": lambda: os.kill(-1, signal.SIGKILL),
+    "have its supervisor signalled": lambda: fcntl.fcntl(0, 8, os.getppid()),
+    "choose the signal": lambda: fcntl.fcntl(0, 10, signal.SIGKILL),
     "become root": lambda: os.setuid(0),
     "become root by group": lambda: os.setresgid(0, 0, 0),
     "have groups": lambda: os.setgroups([0]),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -266,11 +267,26 @@ def test_server_that_is_kept_from_running_is_not_at_fault(
     assert not process.standing.killed
 
 
+def test_server_whose_state_cannot_be_seen_is_looked_after_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = world.start(sleeping)
+    monkeypatch.setattr(watchdog, "Path", lambda _: Path("/proc/nothing"))
+    process.progress.begin(ENTRY, ORIGINAL)
+    world.looks(int(REPLACED / LOOK) + 4)
+    assert world.watchdog.failures == []
+    assert world.binding.record == ["pause", "release"]
+    assert process.standing.interrupted
+    assert process.standing.killed
+    assert not process.standing.stopped
+
+
 def test_what_fails_is_told_and_ends_nothing(world: World) -> None:
     world.start(sleeping).progress.begin(ENTRY, ORIGINAL)
     world.binding.broken = True
     world.looks(8)
     assert world.watchdog.failures == ["no queue"]
+    assert world.binding.record == ["release"]
 
 
 def test_it_looks_by_itself_whatever_goes_on(world: World) -> None:
