@@ -9,7 +9,7 @@ spends no more than what the client has with it. Anybody may send as anybody bef
 flow is assured (IPS_ASSURED): such flows have accounts of their own, so that forged
 packets never spend what an assured flow needs, and share two larger ones besides, of
 their sender's network and of all, so that many forged sources together leave half a
-core to those that are assured. A server shares one, too, for all clients together.
+core to those that are assured.
 
 Accounts are few, and made for whom a hash with a secret picks: who sends from millions
 of addresses makes no more of them, and pushes none out. One in 128 of a network, or of
@@ -32,7 +32,7 @@ _WIDER: Final = 128
 _NARROWER: Final = 128
 # Percent of a core: a network's flows that are not assured, all such flows, and the
 # replies of one server. None of them is less than what one source may take.
-_PERCENT: Final = {"network-cpu": 30, "beginning-cpu": 50, "server-cpu": 50}
+_PERCENT: Final = {"network-cpu": 30, "beginning-cpu": 50}
 # Bits of an address that do not tell networks apart.
 _HOST_BITS: Final = {4: 8, 6: 80}
 # Seconds without taking too much, after which it is told anew.
@@ -106,8 +106,7 @@ class Accounts:
             return self._narrow("beginning client", network, client, wider)
         server = _host(original.destination.address)
         if assured:
-            wider = self._wide("server-cpu", server)
-            return self._narrow("server", server, client, wider)
+            return self._narrow("server", server, client, None)
         return self._narrow("beginning server", server, client, self._beginning)
 
     def overspent(self, account: Account, original: Tuple) -> Account | None:

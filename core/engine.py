@@ -99,6 +99,8 @@ class Engine:
     @budget.setter
     def budget(self, budget: Budget) -> None:
         self._budget = budget
+        # A helper that takes longer is interrupted.
+        self._longest = budget.deadline / 1000 / 2
         self._reader.messages = budget.messages
         self.flows.memory = budget.memory
         self._accounts = None
@@ -181,7 +183,8 @@ class Engine:
                 packet, flow, entry, direction, forwarded, segment, over
             )
         finally:
-            spent = accounts.timer() - began
+            # Not what the machine, or whoever stopped this process, has taken.
+            spent = min(accounts.timer() - began, self._longest)
             account = payer
             while account is not None:
                 account.left -= spent

@@ -47,6 +47,7 @@ _WHO: Final = {
     "rate-source": "{0.source} with {0.helper}",
     "rate-network": "the /48 of {0.source}",
     "rate-unanswered": "unanswered flows",
+    "rate-unproven": "flows that may be forged",
     "rate-helper": "{0.helper}",
     "rate-all": "all helpers",
 }
@@ -291,6 +292,9 @@ class Guard:
             if unanswered:
                 key = name, "unanswered"
                 yield "rate-unanswered", key, part(size, 1, 2), f"half of {limit}"
+            if standing is not Standing.PROVEN:
+                key = name, "unproven"
+                yield "rate-unproven", key, part(size, 3, 4), f"3/4 of {limit}"
             yield "rate-helper" if name else "rate-all", (name,), size, limit
 
     def _forget(self, now: float) -> None:

@@ -312,19 +312,16 @@ class Ledger:
         yield _Limit("live-source", ("source", *who), source, whose)
         if asker.server is not None:
             whose = "the flows to {0.server} have"
+            number = int(asker.server), asker.server.version
             if standing is Standing.UNANSWERED:
-                yield _Limit(
-                    "live-server",
-                    ("unanswered", int(asker.server), asker.server.version),
-                    part(server, 1, 2),
-                    f"unanswered ones of {whose}",
-                )
-            yield _Limit(
-                "live-server",
-                ("server", int(asker.server), asker.server.version),
-                server,
-                whose,
-            )
+                account = "unanswered", *number
+                words = f"unanswered ones of {whose}"
+                yield _Limit("live-server", account, part(server, 1, 2), words)
+            if standing is not Standing.PROVEN:
+                account = "unproven", *number
+                words = f"those that may be forged of {whose}"
+                yield _Limit("live-server", account, part(server, 3, 4), words)
+            yield _Limit("live-server", ("server", *number), server, whose)
         network = network_of(asker.source)
         if network is not None:
             whose = "the /48 of {0.source} has"
@@ -332,6 +329,9 @@ class Ledger:
         if standing is Standing.UNANSWERED:
             whose = "unanswered flows have"
             yield _Limit("live-unanswered", ("unanswered",), part(in_all, 1, 2), whose)
+        if standing is not Standing.PROVEN:
+            whose = "flows that may be forged have"
+            yield _Limit("live-unproven", ("unproven",), part(in_all, 3, 4), whose)
         yield _Limit("live-all", ("all",), in_all, "all flows have")
 
     def _count(self, account: Account) -> int:

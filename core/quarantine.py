@@ -2,9 +2,11 @@
 """Who is not inspected for a while, since a helper faulted over what he sent.
 
 The narrowest comes first: a fault ends its flow. A peer over whom a helper faults again
-and again is left out, with that helper alone, and only where several peers that were
-answered are does the helper rest: so that nobody can switch it off for others. Each is
-for a while, longer each time that it comes again, and ends by itself.
+and again is left out, with that helper alone, and only where several peers are does the
+helper rest: so that nobody can switch it off for others. Each is for a while, longer
+each time that it comes again, and ends by itself. A flow that is not assured may be
+forged, also where a server has answered: what comes in one leaves out its peer's flows
+of that kind alone. What a server sends leaves it out for that client alone.
 """
 
 from collections import OrderedDict, deque
@@ -12,24 +14,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from cthelper.core.tuples import Address, Conntrack, FlowKey, key_of
+from cthelper.core.tuples import (
+    REPLY,
+    Address,
+    Conntrack,
+    Direction,
+    FlowKey,
+    key_of,
+)
 
 WINDOW: Final = 60.0
 """Seconds within which faults count together."""
 FAULTS: Final = 3
 """A peer over whom a helper faults this often within WINDOW is quarantined."""
 PEERS: Final = 5
-"""A helper that faults over so many peers that were answered rests."""
+"""A helper that faults over so many peers, in flows that are assured, rests."""
 FIRST: Final = 10.0
 """Seconds of the first quarantine; each that follows is twice as long."""
 LONGEST: Final = 600.0
 """Seconds of the longest one; and after so many without a fault it begins anew."""
 
-# Peers and flows that are remembered; whoever forges more loses the oldest.
+# Peers of assured flows, those of others, and flows: so many of each are remembered.
+# Whoever forges more loses the oldest of his kind.
 _LIMIT: Final = 1024
 
 Peer = tuple[int, int]
 """An address as its IP version and number, of IPv6 that of its /64."""
+
+_Key = tuple[str, Peer, Peer | None]
+"""Helper, sender and, where that is a server, its client."""
 
 
 @dataclass(slots=True)
@@ -52,8 +65,8 @@ class Quarantine:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # Each peer for its answered flows, and for the others.
-        self._peers: OrderedDict[tuple[str, Peer, bool], _Record] = OrderedDict()
+        self._assured: OrderedDict[_Key, _Record] = OrderedDict()
+        self._others: OrderedDict[_Key, _Record] = OrderedDict()
         self._helpers: dict[str, _Record] = {}
         self._flows: OrderedDict[FlowKey, float] = OrderedDict()
         # When the last one ends: until then there is something to look up.
@@ -67,7 +80,7 @@ class Quarantine:
     @property
     def size(self) -> int:
         """How many peers and flows are remembered."""
-        return len(self._peers) + len(self._flows)
+        return len(self._assured) + len(self._others) + len(self._flows)
 
     def holds(self, helper: str, entry: Conntrack) -> bool:
         """Whether a helper shall not read a flow, for either end's sake or its own."""
@@ -77,39 +90,51 @@ class Quarantine:
             return False
         if self._flows.get(key_of(entry), 0.0) > now:
             return True
+        client = peer_of(entry.original.source.address)
+        server = peer_of(entry.original.destination.address)
         records = [self._helpers.get(helper)]
-        for end in (entry.original.source, entry.reply.source):
-            peer = peer_of(end.address)
-            records.append(self._peers.get((helper, peer, True)))
-            if not entry.answered:
-                records.append(self._peers.get((helper, peer, False)))
+        for key in ((helper, client, None), (helper, server, client)):
+            records.append(self._assured.get(key))
+            if not entry.assured:
+                records.append(self._others.get(key))
         return any(each is not None and each.until > now for each in records)
 
     def blame(
-        self, helper: str, sender: Address, *, answered: bool, weight: int = 1
+        self,
+        helper: str,
+        client: Address,
+        server: Address,
+        direction: Direction,
+        *,
+        assured: bool,
+        weight: int = 1,
     ) -> str:
-        """A helper faulted over what `sender` sent; who is in quarantine for it.
+        """A helper faulted over what was sent in a flow; who is in quarantine for it.
 
-        That is ``peer``, ``helper`` or nobody: empty. `answered` is whether both ends
-        of the flow have sent something, so that the sender is not merely forged.
-        `weight` is as how many faults it counts, 1 to FAULTS.
+        That is ``peer``, ``helper`` or nobody: empty. `client` and `server` are the
+        flow's ends as the client knows them, `assured` is whether it is: that both are
+        who they say. `weight` is as how many faults it counts, 1 to FAULTS.
         """
         now = self._clock()
-        peer = peer_of(sender)
-        key = helper, peer, answered
-        record = self._peers.setdefault(key, _Record())
-        self._peers.move_to_end(key)
-        if len(self._peers) > _LIMIT:
-            self._peers.popitem(last=False)
+        sender = peer_of(client)
+        key: _Key = helper, sender, None
+        if direction is REPLY:
+            sender = peer_of(server)
+            key = helper, sender, peer_of(client)
+        records = self._assured if assured else self._others
+        record = records.setdefault(key, _Record())
+        records.move_to_end(key)
+        if len(records) > _LIMIT:
+            records.popitem(last=False)
         held = ""
-        _count(record, now, [peer] * weight)
+        _count(record, now, [sender] * weight)
         if len(record.faults) >= FAULTS:
             record.quarantine(now)
             self._ends = max(self._ends, record.until)
             held = "peer"
-        if answered:
+        if assured:
             whole = self._helpers.setdefault(helper, _Record())
-            _count(whole, now, [peer])
+            _count(whole, now, [sender])
             if len({each for _, each in whole.faults}) >= PEERS:
                 whole.quarantine(now)
                 self._ends = max(self._ends, whole.until)
@@ -126,7 +151,8 @@ class Quarantine:
 
     def release(self) -> None:
         """End every quarantine, after helpers or configuration changed."""
-        self._peers.clear()
+        self._assured.clear()
+        self._others.clear()
         self._helpers.clear()
         self._flows.clear()
         self._ends = 0.0

@@ -327,9 +327,12 @@ class Reader:
     ) -> Fault:
         flow.finish("deadline" if isinstance(error, Overrun) else "fault")
         entry = packet.entry
-        tuple_ = entry.original if packet.direction is ORIGINAL else entry.reply
         quarantined = self._quarantine.blame(
-            flow.name, tuple_.source.address, answered=entry.answered
+            flow.name,
+            entry.original.source.address,
+            entry.original.destination.address,
+            packet.direction,
+            assured=entry.assured,
         )
         where = _place(error, config.helper)
         text = f"{type(error).__name__}: {error}"

@@ -6,12 +6,13 @@ end, whatever killed it, and the other one reads that.
 """
 
 import enum
+import fcntl
 import hashlib
 import json
 import os
 import socket
 from collections.abc import Sequence
-from typing import Self
+from typing import Final, Self
 
 from cthelper.core.config import Config
 
@@ -19,6 +20,9 @@ from cthelper.core.config import Config
 _RECEIVE = 1 << 17
 _DESCRIPTORS = 253  # SCM_MAX_FD
 _MFD_NOEXEC_SEAL = 8  # linux/memfd.h
+_SEALS: Final = (
+    fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+)
 
 Message = dict[str, object]
 
@@ -64,34 +68,50 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             raise Gone from None
 
-    def receive(self, seconds: float) -> Message:
+    def receive(self, seconds: float, *, files: bool = False) -> Message:
         """The next message. Raises Gone, and TimeoutError where none comes in time.
 
-        Descriptors that came with it are its ``descriptors``, for the caller to close.
+        With `files` descriptors that came with it are its ``descriptors``, for the
+        caller to close; without, the kernel closes them. What is no message is as if
+        the other end were gone.
         """
         self._socket.settimeout(seconds)
+        descriptors: list[int] = []
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._socket, _RECEIVE, _DESCRIPTORS
-            )
+            if files:
+                data, descriptors, _, _ = socket.recv_fds(
+                    self._socket, _RECEIVE, _DESCRIPTORS
+                )
+            else:
+                data = self._socket.recv(_RECEIVE)
         except BlockingIOError:  # what a timeout of 0 s gives
             raise TimeoutError from None
         except ConnectionResetError:
             raise Gone from None
         if not data:
             raise Gone
-        message: Message = json.loads(data)
+        try:
+            message = json.loads(data)
+        except ValueError:
+            raise Gone from None
+        if not isinstance(message, dict):
+            raise Gone
         return {**message, "descriptors": descriptors} if descriptors else message
 
 
 def handed(data: bytes) -> int:
-    """A descriptor of a file that has these bytes, which are too many for a message."""
+    """A descriptor of a file that has these bytes, which are too many for a message.
+
+    Nobody who gets it can change it: it is for all servers.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        file = os.memfd_create("cthelper", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL)
+        file = os.memfd_create("cthelper", flags | _MFD_NOEXEC_SEAL)
     except OSError:  # Linux before 6.3
-        file = os.memfd_create("cthelper", os.MFD_CLOEXEC)
+        file = os.memfd_create("cthelper", flags)
     with open(file, "wb", closefd=False) as writer:
         writer.write(data)
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
     return file
 
 

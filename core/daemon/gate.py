@@ -7,7 +7,7 @@ hook, which confirms the flow, so that it comes back with another id.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,12 +35,21 @@ class _Round:
 
 
 class Gate:
-    """Turns decisions into verdicts; sends packets round that must come back first."""
+    """Turns decisions into verdicts; sends packets round that must come back first.
+
+    `give_up` is told of what is not expected, since its packet did not come back.
+    """
 
     def __init__(
-        self, log: Log, clock: Callable[[], float], *, adjusts_twice: bool
+        self,
+        log: Log,
+        clock: Callable[[], float],
+        give_up: Callable[[Sequence[Expectation]], None],
+        *,
+        adjusts_twice: bool,
     ) -> None:
         self._log = log
+        self._give_up = give_up
         self._clock = clock
         self._adjusts_twice = adjusts_twice
         # By flow and packet: several of one flow may be under way. By the flow's tuple
@@ -140,6 +149,7 @@ class Gate:
             self._missed(self._taken(key))
 
     def _missed(self, decision: Decision) -> None:
+        self._give_up(decision.expectations)
         if decision.flow is not None:
             for expectation in decision.expectations:
                 tell_refused(

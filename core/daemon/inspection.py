@@ -8,7 +8,7 @@ packet that announces it is released.
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from cthelper.core.api import Prefilter
@@ -32,7 +32,7 @@ from cthelper.core.netlink.links import Links
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
 from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.protocol import Action, Packet, Queue, Verdict
-from cthelper.core.tuples import ORIGINAL, Conntrack, FlowKey
+from cthelper.core.tuples import ORIGINAL, Conntrack, Expectation, FlowKey
 
 _BATCH: Final = 64
 # Of a deadline, what packets wait at most for others of their batch.
@@ -69,7 +69,7 @@ class Inspection:
         self._ctnetlink = ctnetlink = Ctnetlink()
         self._masters = Masters(ctnetlink, log, clock, mark=config.daemon.mark)
         self._expecter = Expecter(ctnetlink, self._masters, log, clock, follow)
-        self._gate = Gate(log, clock, adjusts_twice=kernel.adjusts_twice)
+        self._gate = Gate(log, clock, self._give_up, adjusts_twice=kernel.adjusts_twice)
         table = ExpectationTable(ctnetlink)
         self._engine = Engine(
             config.helpers,
@@ -101,10 +101,13 @@ class Inspection:
             released: list[Conntrack] = []
             verdicts: list[Verdict] = []
             answered = 0
-            pause = self._config.budget.deadline / 1000 / _PARTS
-            late = self._clock() + pause
+            deadline = self._config.budget.deadline / 1000
+            now = self._clock()
+            late, end = now + deadline / _PARTS, now + deadline / 2
             try:
                 for each in packets:
+                    if now > end:
+                        break
                     try:
                         verdict = self._verdict(queue, each, released)
                     except MemoryError:
@@ -113,16 +116,23 @@ class Inspection:
                         verdict = self._failed(queue, each, released, "fault")
                     verdicts.append(verdict)
                     # Those that are decided do not wait for all the others.
-                    if self._clock() > late:
+                    now = self._clock()
+                    if now > late:
                         answered += len(verdicts)
-                        queue.answer(verdicts)
-                        verdicts = []
-                        late = self._clock() + pause
+                        decided, verdicts = verdicts, []
+                        queue.answer(decided)
+                        late = now + deadline / _PARTS
             finally:
                 # Whatever has ended this, no packet is left without a verdict.
                 rest = packets[answered + len(verdicts) :]
-                queue.answer(verdicts + [self._unread(queue, each) for each in rest])
+                # What fails from here on is no packet's fault.
                 self._progress.turn()
+                queue.answer(verdicts + [self._unread(queue, each) for each in rest])
+            if rest:
+                count = len(rest)
+                self._log.several(
+                    "uninspected", count, "warning", reason="deadline", packets=count
+                )
             for entry in released:
                 self._masters.passed(entry)
 
@@ -174,9 +184,9 @@ class Inspection:
             # What this host sends comes in through no link: it is forged, or a group's
             # copy of what was read on its way out. (The kernel drops such over IPv4.)
             return self._gate.accept(packet, entry)
+        self._progress.begin(entry, packet.direction)
         decision = self._gate.returned(packet, entry)
         if decision is None:
-            self._progress.begin(entry, packet.direction)
             decision = self._engine.handle(
                 packet.payload,
                 entry,
@@ -231,6 +241,10 @@ class Inspection:
         for refused, error in answer.refused:
             tell_refused(self._log, refused, flow.name, error.reason, str(error))
         return bool(answer.placed), answer.timeout
+
+    def _give_up(self, expectations: Sequence[Expectation]) -> None:
+        """What was granted does not go in any more."""
+        self._engine.guard.ledger.cancel(expectations)
 
     def _report(self, entry: Conntrack, flow: Flow, events: tuple[Event, ...]) -> None:
         common: dict[str, object] = {"helper": flow.name, "flow": entry.original}

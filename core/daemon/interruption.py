@@ -22,6 +22,8 @@ SIGNAL: Final = signal.SIGUSR1
 
 _PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
 _READER: Final = reader.__name__
+# Its methods that call helpers; others call Python's library.
+_RUN_HELPERS: Final = ("_read", "_messages", "_react")
 _OURS: Final = f"{reader.__name__.rpartition('.')[0]}."
 
 
@@ -46,7 +48,8 @@ def _in_helper(frame: FrameType | None) -> bool:
     while frame is not None:
         name = str(frame.f_globals.get("__name__"))
         if name == _READER:
-            return called != "" and not called.startswith(_OURS)
+            runs = frame.f_code.co_name in _RUN_HELPERS
+            return runs and called != "" and not called.startswith(_OURS)
         called = name
         frame = frame.f_back
     return False

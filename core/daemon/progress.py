@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
-from cthelper.core.tuples import ORIGINAL, Address, Conntrack, Direction, FlowKey
+from cthelper.core.tuples import ORIGINAL, REPLY, Address, Conntrack, Direction, FlowKey
 
 # Turns, and since when the packet in work is so; then what is known of it.
 _TURNS: Final = 0
 _SINCE: Final = 1
-_SUBJECT: Final = struct.Struct("=IHBB16s16s")
+_SUBJECT: Final = struct.Struct("=IHBBB16s16s16s")
 _SUBJECT_AT: Final = 16
 
 
@@ -37,12 +37,23 @@ NOT_BEGUN: Final = Mark(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a server is at work on: a flow, its helper, and who sent the packet."""
+    """What a server is at work on: a packet of a flow, and the flow's helper.
+
+    `client` and `server` are the ends of the flow as the client knows them, `assured`
+    is whether they are who they say.
+    """
 
     key: FlowKey
     helper: str
-    sender: Address
-    answered: bool
+    client: Address
+    server: Address
+    direction: Direction
+    assured: bool
+
+    @property
+    def sender(self) -> Address:
+        """Who sent the packet."""
+        return self.server if self.direction is REPLY else self.client
 
 
 class Progress:
@@ -66,16 +77,17 @@ class Progress:
 
     def begin(self, entry: Conntrack, direction: Direction) -> None:
         """It begins with a packet of this flow."""
-        tuple_ = entry.original if direction is ORIGINAL else entry.reply
-        address = tuple_.source.address
+        client = entry.original.source.address
         _SUBJECT.pack_into(
             self._memory,
             _SUBJECT_AT,
             entry.id,
             entry.zone,
-            entry.answered,
-            address.version,
-            address.packed,
+            client.version,
+            direction is REPLY,
+            entry.assured,
+            client.packed,
+            entry.original.destination.address.packed,
             (entry.helper or "").encode(),
         )
         self._words[_SINCE] = time.monotonic_ns()
@@ -95,9 +107,15 @@ class Progress:
         """
         if not self._words[_SINCE]:
             return None
-        id_, zone, answered, version, packed, helper = _SUBJECT.unpack_from(
-            self._memory, _SUBJECT_AT
+        id_, zone, version, reply, assured, client, server, helper = (
+            _SUBJECT.unpack_from(self._memory, _SUBJECT_AT)
         )
-        address = ip_address(packed[: 4 if version == 4 else 16])
-        name = helper.rstrip(b"\0").decode(errors="replace")
-        return Subject((id_, zone), name, address, bool(answered))
+        size = 4 if version == 4 else 16
+        return Subject(
+            (id_, zone),
+            helper.rstrip(b"\0").decode(errors="replace"),
+            ip_address(client[:size]),
+            ip_address(server[:size]),
+            REPLY if reply else ORIGINAL,
+            bool(assured),
+        )

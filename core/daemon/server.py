@@ -254,7 +254,7 @@ class Server:
         if self._alone:
             return
         try:
-            self._orders.append(self._channel.receive(0.0))
+            self._orders.append(self._channel.receive(0.0, files=True))
         except TimeoutError:
             return
         except Gone:

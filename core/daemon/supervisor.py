@@ -125,6 +125,8 @@ class Supervisor:
         self._care = RulesetCare(self._installation, self._log, time.monotonic)
         self._bindings: dict[int, Binding] = {}
         self._processes: dict[int, _Process] = {}
+        # When queues that could not be resumed are to be, by their server.
+        self._paused: dict[int, float] = {}
         # When servers that died are to be started again, and how often they died young.
         self._due: dict[int, float] = {}
         self._young: Counter[int] = Counter()
@@ -177,7 +179,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
-        dues = [*self._due.values()]
+        dues = [*self._due.values(), *self._paused.values()]
         for other in (self._care.due, self._notifier.due):
             if other is not None:
                 dues.append(other)
@@ -185,6 +187,13 @@ class Supervisor:
         for key, _ in self._selector.select(wait):
             key.data()
         self._take_notice()
+        for number, due in list(self._paused.items()):
+            if due <= time.monotonic():
+                process = self._processes.get(number)
+                if process is not None and process.serving:
+                    self._resume(number)
+                else:
+                    del self._paused[number]
         for number, due in list(self._due.items()):
             if due <= time.monotonic():
                 del self._due[number]
@@ -196,7 +205,7 @@ class Supervisor:
         if self._care.due is not None and self._care.due <= time.monotonic():
             self._care.act(self._config)
         # One that stands still is replaced soon, or something is wrong here.
-        if not any(each.standing.released for each in self._processes.values()):
+        if not any(each.standing.told for each in self._processes.values()):
             self._notifier.alive()
 
     def _tell_state(self, more: str = "") -> None:
@@ -222,13 +231,8 @@ class Supervisor:
         while watchdog.recovered:
             process = self._processes.get(watchdog.recovered.pop(0))
             # It may stand still again by now, or another one have taken its place.
-            if (
-                process is not None
-                and process.serving
-                and not process.standing.released
-            ):
-                for binding in self._bindings_of(process.number):
-                    self._installation.attempt(binding.resume)
+            if process is not None and process.serving and not process.standing.told:
+                self._resume(process.number)
                 self._log.event(
                     "worker-resumed", worker=process.number, pid=process.pid
                 )
@@ -441,10 +445,19 @@ class Supervisor:
 
     def _serves(self, process: _Process) -> None:
         process.serving = True
-        for binding in self._bindings_of(process.number):
-            self._installation.attempt(binding.resume)
+        self._resume(process.number)
         self._log.event("worker-started", worker=process.number, pid=process.pid)
         self._tell_state()
+
+    def _resume(self, number: int) -> None:
+        """Have packets wait for a server again; what fails is tried again."""
+        self._paused.pop(number, None)
+        for binding in self._bindings_of(number):
+            try:
+                binding.resume()
+            except CthelperError as error:
+                self._failed([str(error)])
+                self._paused[number] = time.monotonic() + _PAUSE_SECONDS
 
     def _order_all(
         self,
@@ -545,7 +558,9 @@ class Supervisor:
                 return False
         self._quarantine.hold_flow(subject.key)
         self._quarantine.blame(
-            subject.helper, subject.sender, answered=subject.answered, weight=FAULTS
+            *(subject.helper, subject.client, subject.server, subject.direction),
+            assured=subject.assured,
+            weight=FAULTS,
         )
         return True
 
@@ -555,6 +570,8 @@ class Supervisor:
         self._selector.unregister(process.channel)
         process.channel.close()
         process.progress.close()
+        # It may have closed its end and live on; what has ended already stays as it is.
+        os.kill(process.pid, signal.SIGKILL)
         _, status = os.waitpid(process.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
@@ -623,7 +640,9 @@ class Supervisor:
         except CthelperError:
             self._failed(self._order_all(Order.ABORT))
             for binding in fresh.values():
-                binding.close()
+                # The rules of before do not queue there, but those of now have.
+                for step in (binding.pause, binding.release, binding.close):
+                    self._installation.attempt(step)
             raise
         unused = self._bindings.keys() - config.queues
         self._bindings |= fresh

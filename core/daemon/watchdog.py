@@ -59,8 +59,9 @@ class Watched(Protocol):
 class Standing:
     """How long a server has stood still, by what was seen of it.
 
-    `released` is whether its queues are, `killed` whether it was, for that, and
-    `stopped` whether it stood still because it was stopped from outside.
+    `told` is whether it was, `released` whether its queues are, `killed` whether it
+    was, for that, and `stopped` whether it stood still because it was stopped from
+    outside.
     """
 
     mark: Mark = NOT_BEGUN
@@ -68,6 +69,7 @@ class Standing:
     looks: int = 0
     cpu: float = 0.0
     interrupted: bool = False
+    told: bool = False
     released: bool = False
     killed: bool = False
     stopped: bool = False
@@ -109,6 +111,7 @@ class Watchdog:
     recovered: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _list: int | None = field(default_factory=open_list)
+    _looks: bool = False
 
     def __enter__(self) -> "Watchdog":
         signal.signal(signal.SIGALRM, self._on_alarm)
@@ -125,7 +128,13 @@ class Watchdog:
         signal.setitimer(signal.ITIMER_REAL, pause, pause)
 
     def _on_alarm(self, _number: int, _frame: FrameType | None) -> None:
-        self.look()
+        # The next signal may come while a look takes long.
+        if not self._looks:
+            self._looks = True
+            try:
+                self.look()
+            finally:
+                self._looks = False
 
     def look(self) -> None:
         """Look at all servers, and do what is urgent."""
@@ -136,12 +145,12 @@ class Watchdog:
             try:
                 standing, mark, now = each.standing, each.progress.mark, self.clock()
                 if mark != standing.mark:
-                    if standing.released:
+                    if standing.told:
                         self.recovered.append(each.number)
-                        standing.released = False
+                        standing.told = standing.released = False
                     standing.begin(mark, now)
                     continue
-                if not (mark.since or standing.released):
+                if not (mark.since or standing.told):
                     if waiting is None:
                         rows = bound_queues(self._list).values()
                         waiting = {row.number: row.waiting for row in rows}
@@ -150,8 +159,8 @@ class Watchdog:
                         standing.begin(mark, now)
                         continue
                 self._stands(each, standing, now - standing.since)
-            except (CthelperError, OSError) as error:
-                self.failures.append(str(error))
+            except Exception as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
 
     def _stands(self, server: Watched, standing: Standing, seconds: float) -> None:
         """A server has not gone on since it was looked at before."""
@@ -163,33 +172,36 @@ class Watchdog:
         if (
             subject is not None
             and standing.looks >= _INTERRUPTED
-            and not standing.interrupted
             and not self._starved(server, standing)
         ):
             standing.interrupted = True
             os.kill(server.pid, INTERRUPT)
-        if (
-            standing.looks >= _RELEASED
-            and seconds >= part * (_RELEASED - 1)
-            and not standing.released
-        ):
-            standing.released = True
-            self.stuck.append(Stuck(server.number, server.pid, subject))
-            for binding in self.bindings_of(server.number):
-                for step in (binding.pause, binding.release):
-                    try:
-                        step()
-                    except CthelperError as error:
-                        self.failures.append(str(error))
+        if standing.looks >= _RELEASED and seconds >= part * (_RELEASED - 1):
+            if not standing.told:
+                standing.told = True
+                self.stuck.append(Stuck(server.number, server.pid, subject))
+            if not standing.released:
+                standing.released = self._release(server)
         if (
             seconds >= max(REPLACED, 2 * self.deadline())
-            and standing.released
+            and standing.told
             and not standing.killed
             and not self._starved(server, standing)
         ):
             standing.killed = True
             standing.stopped = _state(server.pid) in _STOPPED
             os.kill(server.pid, signal.SIGKILL)
+
+    def _release(self, server: Watched) -> bool:
+        """Have what waits for a server, and what comes, go on; whether all does."""
+        failures = len(self.failures)
+        for binding in self.bindings_of(server.number):
+            for step in (binding.pause, binding.release):
+                try:
+                    step()
+                except CthelperError as error:
+                    self.failures.append(str(error))
+        return len(self.failures) == failures
 
     def _starved(self, server: Watched, standing: Standing) -> bool:
         """Whether a server that stands still would run and was kept from it."""

@@ -89,6 +89,16 @@ NEW = range(3000, 3100)
             "live-unanswered: unanswered flows have 3",
         ),
         (
+            guard(server=4),
+            asker(standing=ANSWERED),
+            "live-server: those that may be forged of the flows to 198.51.100.2 have 3",
+        ),
+        (
+            guard(in_all=4),
+            asker(standing=ANSWERED),
+            "live-unproven: flows that may be forged have 3",
+        ),
+        (
             guard(in_all=4),
             asker(CLIENT6),
             "live-network: the /48 of 2001:db8:1::1 has 3",
@@ -101,6 +111,22 @@ def test_so_many_live_and_refusal_says_whose(own: Guard, who: Asker, text: str) 
         own.ledger.check(0.0, who, wished(who, 2003), moves=False)
     assert str(caught.value) == f"{text} live expectations"
     assert len(own.ledger) == 3
+
+
+def test_calls_forged_in_the_names_of_many_leave_a_part_to_those_that_are_proven() -> (
+    None
+):
+    own = guard(server=40, in_all=80)
+    for number in range(1, 200):
+        forged = asker(f"203.0.113.{number}", standing=ANSWERED, flow=number)
+        taken(own, 0.0, forged, range(2000, 2001))
+    assert taken(own, 0.0, asker(flow=1000), range(3000, 3010)) == (10, "")
+    for number in range(1, 200):
+        server = f"198.51.100.{number}"
+        forged = asker("203.0.113.1", server=server, standing=ANSWERED, flow=number)
+        taken(own, 0.0, forged, range(4000, 4001))
+    elsewhere = asker(server="198.51.100.250", flow=1001)
+    assert taken(own, 0.0, elsewhere, range(5000, 5010)) == (10, "")
 
 
 def test_zero_is_no_limit() -> None:

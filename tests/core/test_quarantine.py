@@ -15,7 +15,7 @@ from cthelper.core.quarantine import (
     Quarantine,
     peer_of,
 )
-from cthelper.core.tuples import UDP, Conntrack, Status
+from cthelper.core.tuples import ORIGINAL, REPLY, UDP, Conntrack, Direction, Status
 from tests.core.builders import SERVER, SERVER_PORT, conntrack, flow_tuple
 from tests.core.host import Clock
 
@@ -34,20 +34,27 @@ def quarantine(clock: Clock) -> Quarantine:
     return Quarantine(clock)
 
 
-def entry(
-    source: str, destination: str = SERVER, *, answered: bool = True
-) -> Conntrack:
+def entry(source: str, destination: str = SERVER, *, assured: bool = True) -> Conntrack:
     """A flow's."""
     tuple_ = flow_tuple(UDP, (source, 40000), (destination, SERVER_PORT))
     made = conntrack(tuple_, id_=int(ip_address(source)) % 2**32)
-    return made if answered else replace(made, status=Status.CONFIRMED)
+    return replace(made, status=made.status | Status.ASSURED) if assured else made
 
 
 def blame(
-    quarantine: Quarantine, sender: str, times: int = 1, *, answered: bool = True
+    quarantine: Quarantine,
+    client: str,
+    times: int = 1,
+    *,
+    server: str = SERVER,
+    direction: Direction = ORIGINAL,
+    assured: bool = True,
 ) -> list[str]:
-    address = ip_address(sender)
-    return [quarantine.blame(HELPER, address, answered=answered) for _ in range(times)]
+    ends = ip_address(client), ip_address(server)
+    return [
+        quarantine.blame(HELPER, *ends, direction, assured=assured)
+        for _ in range(times)
+    ]
 
 
 def test_nobody_is_left_out_at_first(quarantine: Quarantine) -> None:
@@ -61,15 +68,30 @@ def test_peer_that_a_helper_faults_over_again_and_again_is_left_out_alone(
     assert blame(quarantine, BAD, FAULTS) == [""] * (FAULTS - 1) + ["peer"]
     assert not quarantine.empty
     assert quarantine.holds(HELPER, entry(BAD))
-    # Whichever end it is.
-    assert quarantine.holds(HELPER, entry(GOOD, BAD))
     assert not quarantine.holds(HELPER, entry(GOOD))
     assert not quarantine.holds("other", entry(BAD))
 
 
+def test_server_is_left_out_for_the_client_that_it_answered_alone(
+    quarantine: Quarantine,
+) -> None:
+    blame(quarantine, GOOD, FAULTS, server=BAD, direction=REPLY)
+    assert quarantine.holds(HELPER, entry(GOOD, BAD))
+    assert not quarantine.holds(HELPER, entry(GOOD))
+    assert not quarantine.holds(HELPER, entry("192.0.2.7", BAD))
+
+
+def test_one_server_with_many_clients_is_one_peer(quarantine: Quarantine) -> None:
+    for number in range(4 * PEERS):
+        client = f"203.0.113.{number}"
+        blame(quarantine, client, server=BAD, direction=REPLY)
+    assert not quarantine.holds(HELPER, entry(GOOD))
+
+
 def test_one_fault_may_count_as_many(quarantine: Quarantine) -> None:
-    sender = ip_address(BAD)
-    assert quarantine.blame(HELPER, sender, answered=True, weight=FAULTS) == "peer"
+    ends = ip_address(BAD), ip_address(SERVER)
+    held = quarantine.blame(HELPER, *ends, ORIGINAL, assured=True, weight=FAULTS)
+    assert held == "peer"
 
 
 def test_it_ends_by_itself_and_is_longer_each_time(
@@ -121,19 +143,19 @@ def test_helper_rests_only_where_several_peers_had_faults(
     assert not quarantine.holds(HELPER, entry(GOOD))
 
 
-def test_senders_that_nobody_answered_do_not_switch_a_helper_off(
+def test_senders_that_may_be_forged_do_not_switch_a_helper_off(
     quarantine: Quarantine,
 ) -> None:
     for number in range(250):
-        blame(quarantine, f"203.0.113.{number}", FAULTS, answered=False)
+        blame(quarantine, f"203.0.113.{number}", FAULTS, assured=False)
     assert not quarantine.holds(HELPER, entry(GOOD))
 
 
-def test_what_is_forged_in_a_peers_name_leaves_its_answered_flows_alone(
+def test_what_is_forged_in_a_peers_name_leaves_its_assured_flows_alone(
     quarantine: Quarantine,
 ) -> None:
-    blame(quarantine, GOOD, FAULTS, answered=False)
-    assert quarantine.holds(HELPER, entry(GOOD, answered=False))
+    blame(quarantine, GOOD, FAULTS, assured=False)
+    assert quarantine.holds(HELPER, entry(GOOD, assured=False))
     assert not quarantine.holds(HELPER, entry(GOOD))
 
 
@@ -163,8 +185,11 @@ def test_everybody_is_let_out(quarantine: Quarantine) -> None:
 
 
 def test_what_is_remembered_is_bounded(quarantine: Quarantine) -> None:
+    blame(quarantine, BAD, FAULTS)
     for number in range(5000):
-        blame(quarantine, str(ip_address(number)), FAULTS, answered=number % 2 == 0)
+        blame(quarantine, str(ip_address(number)), FAULTS, assured=False)
         quarantine.hold_flow((number, 0))
-    assert quarantine.size <= 2 * 1024
-    assert quarantine.holds(HELPER, entry(str(ip_address(4998))))
+    assert quarantine.size <= 2 * 1024 + 1
+    assert quarantine.holds(HELPER, entry(str(ip_address(4998)), assured=False))
+    # Nobody is let out by what others forge.
+    assert quarantine.holds(HELPER, entry(BAD))

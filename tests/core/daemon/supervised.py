@@ -221,7 +221,7 @@ class FakeServer:
         while order != Order.LEAVE:
             try:
                 self._channel.send(answer)
-                message = self._channel.receive(SECONDS)
+                message = self._channel.receive(SECONDS, files=True)
             except Gone:
                 return  # a test that failed has ended the supervisor
             order, numbers = message["order"], message["queues"]

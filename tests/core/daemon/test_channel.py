@@ -42,7 +42,7 @@ def test_descriptors_come_with_their_message(ends: tuple[Channel, Channel]) -> N
     one.send({"order": Order.PREPARE}, [writes])
     one.send({"order": Order.COMMIT})
     os.close(writes)
-    message = other.receive(1.0)
+    message = other.receive(1.0, files=True)
     descriptors = message.pop("descriptors")
     assert message == {"order": "prepare"}
     assert isinstance(descriptors, list)

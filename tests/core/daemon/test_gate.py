@@ -68,7 +68,10 @@ class World:
         self.record: list[str] = []
         self.output = io.StringIO()
         self.log = Log("debug", "json", clock=lambda: self.now, output=self.output)
-        self.gate = Gate(self.log, lambda: self.now, adjusts_twice=True)
+        self.given_up: list[Expectation] = []
+        self.gate = Gate(
+            *(self.log, lambda: self.now, self.given_up.extend), adjusts_twice=True
+        )
 
     def packet(
         self,
@@ -327,7 +330,9 @@ def test_sequence_numbers_are_adjusted_once(
     verdict = world.gate.verdict(packet, entry, decision(packet=rewritten))
     assert verdict == Verdict(7, action, rewritten)
     assert verdict.plain is (rewritten is None)
-    once = Gate(world.log, lambda: world.now, adjusts_twice=False)
+    once = Gate(
+        *(world.log, lambda: world.now, world.given_up.extend), adjusts_twice=False
+    )
     assert once.accept(packet, entry, rewritten).action is Action.ACCEPT
     if rewritten is None:
         assert world.gate.accept(packet, entry) == verdict

@@ -52,6 +52,7 @@ CONFIG: Final = Config(
 )
 NEXT: Final = Config(helpers={"line": configured(Lines)})
 ENTRY: Final = replace(conntrack(flow_tuple(UDP), helper="datagram"), timeout=30)
+PROVEN: Final = replace(ENTRY, status=ENTRY.status | Status.ASSURED)
 BEGUN: Final = replace(ENTRY, status=Status(0))
 KEPT: Final = encoding.entry_timeout(61)
 
@@ -399,7 +400,8 @@ def test_source_that_takes_too_much_is_told_of_once(
             yield from ()
 
     monkeypatch.setattr("time.perf_counter", timer)
-    inspects = inspection_of(replace(CONFIG, helpers=enabled(Slow)), world)
+    patient = replace(CONFIG, budget=Budget(deadline=1000))
+    inspects = inspection_of(replace(patient, helpers=enabled(Slow)), world)
     entries = [replace(ENTRY, id=number) for number in range(9)]
     assert served(world, inspects, b"NOTHING", entries[0], 1) == [Verdict(1)]
     for number, entry in enumerate(entries[1:], 2):
@@ -530,7 +532,12 @@ def test_supervisor_sees_the_packet_that_is_in_work(
     served(world, inspects, b"OPEN 5000", ENTRY, 1)
     assert ENTRY.helper is not None
     assert world.begun == Subject(
-        (ENTRY.id, ENTRY.zone), ENTRY.helper, ENTRY.original.source.address, True
+        (ENTRY.id, ENTRY.zone),
+        ENTRY.helper,
+        ENTRY.original.source.address,
+        ENTRY.original.destination.address,
+        ORIGINAL,
+        assured=False,
     )
     assert world.progress.subject is None
     assert world.progress.mark != NOT_BEGUN
@@ -539,7 +546,7 @@ def test_supervisor_sees_the_packet_that_is_in_work(
 def test_packets_that_are_decided_do_not_wait_for_slow_ones_of_their_batch(
     world: World, inspects: Inspection
 ) -> None:
-    world.slow = CONFIG.budget.deadline / 1000 / 5
+    world.slow = CONFIG.budget.deadline / 1000 / 7
     packets = [
         QueuedPacket(id_, Hook.INPUT, udp(b"OPEN 5000"), ENTRY, ORIGINAL, 0, 0)
         for id_ in (1, 2, 3)
@@ -567,12 +574,12 @@ def limited(**limits: int) -> Config:
 def test_end_of_a_flow_and_what_the_kernel_refuses_make_room(world: World) -> None:
     inspects = inspection_of(limited(live_all=1), world)
     world.errors[5000] = errno.EMFILE
-    served(world, inspects, b"OPEN 5000", ENTRY, 1)
-    assert "expect 5001" in served(world, inspects, b"OPEN 5001", ENTRY, 2)
+    served(world, inspects, b"OPEN 5000", PROVEN, 1)
+    assert "expect 5001" in served(world, inspects, b"OPEN 5001", PROVEN, 2)
     world.lives = True
-    served(world, inspects, b"OPEN 5002", ENTRY, 3)
+    served(world, inspects, b"OPEN 5002", PROVEN, 3)
     inspects.forget((ENTRY.id, ENTRY.zone))
-    assert "expect 5003" in served(world, inspects, b"OPEN 5003", ENTRY, 4)
+    assert "expect 5003" in served(world, inspects, b"OPEN 5003", PROVEN, 4)
     assert refusals(world) == {"refused.kernel-emfile": 1, "refused.live-all": 1}
 
 
@@ -580,7 +587,7 @@ def test_one_that_was_met_makes_room(world: World) -> None:
     inspects = inspection_of(limited(live_all=1), world)
     for port in range(5000, 5100):
         payload = b"OPEN %d" % port
-        assert f"expect {port}" in served(world, inspects, payload, ENTRY, port)
+        assert f"expect {port}" in served(world, inspects, payload, PROVEN, port)
     assert refusals(world) == {}
 
 
@@ -590,11 +597,11 @@ def test_other_limits_hold_from_a_reload_on_and_what_lives_counts(
     world.lives = True
     inspects = inspection_of(limited(live_all=2), world)
     for port in (5000, 5001):
-        served(world, inspects, b"OPEN %d" % port, ENTRY, port)
+        served(world, inspects, b"OPEN %d" % port, PROVEN, port)
     inspects.prepare(limited(live_all=3))
     inspects.commit()
     for port in (5002, 5003):
-        served(world, inspects, b"OPEN %d" % port, ENTRY, port)
+        served(world, inspects, b"OPEN %d" % port, PROVEN, port)
     assert refusals(world) == {"refused.live-all": 1}
 
 
@@ -611,3 +618,17 @@ def test_quarter_of_the_kernels_table_is_left_to_others(
     assert "expect 5000" in served(world, inspects, b"OPEN 5000", ENTRY, 1)
     served(world, inspects, b"OPEN 5001", ENTRY, 2)
     assert refusals(world) == {"refused.live-all": 1}
+
+
+def test_packets_that_others_of_their_batch_would_keep_for_too_long_pass_unread(
+    world: World, inspects: Inspection
+) -> None:
+    world.slow = CONFIG.budget.deadline / 1000 / 3
+    packets = [
+        QueuedPacket(id_, Hook.INPUT, udp(b"OPEN 5000"), ENTRY, ORIGINAL, 0, 0)
+        for id_ in range(1, 11)
+    ]
+    verdicts = world.serves(inspects, packets)
+    assert [each.id for each in verdicts] == list(range(1, 11))
+    assert world.record.count("expect 5000") == 2
+    assert world.log.counters["uninspected.deadline"] == 8

@@ -218,7 +218,8 @@ def test_reload_is_taken_by_all_or_by_none(
     started(running)
     running.fail(fault)
     *lines, refused = reload(running, MOVED)
-    undone = ["bind 2090", *steps, "server 0 abort", "close 2090"] if steps else []
+    closed = ["pause 2090", "release 2090", "close 2090"]
+    undone = ["bind 2090", *steps, "server 0 abort", *closed] if steps else []
     assert lines == undone
     assert refused == f'* reload-refused error="{reason}"'
     # The old one is the one that a server goes on with.

@@ -141,9 +141,11 @@ def test_progress_tells_of_a_packet_until_the_next_turn() -> None:
     begun = progress.mark, progress.subject
     progress.turn()
     assert before == (NOT_BEGUN, None)
-    sender = ENTRY.reply.source.address
     assert begun[0].since > 0
-    assert begun[1] == Subject((ENTRY.id, ENTRY.zone), "tns", sender, True)
+    ends = ENTRY.original.source.address, ENTRY.original.destination.address
+    subject = Subject((ENTRY.id, ENTRY.zone), "tns", *ends, REPLY, assured=False)
+    assert begun[1] == subject
+    assert subject.sender == ends[1]
     assert (progress.mark, progress.subject) == ((1, 0), None)
     progress.close()
 
@@ -285,8 +287,13 @@ def test_what_fails_is_told_and_ends_nothing(world: World) -> None:
     world.start(sleeping).progress.begin(ENTRY, ORIGINAL)
     world.binding.broken = True
     world.looks(8)
-    assert world.watchdog.failures == ["no queue"]
-    assert world.binding.record == ["release"]
+    assert set(world.watchdog.failures) == {"no queue"}
+    assert set(world.binding.record) == {"release"}
+    assert len(world.watchdog.stuck) == 1
+    # It is tried again.
+    world.binding.broken = False
+    world.looks(2)
+    assert world.binding.record[-2:] == ["pause", "release"]
 
 
 def test_it_looks_by_itself_whatever_goes_on(world: World) -> None:
