@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fuzz targets, as many at a time as there are cores, and say what was found.
 
-usage: script/fuzz [TARGET...]            (default: all; FUZZ_SECONDS each, default 18)
+usage: script/fuzz [TARGET...]            (default: all; FUZZ_SECONDS each, default 12)
        script/fuzz --executions N [TARGET...]
        script/fuzz --merge [TARGET...]
        script/fuzz --replay TARGET FILE...
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         case names:
             _known(names)
-    seconds = int(os.environ.get("FUZZ_SECONDS") or 18)
+    seconds = int(os.environ.get("FUZZ_SECONDS") or 12)
     failed = False
     with ThreadPoolExecutor(_jobs()) as pool:
         results = pool.map(

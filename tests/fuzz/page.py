@@ -67,7 +67,7 @@ Whatever reads bytes of strangers, of the kernel or of files is a target
 the bytes reach; the captures in `pcaps/`, conversations that none of them holds, and
 what long runs have reached (`tests/fuzz/corpus`) are what it begins with. The ordinary
 tests read all of these once, and what was found and mended
-(`tests/fuzz/findings`). `script/test` fuzzes each target for 18 seconds.
+(`tests/fuzz/findings`). `script/test` fuzzes each target for 12 seconds.
 
 What holds of each input:
 
