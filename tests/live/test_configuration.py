@@ -120,7 +120,7 @@ def test_reload_of_the_unit_fails_where_the_configuration_is_refused(
     command = units / "cthelper"
     command.write_text(
         f"#!/bin/sh\ncd {Path.cwd()}\n"
-        f'[ "$1" = ask ] || set -- "$@" --config {daemon.config}\n'
+        f'case $1 in ask | reload) ;; *) set -- "$@" --config {daemon.config} ;; esac\n'
         f'exec {sys.executable} -B -m cthelper "$@"\n'
     )
     command.chmod(0o755)
