@@ -147,7 +147,7 @@ def test_part_of_the_table_is_left_to_other_programs(
         told = daemon.events("expectation")[-4:]
         assert [each["how"] for each in told] == ["shared"] * 4
         # And other programs put in theirs.
-        flows = masters(peers, 5)
+        flows = masters(peers, 7)
         places = [(flow, port) for flow in flows for port in range(30000, 30008)]
         for number, (flow, port) in enumerate(places[: MOST - OURS]):
             kernel.expect(of_another_program(flow, port + 10 * number))
