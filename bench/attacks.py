@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -198,7 +198,7 @@ def main() -> int:
     found = {}
     with World() as world, tempfile.TemporaryDirectory() as folder:
         lab = Lab(world)
-        with lab.limited():
+        with closing(lab), lab.limited():
             for daemon in options.daemon:
                 lab.clear()
                 found[daemon] = _attacked(lab, daemon, attacks, kinds, Path(folder))

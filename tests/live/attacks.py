@@ -57,15 +57,26 @@ class HonestServer(threading.Thread):
         self._world = world
         with world.server.entered():
             self._calls = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._calls.settimeout(0.2)
         self._calls.bind((HONEST_SERVER, 111))
+        self._ended = threading.Event()
         self.port = 40_000
 
     def run(self) -> None:
-        """Answer until the process ends."""
-        while True:
-            call, asker = self._calls.recvfrom(2048)
+        """Answer until `end`."""
+        while not self._ended.is_set():
+            try:
+                call, asker = self._calls.recvfrom(2048)
+            except TimeoutError:
+                continue
             xid = int.from_bytes(call[:4])
             self._calls.sendto(wire.reply(xid, wire.xdr(self.port)), asker)
+
+    def end(self) -> None:
+        """Answer no more."""
+        self._ended.set()
+        self.join()
+        self._calls.close()
 
 
 class Lab:
@@ -74,12 +85,21 @@ class Lab:
     def __init__(self, world: World) -> None:
         self.world = world
         self.pids: list[int] = []
-        for address in (HONEST, THIRD):
-            world.client.tell(f"ip address add {address}/24 dev {ETH}")
-        for address in (EVIL, HONEST_SERVER):
-            world.server.tell(f"ip address add {address}/24 dev {ETH}")
+        self._addresses("add")
         self._server = HonestServer(world)
         self._server.start()
+
+    def close(self) -> None:
+        """Leave the world as it was."""
+        self._server.end()
+        self._addresses("del")
+        self.world.reset()
+
+    def _addresses(self, do: str) -> None:
+        for address in (HONEST, THIRD):
+            self.world.client.tell(f"ip address {do} {address}/24 dev {ETH}")
+        for address in (EVIL, HONEST_SERVER):
+            self.world.server.tell(f"ip address {do} {address}/24 dev {ETH}")
 
     @contextmanager
     def limited(self) -> Iterator[None]:

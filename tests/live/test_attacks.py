@@ -6,6 +6,7 @@ conntrackd, and measures how long honest clients wait beside a flood.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,18 @@ _FLOOD_SECONDS = 3.0
 @pytest.fixture(scope="module")
 def lab(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """The stage, and a daemon with all helpers and the FTP plugin."""
-    lab = Lab(world)
-    lab.clear()
     folder = tmp_path_factory.mktemp("daemon")
     plugins = folder / "plugins"
     plugins.mkdir()
     (plugins / "ftp.py").write_bytes(Path(ftp.__file__).read_bytes())
-    with lab.limited(), Daemon(world.gateway, folder) as daemon:
-        daemon.start(f'[plugins]\nfolder = "{plugins}"\n')
-        daemon.await_rest()
-        lab.pids = daemon.processes
-        yield lab
-        assert daemon.stop() == 0
+    with closing(Lab(world)) as lab:
+        lab.clear()
+        with lab.limited(), Daemon(world.gateway, folder) as daemon:
+            daemon.start(f'[plugins]\nfolder = "{plugins}"\n')
+            daemon.await_rest()
+            lab.pids = daemon.processes
+            yield lab
+            assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("name", ATTACKS)
