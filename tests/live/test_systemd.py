@@ -71,8 +71,8 @@ def table() -> str:
 
 
 def serves_mdns() -> bool:
-    """Whether its rules are there; the helper's object stays until a restart."""
-    return "5353" in table()
+    """Whether its rule is there; the helper's object and chain stay until a restart."""
+    return "dport 5353" in table()
 
 
 def await_that(ready: Callable[[], object]) -> None:
