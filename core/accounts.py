@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cthelper.core.tuples import ORIGINAL, Address, Direction, Tuple
+from cthelper.core.tuples import ORIGINAL, Direction, Tuple, host_number
 
 NARROW: Final = "source-cpu"
 """The reason where one source takes too much, not many together."""
@@ -97,14 +97,14 @@ class Accounts:
         `assured` is whether both ends are known to be who they say.
         """
         source = original.source.address
-        client = _host(source)
+        client = host_number(source)
         if direction is ORIGINAL:
             if assured:
                 return self._narrow("client", client, client, None)
             network = int(source) >> _HOST_BITS[source.version]
             wider = self._wide("network-cpu", network, self._beginning)
             return self._narrow("beginning client", network, client, wider)
-        server = _host(original.destination.address)
+        server = host_number(original.destination.address)
         if assured:
             return self._narrow("server", server, client, None)
         return self._narrow("beginning server", server, client, self._beginning)
@@ -161,8 +161,3 @@ class Accounts:
     def _made(self, reason: str, percent: int, wider: Account | None) -> Account:
         rate = max(percent, self._percent) / 100
         return Account(reason, rate, rate, self.timer(), wider)
-
-
-def _host(address: Address) -> int:
-    """What tells a host from others: of IPv6 the network that is its own."""
-    return int(address) >> 64 if address.version == 6 else int(address)

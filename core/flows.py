@@ -20,6 +20,7 @@ from cthelper.core.tuples import (
     Direction,
     FlowKey,
     Tuple,
+    host_number,
     key_of,
 )
 
@@ -278,11 +279,8 @@ class FlowTable:
             self._beginning_weight += more
 
     def _number(self, source: Address) -> int:
-        number = int(source)
-        if number >> 32:
-            number >>= 64  # of IPv6
         # Of bytes, for which the hash is a keyed one; of a tuple of numbers it is not.
-        return hash(self._secret + number.to_bytes(_KEY)) % _SHARES
+        return hash(self._secret + host_number(source).to_bytes(_KEY)) % _SHARES
 
     def _evict_one(self) -> None:
         """Make room for a flow."""

@@ -20,6 +20,7 @@ from cthelper.core.tuples import (
     Conntrack,
     Direction,
     FlowKey,
+    host_number,
     key_of,
 )
 
@@ -159,9 +160,8 @@ class Quarantine:
 
 
 def peer_of(address: Address) -> Peer:
-    """Who has this address: one host may have any of a /64 of IPv6."""
-    number = int(address)
-    return address.version, number if address.version == 4 else number >> 64
+    """Who has this address."""
+    return address.version, host_number(address)
 
 
 def _count(record: _Record, now: float, peers: list[Peer]) -> None:

@@ -196,6 +196,12 @@ class Conntrack:
         return bool(int.__and__(self.status, _SEQ_ADJUST))
 
 
+def host_number(address: Address) -> int:
+    """An address as a number, of IPv6 its /64 alone: one host may have any in that."""
+    number = int(address)
+    return number if address.version == 4 else number >> 64
+
+
 FlowKey = tuple[int, int]
 """Conntrack id and zone."""
 
