@@ -94,15 +94,13 @@ class Reader:
                 self._settle(packet, flow, outcome)
             else:
                 self.repeat(packet, flow.side(packet.direction), outcome)
-        except MemoryError:
-            # Not the helper's fault, nor the flow's.
-            self._withdraw(outcome)
-            flow.finish("memory")
-            self.repeat(packet, flow.side(packet.direction), outcome)
         # The one place where a helper's bug arrives, be it an Overrun or SystemExit.
         except BaseException as error:
             self._withdraw(outcome)
-            outcome.events.append(self._fault(packet, flow, config, error))
+            if isinstance(error, MemoryError):
+                flow.finish("memory")  # not the helper's fault, nor the flow's
+            else:
+                outcome.events.append(self._fault(packet, flow, config, error))
             self.repeat(packet, flow.side(packet.direction), outcome)
 
     def repeat(self, packet: Located, side: Side, outcome: Outcome) -> None:

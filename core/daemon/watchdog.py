@@ -68,7 +68,6 @@ class Standing:
     since: float = 0.0
     looks: int = 0
     cpu: float = 0.0
-    interrupted: bool = False
     told: bool = False
     released: bool = False
     killed: bool = False
@@ -77,7 +76,6 @@ class Standing:
     def begin(self, mark: Mark, now: float) -> None:
         """It has gone on, or there is nothing to do."""
         self.mark, self.since, self.looks = mark, now, 0
-        self.interrupted = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,6 @@ class Watchdog:
             and standing.looks >= _INTERRUPTED
             and not self._starved(server, standing)
         ):
-            standing.interrupted = True
             os.kill(server.pid, INTERRUPT)
         if standing.looks >= _RELEASED and seconds >= part * (_RELEASED - 1):
             if not standing.told:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cthelper.core.daemon import watchdog
+from cthelper.core.daemon.interruption import SIGNAL
 from cthelper.core.daemon.progress import NOT_BEGUN, Progress, Subject
 from cthelper.core.daemon.watchdog import REPLACED, Standing, Watchdog
 from cthelper.core.errors import QueueError
@@ -74,7 +75,7 @@ class World:
         self.waiting = 0
         self.processes: list[Process] = []
         self.clock = Clock()
-        self.killed: list[signal.Signals] = []
+        self.signals: list[tuple[int, int]] = []
         self.watchdog = Watchdog(
             lambda: self.processes,
             lambda number: [self.binding] if number == NUMBER else [],
@@ -82,6 +83,13 @@ class World:
             self.clock,
         )
         monkeypatch.setattr(watchdog, "bound_queues", self.bound)
+        kill = os.kill
+
+        def tell(pid: int, number: int) -> None:
+            self.signals.append((pid, number))
+            kill(pid, number)
+
+        monkeypatch.setattr(os, "kill", tell)
         # Whoever would run does.
         self.cpu = watchdog._cpu
         monkeypatch.setattr(watchdog, "_cpu", lambda _: self.clock.now)
@@ -178,7 +186,7 @@ def test_what_waits_is_released_within_the_deadline(
     process.progress.begin(ENTRY, ORIGINAL)
     began = world.clock.now
     world.looks(4)
-    assert process.standing.interrupted
+    assert (process.pid, SIGNAL) in world.signals
     assert world.watchdog.stuck == []
     while not world.watchdog.stuck:
         world.looks(1)
@@ -243,7 +251,7 @@ def test_machine_that_stood_still_blames_nobody(world: World) -> None:
     world.looks(1)
     process.progress.turn()
     world.looks(1)
-    assert not process.standing.interrupted
+    assert (process.pid, SIGNAL) not in world.signals
     assert world.binding.record == []
     assert not process.standing.killed
 
@@ -265,7 +273,7 @@ def test_server_that_is_kept_from_running_is_not_at_fault(
     world.looks(int(REPLACED / LOOK) + 4)
     # Its packets do not wait for it all the same.
     assert world.binding.record == ["pause", "release"]
-    assert not process.standing.interrupted
+    assert (process.pid, SIGNAL) not in world.signals
     assert not process.standing.killed
 
 
@@ -278,7 +286,7 @@ def test_server_whose_state_cannot_be_seen_is_looked_after_all_the_same(
     world.looks(int(REPLACED / LOOK) + 4)
     assert world.watchdog.failures == []
     assert world.binding.record == ["pause", "release"]
-    assert process.standing.interrupted
+    assert (process.pid, SIGNAL) in world.signals
     assert process.standing.killed
     assert not process.standing.stopped
 
