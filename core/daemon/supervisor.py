@@ -312,9 +312,7 @@ class Supervisor:
     def _dismiss(self) -> None:
         """Have all servers end; their queues must be empty."""
         for process in list(self._processes.values()):
-            if not process.serving:
-                os.kill(process.pid, signal.SIGKILL)
-            else:
+            if process.serving:
                 self._tell(process, Order.LEAVE)
                 answer = self._answer(process)
                 if answer is None:
@@ -617,19 +615,26 @@ class Supervisor:
         # Those that have just begun have the old configuration, and serve nothing yet.
         for process in list(self._processes.values()):
             if not process.serving:
-                os.kill(process.pid, signal.SIGKILL)
                 self._bury(process)
                 self._due[process.number] = time.monotonic()
-        fresh = self._bind(config, config.queues - self._bindings.keys())
-        parts = {
-            number: [
-                fresh[each] for each in sorted(config.queues_of(number) & fresh.keys())
-            ]
-            for number in range(config.daemon.workers)
-        }
-        file = handed(sources)
-        errors = self._order_all(Order.PREPARE, parts, file, config=fingerprint(config))
-        os.close(file)
+        try:
+            file = handed(sources)
+        except OSError as error:
+            raise QueueError(f"cannot hand on the configuration: {error}") from None
+        try:
+            fresh = self._bind(config, config.queues - self._bindings.keys())
+            parts = {
+                number: [
+                    fresh[each]
+                    for each in sorted(config.queues_of(number) & fresh.keys())
+                ]
+                for number in range(config.daemon.workers)
+            }
+            errors = self._order_all(
+                Order.PREPARE, parts, file, config=fingerprint(config)
+            )
+        finally:
+            os.close(file)
         try:
             if errors:
                 raise QueueError(errors[0])

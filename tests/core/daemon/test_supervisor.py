@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The supervisor starts, reloads and ends: in which order, and where a step fails."""
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cthelper.core.daemon import notify
+from cthelper.core.daemon import channel, notify, supervisor
 from cthelper.core.daemon.probe import NOT_GLUED, UNKNOWN, Kernel
 from tests.core.daemon.supervised import MOVED, SECONDS, Running, pid_of, plain, started
 from tests.core.daemon.test_notify import Manager
@@ -225,6 +226,26 @@ def test_reload_is_taken_by_all_or_by_none(
     # The old one is the one that a server goes on with.
     running.signal(signal.SIGTERM)
     assert running.until("server 0 drain")[0] == "pause 2077"
+
+
+def test_reload_for_which_there_is_no_file_to_be_had_is_refused(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed = channel.handed
+
+    def limited(data: bytes) -> int:
+        if running.fails("file"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return handed(data)
+
+    monkeypatch.setattr(supervisor, "handed", limited)
+    started(running)
+    running.fail("file")
+    (refused,) = reload(running, MOVED)
+    assert "cannot hand on the configuration: " in refused
+    assert "Too many open files" in refused
+    running.mend("file")
+    assert reload(running, MOVED)[-1].startswith("* reloaded")
 
 
 @pytest.mark.parametrize(
