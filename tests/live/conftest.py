@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.daemon import Daemon
+from tests.live.gateway import registered, unregister
 from tests.live.world import World
 
 
@@ -19,7 +20,11 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def daemon(world: World, tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon for the gateway, not started yet; the gateway has no rules."""
+    """A daemon for the gateway, not started yet; the gateway has no rules.
+
+    Nor has it helpers, which a daemon that was killed leaves behind.
+    """
     world.reset()
+    unregister(world, registered(world))
     with Daemon(world.gateway, tmp_path) as daemon:
         yield daemon

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.live.gateway import helper_table
+from tests.live.gateway import registered, unregister
 from tests.live.world import World
 
 _TYPES: Final = [
@@ -97,7 +97,4 @@ def conntrackd(world: World, folder: Path, *, more: bool = False) -> Iterator[No
         world.gateway.run("nft", "delete", "table", "inet", "theirs")
         # It leaves them behind, and ours have the same names.
         known = {each.split()[0] for each in (*_TYPES, *_MORE)}
-        with helper_table(world) as helpers:
-            for each in helpers.list():
-                if each.name in known:
-                    helpers.delete(each)
+        unregister(world, (each for each in registered(world) if each.name in known))

@@ -14,13 +14,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from typing import Final
 
-from cthelper.core.errors import Busy
-from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.queue.library import bind_queue
-from tests.live.gateway import helper_table, registered
+from tests.live.gateway import registered, unregister
 from tests.live.scene import (
     QUEUE,
     Scene,
@@ -281,10 +278,8 @@ def unregister_helpers(scene: Scene) -> None:
     """The ruleset is taken away and the helpers are unregistered."""
     scene.moment()
     scene.world.gateway.run("nft", "flush", "ruleset", check=True)
-    with helper_table(scene.world) as table:
-        for each in registered(scene.world):
-            # One that the ruleset refers to again is in use.
-            until(partial(_deleted, table.delete, each), 1.0)
+    # One that the ruleset refers to again stays.
+    unregister(scene.world, registered(scene.world))
 
 
 def take_queue_before_start(scene: Scene) -> None:
@@ -479,12 +474,3 @@ def _start_beside_another(scene: Scene) -> None:
         done = scene.run("run")
         assert done.returncode == 1
         assert f"queue {QUEUE} is bound by another process" in done.stderr
-
-
-def _deleted(delete: Callable[[Registration], bool], helper: Registration) -> bool:
-    """Unregister a helper; whether that went."""
-    try:
-        delete(helper)
-    except Busy:
-        return False
-    return True
