@@ -7,24 +7,28 @@ the folder of drop-in plugins. A module's helpers are the subclasses of Helper t
 defines, but those whose names begin with an underscore.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.machinery import SourceFileLoader
-from importlib.metadata import EntryPoint, distributions, entry_points
-from importlib.resources import files
+from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from pkgutil import iter_modules
 from types import CodeType, ModuleType
-from typing import BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from cthelper.core import api
 from cthelper.core.api import Helper
 from cthelper.core.contract import check, refusal
 from cthelper.core.errors import RegistryError
 from cthelper.core.trusted import Untrusted, judge_folder, open_trusted
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP: Final = "cthelper.helpers"
 """The group of entry points, and the package of the built-in helpers."""
@@ -175,9 +179,11 @@ def _builtin() -> Iterator[Found]:
 def _modules() -> tuple[str, ...]:
     """The modules of built-in helpers, which are imported once."""
     return tuple(
-        f"{GROUP}.{each.name[:-3]}"
-        for each in sorted(files(GROUP).iterdir(), key=lambda each: each.name)
-        if each.name.endswith(".py") and not each.name.startswith("_")
+        f"{GROUP}.{name}"
+        for name in sorted(
+            each.name for each in iter_modules(import_module(GROUP).__path__)
+        )
+        if not name.startswith("_")
     )
 
 
@@ -193,6 +199,10 @@ def installed_points() -> tuple[list[Point], list[Broken]]:
     One distribution whose metadata is damaged, whatever it has to do with us, spoils
     them all: then they are read one by one, and those that cannot be are broken.
     """
+    if not _some_point():
+        return [], []
+    from importlib.metadata import distributions, entry_points
+
     broken: list[Broken] = []
     found: dict[tuple[str, str], EntryPoint] = {}
     try:
@@ -209,13 +219,45 @@ def installed_points() -> tuple[list[Point], list[Broken]]:
     return [Point(*key, _named(found[key])) for key in sorted(found)], broken
 
 
-def _named(point: EntryPoint) -> str:
+def _some_point() -> bool:
+    """Whether there can be an entry point of the group: on most hosts there is none.
+
+    What reads metadata takes longer to be imported than all the helpers.
+    """
+    finders = (each for each in sys.meta_path if hasattr(each, "find_distributions"))
+    if any(each is not PathFinder for each in finders):
+        return True
+    try:
+        return any(_mentions_group(each or ".") for each in sys.path)
+    except OSError:  # one in an archive, or that cannot be read
+        return True
+
+
+def _mentions_group(folder: str) -> bool:
+    """Whether metadata of a distribution that is in a folder may have the group.
+
+    Raises OSError.
+    """
+    with suppress(FileNotFoundError), os.scandir(folder) as inside:
+        for each in inside:
+            if not each.name.lower().endswith((".dist-info", "egg-info")):
+                continue
+            file = Path(each, "entry_points.txt")
+            with suppress(FileNotFoundError, NotADirectoryError):
+                if GROUP.encode() in file.read_bytes():
+                    return True
+    return False
+
+
+def _named(point: "EntryPoint") -> str:
     if point.dist is None:
         return "a distribution without a name"
     return f"{point.dist.name} {point.dist.version}"
 
 
 def _load(point: Point) -> type[Helper]:
+    from importlib.metadata import EntryPoint
+
     where = f"{point.distribution}: entry point {point.name} = {point.value!r}"
     try:
         value = EntryPoint(point.name, point.value, GROUP).load()

@@ -5,11 +5,9 @@ import argparse
 import gc
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from ipaddress import ip_address, ip_network
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,8 @@ from cthelper.core.errors import UsageError, replay_extra
 from cthelper.core.tuples import Address, Network
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from cthelper.core.offline.corpus import Job
     from cthelper.core.offline.events import Event
     from cthelper.core.offline.nat import Nat
@@ -251,6 +251,9 @@ def _running(
     noted: Interruption,
 ) -> "Iterator[tuple[Job, Iterable[Event]]]":
     """The jobs' events, wherever they run, until `noted` comes."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     from cthelper.core.offline import corpus
 
     executor: Executor

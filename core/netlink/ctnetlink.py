@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ctnetlink: conntrack entries and expectations, and the events of both.
 
-net/netfilter/nf_conntrack_netlink.c. Our values go in and come out; pyroute2's
-declarations stay inside.
+net/netfilter/nf_conntrack_netlink.c. Our values go in and come out.
 """
 
 import errno
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from cthelper.core.errors import NotFound
 from cthelper.core.netlink import encoding, messages
@@ -19,12 +18,7 @@ from cthelper.core.netlink.decoding import (
     expectation_entry,
     expectations_made,
 )
-from cthelper.core.netlink.messages import (
-    CTNETLINK,
-    CTNETLINK_EXP,
-    conntrack_message,
-    expectation_message,
-)
+from cthelper.core.netlink.messages import CTNETLINK, CTNETLINK_EXP, nfgen_msg
 from cthelper.core.netlink.socket import (
     CREATE,
     EXCLUSIVE,
@@ -125,7 +119,7 @@ class Ctnetlink:
 
     def entries(self) -> list[Conntrack]:
         """All TCP and UDP entries of this network namespace."""
-        frames = self._dump(conntrack_message, CTNETLINK, "list conntrack entries")
+        frames = self._dump(CTNETLINK, "list conntrack entries")
         return [each for frame in frames if (each := _try_entry(frame))]
 
     def update(
@@ -236,7 +230,7 @@ class Ctnetlink:
 
     def expectations(self) -> list[Expectation]:
         """All expectations of this network namespace."""
-        frames = self._dump(expectation_message, CTNETLINK_EXP, "list expectations")
+        frames = self._dump(CTNETLINK_EXP, "list expectations")
         return [each for frame in frames if (each := _try_expectation(frame))]
 
     def expectation_count(self) -> int:
@@ -247,7 +241,7 @@ class Ctnetlink:
         nf_ct_unlink_expect_report in nf_conntrack_expect.c).
         """
         type_ = CTNETLINK_EXP | messages.EXPECTATION_STATISTICS
-        frames = self._socket.dump(expectation_message(), type_, "count expectations")
+        frames = self._socket.dump(nfgen_msg(), type_, "count expectations")
         made = sum(expectations_made(each.data, _HEADERS) for each in frames)
         return made & 0xFFFFFFFF
 
@@ -263,11 +257,10 @@ class Ctnetlink:
 
     def flush_expectations(self, helper: str | None = None) -> None:
         """Delete all expectations, or those whose master has this helper."""
-        message = expectation_message()
-        if helper is not None:
-            message["attrs"] = [["CTA_EXPECT_HELP_NAME", helper]]
-        self._socket.request(
-            message, CTNETLINK_EXP | messages.DELETE, 0, "flush expectations"
+        self._socket.send(
+            socket.AF_UNSPEC,
+            b"" if helper is None else encoding.helper_name(helper),
+            *(CTNETLINK_EXP | messages.DELETE, 0, "flush expectations"),
         )
 
     def _request(
@@ -276,10 +269,10 @@ class Ctnetlink:
         family = _family(flow.source.address)
         return self._socket.send(family, attributes, type_, flags, what)
 
-    def _dump(self, kind: type[Any], subsystem: int, what: str) -> Iterator[Frame]:
+    def _dump(self, subsystem: int, what: str) -> Iterator[Frame]:
         """The entries of a table, of IPv4 and then of IPv6."""
         for family in _FAMILIES:
-            message = kind()
+            message = nfgen_msg()
             message["nfgen_family"] = family
             yield from self._socket.dump(message, subsystem | messages.GET, what)
 

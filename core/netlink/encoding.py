@@ -92,8 +92,7 @@ def expectation(value: Expectation) -> bytes:
         _u32(EXP_TIMEOUT, value.timeout),
     ]
     if value.helper is not None:
-        name = value.helper.encode("ascii") + b"\0"
-        parts.append(_attribute(EXP_HELP_NAME, name))
+        parts.append(helper_name(value.helper))
     if value.helper is not None or value.class_:
         parts.append(_u32(EXP_CLASS, value.class_))
     if value.zone:
@@ -106,6 +105,11 @@ def expectation(value: Expectation) -> bytes:
             _attribute(EXP_FN, _FOLLOW_MASTER),
         ]
     return b"".join(parts)
+
+
+def helper_name(name: str) -> bytes:
+    """CTA_EXPECT_HELP_NAME."""
+    return _attribute(EXP_HELP_NAME, name.encode("ascii") + b"\0")
 
 
 def _translation(value: Translation, transport: Transport, size: int) -> bytes:

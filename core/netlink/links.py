@@ -4,9 +4,8 @@
 from ipaddress import IPv6Network, ip_address, ip_interface
 from typing import Final
 
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-
 from cthelper.core.errors import ExpectationRefused
+from cthelper.core.netlink.messages import ifaddrmsg
 from cthelper.core.netlink.socket import NETLINK_ROUTE, Frame, NetlinkSocket
 from cthelper.core.tuples import Address, Network, collapsed
 

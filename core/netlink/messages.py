@@ -1,15 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Netlink messages of ctnetlink and nfnetlink_cthelper, as pyroute2 declares them.
+"""Netlink messages of nfnetlink_cthelper and of addresses, as pyroute2 declares them.
 
-include/uapi/linux/netfilter/nfnetlink_conntrack.h and nfnetlink_cthelper.h. Each
-attribute's number is its place in ``nla_map``.
+include/uapi/linux/netfilter/nfnetlink_cthelper.h. Each attribute's number is its place
+in ``nla_map``. Everything that is from pyroute2 comes from here.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec, module_from_spec
 from typing import Final
 
-from pyroute2.netlink import NLA_F_NESTED, nla
-from pyroute2.netlink.nfnetlink import nfgen_msg
-from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Have parts of pyroute2 imported without the package's own ``__init__``.
+
+    That imports all of it, with asyncio and ssl, which takes longer than all else that
+    `cthelper` does at its start. A plugin that imports pyroute2 itself gets it whole.
+    """
+    name = "pyroute2"
+    spec = None if name in sys.modules else find_spec(name)
+    if spec is None:
+        yield
+        return
+    sys.modules[name] = module_from_spec(spec)
+    try:
+        yield
+    finally:
+        for each in [each for each in sys.modules if each.split(".")[0] == name]:
+            del sys.modules[each]
+
+
+with _alone():
+    from pyroute2.netlink import NLA_F_NESTED, nla
+    from pyroute2.netlink.nfnetlink import nfgen_msg
+    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+
+__all__ = [
+    "CTHELPER",
+    "CTNETLINK",
+    "CTNETLINK_EXP",
+    "DELETE",
+    "EXPECTATION_STATISTICS",
+    "GET",
+    "NEW",
+    "helper_message",
+    "ifaddrmsg",
+    "nfgen_msg",
+]
 
 CTNETLINK: Final = 1 << 8
 CTNETLINK_EXP: Final = 2 << 8
@@ -20,67 +59,6 @@ GET: Final = 1
 DELETE: Final = 2
 EXPECTATION_STATISTICS: Final = 3
 """Of CTNETLINK_EXP alone, for each CPU (IPCTNL_MSG_EXP_GET_STATS_CPU)."""
-
-
-class tuple_attribute(nla):
-    """CTA_TUPLE_*; nested attributes that go to the kernel must say that they are."""
-
-    nla_flags = NLA_F_NESTED
-    nla_map = nfct_msg.cta_tuple.nla_map
-
-    class cta_ip(nfct_msg.cta_tuple.cta_ip):
-        nla_flags = NLA_F_NESTED
-
-    class cta_proto(nfct_msg.cta_tuple.cta_proto):
-        nla_flags = NLA_F_NESTED
-
-
-class conntrack_message(nfct_msg):
-    """A conntrack entry. pyroute2 declares CTA_HELP as a string; it is nested."""
-
-    nla_map = tuple(
-        (name, "help" if name == "CTA_HELP" else kind)
-        for name, kind in nfct_msg.nla_map
-    )
-    cta_tuple = tuple_attribute
-
-    class help(nla):
-        nla_flags = NLA_F_NESTED
-        nla_map = (
-            ("CTA_HELP_UNSPEC", "none"),
-            ("CTA_HELP_NAME", "asciiz"),
-            ("CTA_HELP_INFO", "hex"),
-        )
-
-
-class expectation_message(nfgen_msg):
-    """An expectation."""
-
-    prefix = "CTA_EXPECT_"
-    nla_map = (
-        ("CTA_EXPECT_UNSPEC", "none"),
-        ("CTA_EXPECT_MASTER", "cta_tuple"),
-        ("CTA_EXPECT_TUPLE", "cta_tuple"),
-        ("CTA_EXPECT_MASK", "cta_tuple"),
-        ("CTA_EXPECT_TIMEOUT", "be32"),
-        ("CTA_EXPECT_ID", "be32"),
-        ("CTA_EXPECT_HELP_NAME", "asciiz"),
-        ("CTA_EXPECT_ZONE", "be16"),
-        ("CTA_EXPECT_FLAGS", "be32"),
-        ("CTA_EXPECT_CLASS", "be32"),
-        ("CTA_EXPECT_NAT", "nat"),
-        ("CTA_EXPECT_FN", "asciiz"),
-    )
-    cta_tuple = tuple_attribute
-
-    class nat(nla):
-        nla_flags = NLA_F_NESTED
-        nla_map = (
-            ("CTA_EXPECT_NAT_UNSPEC", "none"),
-            ("CTA_EXPECT_NAT_DIR", "be32"),
-            ("CTA_EXPECT_NAT_TUPLE", "cta_tuple"),
-        )
-        cta_tuple = tuple_attribute
 
 
 class helper_message(nfgen_msg):

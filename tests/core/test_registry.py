@@ -4,8 +4,10 @@
 import inspect
 import os
 import sys
+from importlib.metadata import Distribution
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from zipfile import ZipFile
 
 import pytest
 
@@ -390,6 +392,34 @@ def test_distribution_with_damaged_metadata_takes_down_itself_alone(
     ((name, reason),) = broken
     assert name == "other"
     assert reason.startswith("other: ")
+
+
+def test_distribution_in_an_archive_is_found(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(site, "registry_test_zipped:Dropped", good())
+    archive = site.with_suffix(".zip")
+    with ZipFile(archive, "w") as packed:
+        for file in site.rglob("*"):
+            packed.write(file, file.relative_to(site))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(archive)])
+    sys.path.remove(str(site))
+    assert find_helpers()["dropped"].distribution == "cthelper-x 1.2"
+
+
+def test_distribution_of_another_finder_is_found(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(site, "registry_test_elsewhere:Dropped", good())
+    (metadata,) = site.glob("*.dist-info")
+    metadata = metadata.rename(tmp_path / metadata.name)
+    assert "dropped" not in find_helpers()
+    distribution = Distribution.at(metadata)
+    finder = SimpleNamespace(
+        find_spec=lambda *_: None, find_distributions=lambda _: [distribution]
+    )
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, finder])
+    assert find_helpers()["dropped"].distribution == "cthelper-x 1.2"
 
 
 def test_entry_point_that_takes_the_name_of_a_file_of_ours_is_left_out(

@@ -86,8 +86,8 @@ def test_nothing_that_was_not_given_is_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = find_helpers(given=Given({}, []))
-    monkeypatch.setattr(registry, "entry_points", None)
-    monkeypatch.setattr(registry, "files", None)
+    monkeypatch.setattr(registry, "installed_points", None)
+    monkeypatch.setattr(registry, "read_folder", None)
     broken: list[Broken] = []
     given = Given({}, [Point("x", "os:path", "os 1")], [Broken("y", "is bad")])
     assert find_helpers(given=given, broken=broken) == before

@@ -20,7 +20,7 @@ from cthelper.core.netlink.ctnetlink import (
     _try_entry,
 )
 from cthelper.core.netlink.decoding import conntrack_entry
-from cthelper.core.netlink.messages import CTNETLINK, GET, conntrack_message
+from cthelper.core.netlink.messages import CTNETLINK, GET, nfgen_msg
 from cthelper.core.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from cthelper.core.tuples import (
     TCP,
@@ -211,7 +211,7 @@ def test_entries_decoded_by_hand_are_those_that_pyroute2_decodes(lab: Lab) -> No
             lab.world.gateway.entered(),
             NetlinkSocket(NETLINK_NETFILTER) as requests,
         ):
-            frames = requests.dump(conntrack_message(), CTNETLINK | GET, "list all")
+            frames = requests.dump(nfgen_msg(), CTNETLINK | GET, "list all")
             frames = [each for each in frames if _try_entry(each) is not None]
     decoded = [conntrack_entry(each.data, 20, len(each.data)) for each in frames]
     assert decoded == [_try_entry(each) for each in frames]

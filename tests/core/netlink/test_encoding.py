@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from cthelper.core.errors import Truncated
 from cthelper.core.netlink import encoding
 from cthelper.core.netlink.decoding import expectation_entry
-from cthelper.core.netlink.messages import conntrack_message, expectation_message
 from cthelper.core.tuples import (
     ORIGINAL,
     Address,
@@ -24,6 +23,7 @@ from cthelper.core.tuples import (
     Transport,
     Tuple,
 )
+from tests.core.netlink.declarations import conntrack_message, expectation_message
 
 HEADERS = 20
 
