@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.tuples import Address, Expectation, FlowKey
+from cthelper.core.tuples import Address, Expectation, FlowKey, host_number
 
 LIVE_SOURCE: Final = 512
 """Live expectations of one source's flows."""
@@ -30,7 +30,6 @@ LIVE_SERVER: Final = 1024
 LIVE_ALL: Final = 8192
 """Live expectations in all."""
 
-_LINK_LOCAL: Final = 0xFE80 >> 6  # fe80::/10
 # Seconds between two looks at the kernel's table, and in which an account that the
 # kernel has nothing to say against is not asked for again.
 _PAUSE: Final = 1.0
@@ -81,15 +80,8 @@ Account = tuple[object, ...]
 
 
 def source_of(address: Address) -> Account:
-    """What counts as one source: an address, over IPv6 a /64.
-
-    A host has all addresses of its /64 (RFC 4291, 2.5.4), but of the link-local one
-    each host of the link has some.
-    """
-    number = int(address)
-    if address.version == 6 and number >> 118 != _LINK_LOCAL:
-        return "/64", number >> 64
-    return address.version, number
+    """What counts as one source, see `host_number`."""
+    return address.version, host_number(address)
 
 
 def network_of(address: Address) -> Account | None:

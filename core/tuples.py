@@ -196,10 +196,19 @@ class Conntrack:
         return bool(int.__and__(self.status, _SEQ_ADJUST))
 
 
+_LINK_LOCAL: Final = 0xFE80 >> 6  # fe80::/10
+
+
 def host_number(address: Address) -> int:
-    """An address as a number, of IPv6 its /64 alone: one host may have any in that."""
+    """An address as a number, of IPv6 its /64 alone: one host may have any in that.
+
+    RFC 4291, 2.5.4. The link-local /64 is that of all hosts of a link, and there each
+    address counts.
+    """
     number = int(address)
-    return number if address.version == 4 else number >> 64
+    if address.version == 4 or number >> 118 == _LINK_LOCAL:
+        return number
+    return number >> 64
 
 
 FlowKey = tuple[int, int]

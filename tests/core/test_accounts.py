@@ -123,6 +123,13 @@ def test_hosts_of_one_ipv6_network_are_one_source(world: World) -> None:
     assert world.over("2001:db8:1:3::1", assured=True) is None
 
 
+def test_of_link_local_addresses_each_is_a_source(world: World) -> None:
+    for _ in range(100):
+        world.spend("fe80::1", 0.003, assured=True)
+    assert world.over("fe80::1", assured=True) == "source-cpu"
+    assert world.over("fe80::2", assured=True) is None
+
+
 def test_forged_packets_do_not_spend_what_assured_flows_need(world: World) -> None:
     world.spend("192.0.2.1", 5.0)
     world.spend("192.0.2.1", 5.0, direction=REPLY)

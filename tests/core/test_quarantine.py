@@ -167,6 +167,15 @@ def test_hosts_of_a_64_are_one_peer_and_no_other(quarantine: Quarantine) -> None
     assert peer_of(ip_address("::1")) != peer_of(ip_address("0.0.0.1"))
 
 
+def test_neighbours_with_link_local_addresses_are_peers_of_their_own(
+    quarantine: Quarantine,
+) -> None:
+    for _ in range(20):
+        blame(quarantine, "fe80::1")
+    assert quarantine.holds(HELPER, entry("fe80::1", "2001:db8:9::2"))
+    assert not quarantine.holds(HELPER, entry("fe80::2", "2001:db8:9::2"))
+
+
 def test_flow_may_be_left_out_by_itself(quarantine: Quarantine, clock: Clock) -> None:
     one = entry(GOOD)
     quarantine.hold_flow((one.id, one.zone))
