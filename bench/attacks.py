@@ -7,7 +7,8 @@ Needs root, and a kernel that the live tests can use. Each attack is played agai
 either daemon, with an honest client and server of other addresses: they ask for a port,
 and a datagram must get through to it. A flood is played while the honest client asks
 again and again: the 99th percentile of its round trips stands beside that of the same
-client undisturbed, just before. CPU is the daemon's time on the CPU.
+client undisturbed, just before. The same flood without a daemon says what of that is
+the machine's own. CPU is the daemon's time on the CPU.
 
 Prints two tables, which `docs/security.md` has; the last line of the output is JSON.
 """
@@ -31,6 +32,7 @@ from tests.live.daemon import Daemon
 from tests.live.world import World
 
 OURS: Final = "cthelper"
+NOBODY: Final = "no daemon"
 _CONFIG: Final = """
 [plugins]
 folder = "{folder}"
@@ -123,7 +125,13 @@ def _pid(name: str) -> int:
     raise SystemExit(f"bench: no process {name}")
 
 
-_DAEMONS: Final = {PEER: _theirs, OURS: _ours}
+@contextmanager
+def _nobodys(lab: Lab, _folder: Path) -> Iterator[None]:
+    lab.pids = []
+    yield
+
+
+_DAEMONS: Final = {NOBODY: _nobodys, PEER: _theirs, OURS: _ours}
 
 
 def _attacked(
@@ -163,23 +171,23 @@ def _cell(row: Row) -> str:
 def tables(found: dict[str, tuple[list[Row], list[Latency]]]) -> str:
     """The two tables in Markdown, from what came of each daemon."""
     columns = "opened | honest session | daemon alive | CPU ms"
-    daemons = list(found)
+    daemons = [each for each, (rows, _) in found.items() if rows]
     lines = [
         "| attack | " + " | ".join(f"{each}: {columns}" for each in daemons) + " |",
         "|---" * (1 + 4 * len(daemons)) + "|",
     ]
-    for rows in zip(*(rows for rows, _ in found.values()), strict=True):
+    for rows in zip(*(found[each][0] for each in daemons), strict=True):
         lines.append(f"| {rows[0].attack} | " + " | ".join(map(_cell, rows)) + " |")
-    columns = "p99 ms undisturbed | p99 ms beside it | answered | daemon's CPU | alive"
+    columns = "p99 ms undisturbed | p99 ms beside it | answered | its CPU"
     lines += [
         "",
-        "| flood | " + " | ".join(f"{each}: {columns}" for each in daemons) + " |",
-        "|---" * (1 + 5 * len(daemons)) + "|",
+        "| flood | " + " | ".join(f"{each}: {columns}" for each in found) + " |",
+        "|---" * (1 + 4 * len(found)) + "|",
     ]
     for row in zip(*(latencies for _, latencies in found.values()), strict=True):
         cells = " | ".join(
             f"{each.before:.1f} | {each.beside:.1f} | {each.answered} | "
-            f"{each.share:.0%} | {'yes' if each.alive else 'DIED'}"
+            f"{f'{each.share:.0%}' if each.alive else 'DIED'}"
             for each in row
         )
         lines.append(f"| {row[0].flood} | {cells} |")
@@ -201,7 +209,8 @@ def main() -> int:
         with closing(lab), lab.limited():
             for daemon in options.daemon:
                 lab.clear()
-                found[daemon] = _attacked(lab, daemon, attacks, kinds, Path(folder))
+                played = [] if daemon == NOBODY else attacks
+                found[daemon] = _attacked(lab, daemon, played, kinds, Path(folder))
     print(tables(found))
     print(
         json.dumps(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Netlink attributes encoded by hand, for what is asked with packets or flows.
 
-The counterpart of decoding.py: pyroute2's declarations (messages.py) say the same
-some hundred times slower, and a test holds the two against each other byte for byte.
+The counterpart of decoding.py: pyroute2's declarations say the same some hundred times
+slower, and a test holds the two against each other byte for byte.
 """
 
 import struct
