@@ -28,6 +28,7 @@ from bench.table import (
     replay_rows,
     start_rows,
     text,
+    with_compared,
 )
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
@@ -115,7 +116,9 @@ def main() -> int:
         )
         options.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if options.table is not None:
-        options.table.write_text(f"{_TITLE}{text(rows)}", encoding="utf-8")
+        page = options.table.read_text("utf-8") if options.table.exists() else ""
+        compared = with_compared(page, f"{_TITLE}{text(rows)}")
+        options.table.write_text(compared, encoding="utf-8")
     if options.plot is not None:
         plot(rows, options.plot)
     return 0

@@ -182,6 +182,20 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
 
 
+_COUNTED: Final = "\n## Instructions\n\n"
+
+
+def with_counted(page: str, counted: str) -> str:
+    """docs/bench.md with what was counted (`bench.instructions`) at its end."""
+    return page.partition(_COUNTED)[0] + _COUNTED + counted
+
+
+def with_compared(page: str, compared: str) -> str:
+    """docs/bench.md with what was compared at its begin; what was counted stays."""
+    _, heading, counted = page.partition(_COUNTED)
+    return compared + heading + counted
+
+
 def document(rows: Iterable[Row], **about: object) -> dict[str, object]:
     """What is written as JSON: what the measurements are about, and the rows."""
     return {**about, "rows": [asdict(row) | {"met": row.met} for row in rows]}
