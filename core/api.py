@@ -219,7 +219,8 @@ class Prefilter:
     answers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, see Message.
+@dataclass(slots=True)
 class Expect:
     """Ask that a flow to `endpoint` be expected. Use `expect` to yield one."""
 

@@ -100,7 +100,8 @@ class _Shared:
     open_until: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would treble what it costs to make one for each packet.
+@dataclass(slots=True)
 class Answer:
     """What the kernel has taken of a packet's expectations, and what not and why.
 

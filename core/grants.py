@@ -72,7 +72,8 @@ class Placer(Protocol):
         """Take back what `place` has put in."""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would treble what it costs to make one for each packet.
+@dataclass(slots=True)
 class Granted:
     """What answers a wish: expectations that the kernel has, or is still to be given.
 

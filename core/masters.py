@@ -74,7 +74,8 @@ class _Leaving:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would treble what it costs to make one for each packet.
+@dataclass(slots=True)
 class _Kept:
     """A master: when its last expectation ends, and its entry as it was last known."""
 

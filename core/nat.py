@@ -34,7 +34,8 @@ PORT_ATTEMPTS: Final = 32
 """Ports that are tried where others are taken."""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would treble what it costs to make one for each packet.
+@dataclass(slots=True)
 class Opening:
     """The expected flow's two sides, as the kernel sees its first packet.
 

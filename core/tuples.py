@@ -148,7 +148,9 @@ _CONFIRMED: Final = int(Status.CONFIRMED)
 _SEQ_ADJUST: Final = int(Status.SEQ_ADJUST)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, which would treble what it costs to make one for each packet; but nobody
+# changes one.
+@dataclass(slots=True, kw_only=True)
 class Conntrack:
     """A conntrack entry as the kernel reported it.
 
@@ -232,7 +234,8 @@ class Translation:
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen, see Conntrack.
+@dataclass(slots=True, kw_only=True)
 class Expectation:
     """Permission for a flow that has not begun, as the kernel takes it.
 

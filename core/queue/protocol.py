@@ -75,7 +75,8 @@ class QueuedPacket:
     segment: Segment | None = None
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, see QueuedPacket.
+@dataclass(slots=True)
 class Verdict:
     """The answer to a queued packet.
 
