@@ -276,7 +276,7 @@ class Guard:
         has for flows that were answered, nor what an answer to a forged datagram may
         say off what it has for others. And all of it leaves something to the others.
         """
-        helper, source, _, standing, _ = asker
+        helper, source, standing = asker.helper, asker.source, asker.standing
         unanswered = standing is Standing.UNANSWERED
         per_source = part(rules.per_source, 1, 4) if unanswered else rules.per_source
         key = helper, int(standing), *source_of(source)

@@ -15,7 +15,7 @@ keeps his account full has few questions answered in a second.
 import enum
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count as counter
 from itertools import islice
 from typing import Final, NamedTuple
@@ -55,19 +55,6 @@ class Standing(enum.IntEnum):
     """Its source has heard the answer (IPS_ASSURED), or is this host."""
 
 
-class Asker(NamedTuple):
-    """The flow that asks for expectations, and for whom.
-
-    `server` is None where it goes to a group. `flow` is the master's key.
-    """
-
-    helper: str
-    source: Address
-    server: Address | None
-    standing: Standing
-    flow: FlowKey
-
-
 class Room(NamedTuple):
     """The kernel's table: how many are in it, whoever's, and how many may be."""
 
@@ -75,7 +62,7 @@ class Room(NamedTuple):
     most: int
 
 
-Account = tuple[object, ...]
+Account = tuple[str | int, ...]
 """What tells one account from another."""
 
 
@@ -88,6 +75,71 @@ def network_of(address: Address) -> Account | None:
     """The /48 of an address, which one customer may have (RFC 6177); None: IPv4."""
     return None if address.version == 4 else ("/48", int(address) >> 80)
 
+
+@dataclass(slots=True, eq=False)
+class Asker:
+    """The flow that asks for expectations, and for whom.
+
+    `server` is None where it goes to a group. `flow` is the master's key. `accounts`
+    are those that its expectations are on, the narrowest first; each begins with its
+    kind.
+    """
+
+    helper: str
+    source: Address
+    server: Address | None
+    standing: Standing
+    flow: FlowKey
+    accounts: tuple[Account, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.accounts = tuple(self._accounts())
+
+    def _accounts(self) -> Iterator[Account]:
+        # What may be forged in the source's name gets a part of its account alone,
+        # which leaves the source itself the rest.
+        unanswered = self.standing is Standing.UNANSWERED
+        unproven = self.standing is not Standing.PROVEN
+        who = source_of(self.source)
+        if unproven:
+            yield "unanswered source" if unanswered else "answered source", *who
+        yield "source", *who
+        if self.server is not None:
+            number = int(self.server), self.server.version
+            if unanswered:
+                yield "unanswered server", *number
+            if unproven:
+                yield "unproven server", *number
+            yield "server", *number
+        network = network_of(self.source)
+        if network is not None:
+            yield network
+        if unanswered:
+            yield ("unanswered",)
+        if unproven:
+            yield ("unproven",)
+        yield ("all",)
+
+
+_KINDS: Final[dict[str | int, tuple[str, str]]] = {
+    "unanswered source": ("live-source", "{0.source}, which may be forged, has"),
+    "answered source": ("live-source", "{0.source}, which may be forged, has"),
+    "source": ("live-source", "the flows of {0.source} have"),
+    "unanswered server": (
+        "live-server",
+        "unanswered ones of the flows to {0.server} have",
+    ),
+    "unproven server": (
+        "live-server",
+        "those that may be forged of the flows to {0.server} have",
+    ),
+    "server": ("live-server", "the flows to {0.server} have"),
+    "/48": ("live-network", "the /48 of {0.source} has"),
+    "unanswered": ("live-unanswered", "unanswered flows have"),
+    "unproven": ("live-unproven", "flows that may be forged have"),
+    "all": ("live-all", "all flows have"),
+}
+"""By the kind of an account, the reason for a refusal, and whose it is in words."""
 
 _Identity = tuple[object, ...]
 """What tells one expectation in the kernel from another."""
@@ -106,15 +158,6 @@ class _Live:
     end: float
     placed: bool
     flows: set[FlowKey] | None
-
-
-class _Limit(NamedTuple):
-    """Of an account; `whose` says in words whose it is, about an asker."""
-
-    reason: str
-    account: Account
-    most: int
-    whose: str
 
 
 class Ledger:
@@ -136,7 +179,6 @@ class Ledger:
         room: Callable[[], Room | None] | None = None,
         workers: int = 1,
     ) -> None:
-        self.limit(source, server, in_all)
         self._lives = lives
         self._look = room
         self._workers = workers
@@ -145,6 +187,7 @@ class Ledger:
         # free until the next look; None: not known.
         self._usable: int | None = None
         self._free: int | None = None
+        self.limit(source, server, in_all)
         self._live: dict[_Identity, _Live] = {}
         self._members: dict[Account, dict[_Identity, None]] = {}
         self._of_flow: dict[FlowKey, set[_Identity]] = {}
@@ -160,6 +203,31 @@ class Ledger:
     def limit(self, source: int, server: int, in_all: int) -> None:
         """Set the limits anew; what lives beyond them goes on."""
         self._source, self._server, self._in_all = source, server, in_all
+        self._share_out()
+
+    def _share_out(self) -> None:
+        """Find out the limit of each kind of account."""
+        usable = self._usable
+        source, server, in_all = (
+            _lower(limit, None if usable is None else usable * eighths // 8)
+            for limit, eighths in (
+                (self._source, 3),
+                (self._server, 4),
+                (self._in_all, 8),
+            )
+        )
+        self._most: dict[str | int, int] = {
+            "unanswered source": part(source, 1, 6),
+            "answered source": part(source, 4, 6),
+            "source": source,
+            "unanswered server": part(server, 1, 2),
+            "unproven server": part(server, 3, 4),
+            "server": server,
+            "/48": part(in_all, 3, 4),
+            "unanswered": part(in_all, 1, 2),
+            "unproven": part(in_all, 3, 4),
+            "all": in_all,
+        }
 
     def check(
         self, now: float, asker: Asker, wanted: Sequence[Expectation], *, moves: bool
@@ -175,9 +243,11 @@ class Ledger:
         count = len(wanted) if moves else sum(each not in self._live for each in keys)
         if count:
             self._check(now, asker, keys, count)
+        if self._free is None:
+            return
         # A one-shot one that is wished again may have been met, and then it is new.
         may_be_new = len(wanted) if moves else sum(map(self._may_be_new, wanted))
-        if self._free is not None and self._free < may_be_new:
+        if self._free < may_be_new:
             raise ExpectationRefused(
                 "live-all",
                 "a quarter of the kernel's table is left to others "
@@ -187,14 +257,15 @@ class Ledger:
     def _check(
         self, now: float, asker: Asker, wanted: Collection[_Identity], count: int
     ) -> None:
-        for limit in self._limits(asker):
-            if not limit.most or self._count(limit.account) + count <= limit.most:
+        for account in asker.accounts:
+            most = self._most[account[0]]
+            if not most or self._count(account) + count <= most:
                 continue
-            self._ask(now, limit.account, wanted)
-            if self._count(limit.account) + count > limit.most:
-                whose = limit.whose.format(asker)
+            self._ask(now, account, wanted)
+            if self._count(account) + count > most:
+                reason, whose = _KINDS[account[0]]
                 raise ExpectationRefused(
-                    limit.reason, f"{whose} {limit.most} live expectations"
+                    reason, f"{whose.format(asker)} {most} live expectations"
                 )
 
     def _may_be_new(self, expectation: Expectation) -> bool:
@@ -209,7 +280,7 @@ class Ledger:
         placed: bool,
     ) -> None:
         """Count these, which may be there already. `placed`: the kernel has them."""
-        accounts = tuple(each.account for each in self._limits(asker))
+        accounts = asker.accounts
         for expectation in expectations:
             identity = _identity(expectation)
             end = now + expectation.timeout + _MARGIN
@@ -275,57 +346,6 @@ class Ledger:
             if not own:
                 del self._of_flow[flow]
 
-    def _limits(self, asker: Asker) -> Iterator[_Limit]:
-        """The accounts that an asker's expectations are on, the narrowest first.
-
-        What may be forged in the source's name gets a part of its account alone, which
-        leaves the source itself the rest.
-        """
-        usable = self._usable
-        source, server, in_all = (
-            _lower(limit, None if usable is None else usable * eighths // 8)
-            for limit, eighths in (
-                (self._source, 3),
-                (self._server, 4),
-                (self._in_all, 8),
-            )
-        )
-        who = source_of(asker.source)
-        standing = asker.standing
-        if standing is not Standing.PROVEN:
-            sixths = 4 if standing is Standing.ANSWERED else 1
-            yield _Limit(
-                "live-source",
-                (int(standing), *who),
-                part(source, sixths, 6),
-                "{0.source}, which may be forged, has",
-            )
-        whose = "the flows of {0.source} have"
-        yield _Limit("live-source", ("source", *who), source, whose)
-        if asker.server is not None:
-            whose = "the flows to {0.server} have"
-            number = int(asker.server), asker.server.version
-            if standing is Standing.UNANSWERED:
-                account = "unanswered", *number
-                words = f"unanswered ones of {whose}"
-                yield _Limit("live-server", account, part(server, 1, 2), words)
-            if standing is not Standing.PROVEN:
-                account = "unproven", *number
-                words = f"those that may be forged of {whose}"
-                yield _Limit("live-server", account, part(server, 3, 4), words)
-            yield _Limit("live-server", ("server", *number), server, whose)
-        network = network_of(asker.source)
-        if network is not None:
-            whose = "the /48 of {0.source} has"
-            yield _Limit("live-network", network, part(in_all, 3, 4), whose)
-        if standing is Standing.UNANSWERED:
-            whose = "unanswered flows have"
-            yield _Limit("live-unanswered", ("unanswered",), part(in_all, 1, 2), whose)
-        if standing is not Standing.PROVEN:
-            whose = "flows that may be forged have"
-            yield _Limit("live-unproven", ("unproven",), part(in_all, 3, 4), whose)
-        yield _Limit("live-all", ("all",), in_all, "all flows have")
-
     def _count(self, account: Account) -> int:
         return len(self._members.get(account, ()))
 
@@ -388,10 +408,11 @@ class Ledger:
         room = None if self._look is None else self._look()
         if room is None:
             self._usable = self._free = None
-            return
-        usable = room.most * 3 // 4
-        self._usable = max(1, usable // self._workers)
-        self._free = max(0, usable - room.held) // self._workers
+        else:
+            usable = room.most * 3 // 4
+            self._usable = max(1, usable // self._workers)
+            self._free = max(0, usable - room.held) // self._workers
+        self._share_out()
 
 
 def _identity(expectation: Expectation) -> _Identity:
