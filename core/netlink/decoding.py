@@ -42,6 +42,25 @@ _ATTRIBUTE = struct.Struct("=HH")
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
+_PORTS: Final = (
+    struct.pack("=4H", 28, 0x8002, 5, 1),
+    struct.pack("=2H", 6, 2),
+    struct.pack("=2H", 6, 3),
+)
+# A tuple as kernels lay it out (ctnetlink_dump_tuples), by its size. The attributes'
+# headers, which are always these, stand before addresses, number and ports.
+_LAYOUTS: Final = {
+    48: (
+        struct.Struct("=8s4s4s4s8sB3x4s2s2x4s2s2x"),
+        (struct.pack("=4H", 20, 0x8001, 8, 1), struct.pack("=2H", 8, 2), *_PORTS),
+    ),
+    72: (
+        struct.Struct("=8s16s4s16s8sB3x4s2s2x4s2s2x"),
+        (struct.pack("=4H", 44, 0x8001, 20, 3), struct.pack("=2H", 20, 4), *_PORTS),
+    ),
+}
+_TRANSPORTS: Final = {int(each): each for each in Transport}
+
 
 def conntrack_entry(data: bytes, start: int, stop: int) -> Conntrack | None:
     """The entry in the CTA_* attributes of ``data[start:stop]``.
@@ -76,7 +95,7 @@ def conntrack_entry(data: bytes, start: int, stop: int) -> Conntrack | None:
         id=identity,
         original=original,
         reply=reply,
-        status=Status(status),
+        status=_status(status),
         zone=zone,
         helper=helper,
         mark=mark,
@@ -85,11 +104,32 @@ def conntrack_entry(data: bytes, start: int, stop: int) -> Conntrack | None:
     )
 
 
+# Flags are dear to make, and there are few that go together.
+_status = lru_cache(maxsize=1024)(Status)
+
+
 # A flow's packets come with the same bytes again and again, and the objects inside a
 # tuple are what decoding costs most.
 @lru_cache(maxsize=8192)
 def read_tuple(data: bytes) -> Tuple | None:
     """The tuple in a CTA_TUPLE_*; None: neither TCP's nor UDP's. Raises Truncated."""
+    known = _LAYOUTS.get(len(data))
+    if known is not None:
+        layout, headers = known
+        fields = layout.unpack(data)
+        if fields[::2] == headers:
+            source, destination, number, port, other = fields[1::2]
+            transport = _TRANSPORTS.get(number)
+            if transport is None:
+                return None
+            return Tuple(
+                transport, _endpoint(source, port), _endpoint(destination, other)
+            )
+    return _walked_tuple(data)
+
+
+def _walked_tuple(data: bytes) -> Tuple | None:
+    """As `read_tuple`, whatever the order of the attributes is."""
     addresses: dict[int, bytes] = {}
     ports: dict[int, bytes] = {}
     for kind, start, stop in walk(data, 0, len(data)):
@@ -99,8 +139,8 @@ def read_tuple(data: bytes) -> Tuple | None:
         elif kind == 2:  # CTA_TUPLE_PROTO
             for part, first, last in walk(data, start, stop):
                 ports[part] = data[first:last]
-    protocol = int.from_bytes(ports.get(1, b""))
-    if protocol not in tuple(Transport):
+    transport = _TRANSPORTS.get(int.from_bytes(ports.get(1, b"")))
+    if transport is None:
         return None
     if 1 in addresses:
         source = _sized(addresses[1], 4)
@@ -109,7 +149,7 @@ def read_tuple(data: bytes) -> Tuple | None:
         source = _sized(addresses.get(3, b""), 16)
         destination = _sized(addresses.get(4, b""), 16)
     return Tuple(
-        Transport(protocol),
+        transport,
         _endpoint(source, _sized(ports.get(2, b""), 2)),
         _endpoint(destination, _sized(ports.get(3, b""), 2)),
     )
@@ -246,4 +286,7 @@ def read_u16(data: bytes, start: int, stop: int) -> int:
 
 def read_u32(data: bytes, start: int, stop: int) -> int:
     """The value of an attribute of 32 bits. Raises Truncated."""
-    return read(_U32, data, start, stop)[0]
+    if stop - start < 4:
+        raise Truncated(f"attribute value of {stop - start} bytes")
+    number: int = _U32.unpack_from(data, start)[0]
+    return number

@@ -5,6 +5,7 @@ The live tests hold this decoder against pyroute2's on what a kernel sends.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -13,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.errors import Truncated
+from cthelper.core.netlink import decoding
 from cthelper.core.netlink.decoding import (
     conntrack_entry,
     conntrack_key,
     expectations_made,
+    read_tuple,
     read_u32,
     walk,
 )
@@ -70,6 +73,9 @@ def tuple_(kind: int, value: Tuple, number: int | None = None) -> bytes:
             value.destination.port,
         ),
     )
+
+
+FOUR, SIX = ("192.0.2.1", "198.51.100.2"), ("2001:db8::1", "2001:db8::2")
 
 
 def flow(transport: Transport, source: str, destination: str) -> Tuple:
@@ -131,6 +137,30 @@ def test_order_and_flags_of_attributes_do_not_matter() -> None:
     data = u32(NETWORK_ORDER | ID, 5) + tuple_(TUPLE_REPLY, REPLY)
     data += tuple_(TUPLE_ORIG, ORIGINAL)
     assert decode(data) == replace(LEAST, id=5)
+
+
+def as_told(read: Callable[[bytes], Tuple | None], data: bytes) -> object:
+    """A tuple, None, or that it was cut off."""
+    try:
+        return read(data)
+    except Truncated:
+        return Truncated
+
+
+@given(
+    st.sampled_from([flow(UDP, *ends) for ends in (FOUR, SIX)]),
+    st.lists(st.tuples(st.integers(0, 71), st.integers(0, 255)), max_size=3),
+)
+def test_usual_layout_is_read_as_any_other(
+    value: Tuple, changes: list[tuple[int, int]]
+) -> None:
+    data = bytearray(tuple_(TUPLE_ORIG, value)[4:])
+    assert len(data) in decoding._LAYOUTS
+    assert read_tuple(bytes(data)) == value
+    for at, byte in changes:
+        data[at % len(data)] = byte
+    told = as_told(decoding._walked_tuple, bytes(data))
+    assert as_told(read_tuple, bytes(data)) == told
 
 
 def test_unknown_attributes_are_passed_over() -> None:
