@@ -62,7 +62,8 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _ERRNO: Final = struct.Struct("=i")
 _RECEIVE: Final = 1 << 17
 # No request here makes the kernel wait; a missing answer is a bug, not a delay.
-_ANSWER_SECONDS: Final = 5.0
+_ANSWER_SECONDS: Final = 5
+_ANSWER_TIME: Final = struct.pack("@ll", _ANSWER_SECONDS, 0)  # struct timeval
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class NetlinkSocket:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family)
         except OSError as error:
             raise _failure(error, "open netlink socket") from None
-        seconds = _ANSWER_SECONDS
+        waits = True
         try:
             self._socket.bind((0, 0))
             self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
@@ -167,11 +168,14 @@ class NetlinkSocket:
                 )
             for group in groups:
                 self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-                seconds = 0.0
+                waits = False
+            # By itself Python would ask, before each request and each answer, whether
+            # the socket is ready.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIME)
         except OSError as error:
             self._socket.close()
             raise _failure(error, "set up netlink socket") from None
-        self._socket.settimeout(seconds)
+        self._socket.setblocking(waits)
         self._sequence = 0
         self.overruns = 0
 
@@ -340,8 +344,9 @@ class NetlinkSocket:
 
 
 def _failure(error: OSError, what: object) -> NetlinkError:
-    """The named error; a timeout of Python's own has no number."""
-    return NetlinkError.of(error.errno or errno.ETIMEDOUT, what)
+    """The named error; who waits in vain (SO_RCVTIMEO) is told EAGAIN."""
+    late = isinstance(error, BlockingIOError)
+    return NetlinkError.of(errno.ETIMEDOUT if late else error.errno or 0, what)
 
 
 def _acknowledges(data: bytes, sequence: int) -> bool:

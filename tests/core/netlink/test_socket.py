@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
 from cthelper.core.errors import Busy, NetlinkError, NotFound
+from cthelper.core.netlink import socket as netlink_socket
 from cthelper.core.netlink.socket import (
     NETLINK_ROUTE,
     Frame,
@@ -197,7 +198,7 @@ class Failing:
         (OSError(errno.ENOMEM, ""), "kernel-enomem"),
         (PermissionError(errno.EPERM, ""), "kernel-eperm"),
         (ConnectionRefusedError(errno.ECONNREFUSED, ""), "kernel-econnrefused"),
-        (TimeoutError("timed out"), "kernel-etimedout"),
+        (BlockingIOError(errno.EAGAIN, ""), "kernel-etimedout"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -223,9 +224,20 @@ def test_what_fails_on_the_socket_itself_is_an_error_of_netlink(
     assert caught.value.reason == reason
 
 
+def test_answer_that_does_not_come_is_waited_for_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(netlink_socket, "_ANSWER_TIME", struct.pack("@ll", 0, 10_000))
+    with (
+        NetlinkSocket(NETLINK_ROUTE) as made,
+        pytest.raises(NetlinkError, match=r"^ask nothing: .*\(ETIMEDOUT\)"),
+    ):
+        made._answers("ask nothing")
+
+
 def test_events_never_wait() -> None:
-    # A socket that waited would raise TimeoutError after 5 seconds.
     with NetlinkSocket(NETLINK_ROUTE, groups=(1,)) as socket:
+        assert not socket._socket.getblocking()
         assert all(isinstance(each, Frame) for each in socket.events())
         assert socket.overruns == 0
 
