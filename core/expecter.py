@@ -381,6 +381,8 @@ class Expecter:
 
     def _find(self, expectation: Expectation) -> _Shared | None:
         """The shared one that covers an expectation; they do not overlap."""
+        if not self._shared:
+            return None
         for shared in self._shared.get(_where(expectation), ()):
             if _covers(shared.expectation, expectation):
                 return shared

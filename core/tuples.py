@@ -172,7 +172,11 @@ class Conntrack:
     def translated(self) -> bool:
         """Whether either side knows the other by another endpoint than its own."""
         ours, theirs = self.original, self.reply
-        return ours.source != theirs.destination or ours.destination != theirs.source
+        client, server = theirs.destination, theirs.source
+        # Comparing is dear, and what was decoded alike is the same object.
+        return (ours.source is not client and ours.source != client) or (
+            ours.destination is not server and ours.destination != server
+        )
 
     @property
     def answered(self) -> bool:

@@ -70,8 +70,12 @@ class Log:
         self.counters[event if reason is None else f"{event}.{reason}"] += 1
         if _LEVELS.index(level) < self._lowest:
             return
-        bucket = self._buckets.setdefault((event, str(reason)), _Bucket(self._clock()))
-        if not bucket.take(self._clock()):
+        key = event, str(reason)
+        now = self._clock()
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket(now)
+        if not bucket.take(now):
             return
         more = {"suppressed": bucket.suppressed} if bucket.suppressed else {}
         try:
