@@ -6,6 +6,7 @@ slower, and a test holds the two against each other byte for byte.
 """
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 from cthelper.core.netlink.decoding import (
@@ -74,36 +75,69 @@ def expectation(value: Expectation) -> bytes:
     """The attributes of an expectation, all but its master."""
     end = value.destination
     packed = end.address.packed
-    port = end.port.to_bytes(2)
-    if value.source is None:
-        source = mask = bytes(len(packed))
-    else:
-        source = value.source.network_address.packed
-        mask = value.source.netmask.packed
-    from_port, from_mask = _NONE, _NONE
-    if value.source_port is not None:
-        from_port, from_mask = value.source_port.to_bytes(2), _FULL
     transport = value.transport
+    if value.source is None:
+        source, bits = bytes(len(packed)), 0
+    else:
+        source, bits = value.source.network_address.packed, value.source.prefixlen
+    from_port = _NONE if value.source_port is None else value.source_port.to_bytes(2)
+    attributes = _sides(
+        EXP_TUPLE, source, packed, transport, from_port, end.port.to_bytes(2)
+    ) + _template(
+        len(packed),
+        bits,
+        transport,
+        value.source_port is None,
+        value.timeout,
+        value.helper,
+        value.class_,
+        value.zone,
+        value.permanent,
+    )
+    if value.translation is None:
+        return attributes
+    # One without the other leads to port 0, or to no translation.
+    return (
+        attributes
+        + _translation(value.translation, transport, len(packed))
+        + _attribute(EXP_FN, _FOLLOW_MASTER)
+    )
+
+
+# It is the same for all that a helper expects of single hosts by one policy.
+@lru_cache(maxsize=256)
+def _template(
+    size: int,
+    bits: int,
+    transport: Transport,
+    any_port: bool,
+    timeout: int,
+    helper: str | None,
+    class_: int,
+    zone: int,
+    permanent: bool,
+) -> bytes:
+    """What stands in an expectation besides its ends, which are addresses of a `size`.
+
+    `bits` is the prefix of the source.
+    """
+    mask = ((1 << bits) - 1 << 8 * size - bits).to_bytes(size)
     parts = [
-        _sides(EXP_TUPLE, source, packed, transport, from_port, port),
         # The kernel reads no mask of the destination: it is exact.
-        _sides(EXP_MASK, mask, b"\xff" * len(packed), transport, from_mask, _FULL),
+        _sides(
+            *(EXP_MASK, mask, b"\xff" * size, transport),
+            *(_NONE if any_port else _FULL, _FULL),
+        ),
         # The kernel takes the policy's timeout whatever stands here, but wants it.
-        _u32(EXP_TIMEOUT, value.timeout),
+        _u32(EXP_TIMEOUT, timeout),
     ]
-    if value.helper is not None:
-        parts.append(helper_name(value.helper))
-    if value.helper is not None or value.class_:
-        parts.append(_u32(EXP_CLASS, value.class_))
-    if value.zone:
-        parts.append(_u16(EXP_ZONE, value.zone))
-    parts.append(_u32(EXP_FLAGS, PERMANENT if value.permanent else 0))
-    if value.translation is not None:
-        # One without the other leads to port 0, or to no translation.
-        parts += [
-            _translation(value.translation, transport, len(packed)),
-            _attribute(EXP_FN, _FOLLOW_MASTER),
-        ]
+    if helper is not None:
+        parts.append(helper_name(helper))
+    if helper is not None or class_:
+        parts.append(_u32(EXP_CLASS, class_))
+    if zone:
+        parts.append(_u16(EXP_ZONE, zone))
+    parts.append(_u32(EXP_FLAGS, PERMANENT if permanent else 0))
     return b"".join(parts)
 
 
