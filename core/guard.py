@@ -25,9 +25,7 @@ from cthelper.core.ledger import (
     Ledger,
     Room,
     Standing,
-    network_of,
     part,
-    source_of,
 )
 from cthelper.core.tuples import (
     LIMITED_BROADCAST,
@@ -282,12 +280,12 @@ class Guard:
         has for flows that were answered, nor what an answer to a forged datagram may
         say off what it has for others. And all of it leaves something to the others.
         """
-        helper, source, standing = asker.helper, asker.source, asker.standing
+        helper, standing = asker.helper, asker.standing
         unanswered = standing is Standing.UNANSWERED
         per_source = part(rules.per_source, 1, 4) if unanswered else rules.per_source
-        key = helper, int(standing), *source_of(source)
+        key = helper, int(standing), *asker.who
         yield "rate-source", key, per_source, "guard.per_source"
-        network = network_of(source)
+        network = asker.network
         for name, size, limit in (
             (helper, rules.per_helper, "guard.per_helper"),
             ("", self._in_all, "[guard] in_all"),

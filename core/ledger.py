@@ -14,7 +14,7 @@ keeps his account full has few questions answered in a second.
 
 import enum
 import heapq
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count as counter
 from itertools import islice
@@ -80,9 +80,9 @@ def network_of(address: Address) -> Account | None:
 class Asker:
     """The flow that asks for expectations, and for whom.
 
-    `server` is None where it goes to a group. `flow` is the master's key. `accounts`
-    are those that its expectations are on, the narrowest first; each begins with its
-    kind.
+    `server` is None where it goes to a group. `flow` is the master's key. `who` tells
+    the source from others, `network` its /48. `accounts` are those that its
+    expectations are on, the narrowest first; each begins with its kind.
     """
 
     helper: str
@@ -90,35 +90,37 @@ class Asker:
     server: Address | None
     standing: Standing
     flow: FlowKey
+    who: Account = field(init=False)
+    network: Account | None = field(init=False)
     accounts: tuple[Account, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.accounts = tuple(self._accounts())
-
-    def _accounts(self) -> Iterator[Account]:
         # What may be forged in the source's name gets a part of its account alone,
         # which leaves the source itself the rest.
         unanswered = self.standing is Standing.UNANSWERED
         unproven = self.standing is not Standing.PROVEN
-        who = source_of(self.source)
+        self.who = who = source_of(self.source)
+        self.network = network_of(self.source)
+        accounts: list[Account] = []
         if unproven:
-            yield "unanswered source" if unanswered else "answered source", *who
-        yield "source", *who
+            kind = "unanswered source" if unanswered else "answered source"
+            accounts.append((kind, *who))
+        accounts.append(("source", *who))
         if self.server is not None:
             number = int(self.server), self.server.version
             if unanswered:
-                yield "unanswered server", *number
+                accounts.append(("unanswered server", *number))
             if unproven:
-                yield "unproven server", *number
-            yield "server", *number
-        network = network_of(self.source)
-        if network is not None:
-            yield network
+                accounts.append(("unproven server", *number))
+            accounts.append(("server", *number))
+        if self.network is not None:
+            accounts.append(self.network)
         if unanswered:
-            yield ("unanswered",)
+            accounts.append(("unanswered",))
         if unproven:
-            yield ("unproven",)
-        yield ("all",)
+            accounts.append(("unproven",))
+        accounts.append(("all",))
+        self.accounts = tuple(accounts)
 
 
 _KINDS: Final[dict[str | int, tuple[str, str]]] = {
