@@ -113,27 +113,23 @@ class Grants:
         opening = self._opening(wish, message, entry, config)
         networks = self._networks(wish, opening)
         name = config.helper.name
-        wanted = [
-            each
-            for network in networks
-            for each in _pair(
-                Expectation(
-                    master=entry.original,
-                    transport=wish.transport or message.transport,
-                    source=network,
-                    source_port=wish.source_port,
-                    destination=opening.destination,
-                    policy=policy.name,
-                    timeout=policy.timeout,
-                    class_=class_,
-                    permanent=wish.permanent,
-                    helper=wish.helper,
-                    zone=entry.zone,
-                    translation=opening.translation,
-                ),
-                pair=wish.pair,
+        wanted: list[Expectation] = []
+        for network in networks:
+            expectation = Expectation(
+                master=entry.original,
+                transport=wish.transport or message.transport,
+                source=network,
+                source_port=wish.source_port,
+                destination=opening.destination,
+                policy=policy.name,
+                timeout=policy.timeout,
+                class_=class_,
+                permanent=wish.permanent,
+                helper=wish.helper,
+                zone=entry.zone,
+                translation=opening.translation,
             )
-        ]
+            wanted += _pair(expectation, pair=wish.pair)
         placer = self._placer
         if opening.translation is None or not entry.confirmed:
             placer = None

@@ -97,6 +97,8 @@ class Rules:
 
         What no helper may open at all `refusal` says.
         """
+        if not self.allow_hosts and not self.allow:
+            return False
         address, port = endpoint.address, endpoint.port
         return _within(address, self.allow_hosts) or any(
             each.names(announcer, address)

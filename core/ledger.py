@@ -242,7 +242,7 @@ class Ledger:
         if now - self._looked >= _PAUSE:
             self._look_at_table(now)
         keys = {_identity(each) for each in wanted}
-        count = len(wanted) if moves else sum(each not in self._live for each in keys)
+        count = len(wanted) if moves else sum([each not in self._live for each in keys])
         if count:
             self._check(now, asker, keys, count)
         if self._free is None:

@@ -119,7 +119,7 @@ class Masters:
         The timeout in seconds that it needs, where it is confirmed and its is shorter.
         """
         key = key_of(entry)
-        until = self._clock() + max(each.timeout for each in expectations)
+        until = self._clock() + max([each.timeout for each in expectations])
         if key in self._kept:
             until = max(self._kept[key].until, until)
         self._kept[key] = _Kept(until, entry)

@@ -81,12 +81,18 @@ class Outcome:
     @property
     def expectations(self) -> tuple[Expectation, ...]:
         """Those that the kernel has not got yet."""
-        return tuple(each for granted in self.granted for each in granted.wanted)
+        found: list[Expectation] = []
+        for granted in self.granted:
+            found += granted.wanted
+        return tuple(found)
 
     @property
     def placed(self) -> tuple[Placed, ...]:
         """Those that the kernel has."""
-        return tuple(each for granted in self.granted for each in granted.placed)
+        found: list[Placed] = []
+        for granted in self.granted:
+            found += granted.placed
+        return tuple(found)
 
 
 @dataclass(slots=True)

@@ -224,8 +224,9 @@ class Inspection:
         """
         answer = self._expecter.carry_out(entry, decision.expectations, decision.placed)
         ledger = self._engine.guard.ledger
-        ledger.confirm(each.expectation for each in answer.placed)
-        ledger.cancel(each for each, _ in answer.refused)
+        ledger.confirm([placed.expectation for placed in answer.placed])
+        if answer.refused:
+            ledger.cancel([expectation for expectation, _ in answer.refused])
         for expectation, how, flows in answer.placed:
             self._log.event(
                 "expectation",

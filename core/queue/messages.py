@@ -39,6 +39,7 @@ _FAIL_OPEN: Final = 1
 _CONNTRACK: Final = 2
 
 _ATTRIBUTE = struct.Struct("=HH")
+_ANSWER = struct.Struct("!II")
 _U32 = struct.Struct("!I")
 _PACKET = struct.Struct("!IHB")
 _MESSAGE = struct.Struct("=IHHIIBBH")
@@ -78,15 +79,13 @@ def parameters(number: int, *, fail_open: bool) -> bytes:
 
 def batch(number: int, action: Action, last: int) -> bytes:
     """The message that answers every packet that waits, up to the id `last`."""
-    header = struct.pack("!II", action, last)
+    header = _ANSWER.pack(action, last)
     return _message(VERDICT_BATCH, number, _attribute(_VERDICT_HEADER, header))
 
 
 def verdict(number: int, answer: Verdict) -> bytes:
     """The message that answers a packet of queue `number`."""
-    attributes = _attribute(
-        _VERDICT_HEADER, struct.pack("!II", answer.action, answer.id)
-    )
+    attributes = _attribute(_VERDICT_HEADER, _ANSWER.pack(answer.action, answer.id))
     if answer.payload is not None:
         attributes += _attribute(_PAYLOAD, answer.payload)
     if not answer.plain:
@@ -203,8 +202,7 @@ def entry_of(data: bytes) -> Conntrack | None:
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
-    padding = b"\0" * (-len(value) % 4)
-    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + padding
+    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
 
 
 def _message(kind: int, number: int, attributes: bytes, flags: int = 0) -> bytes:
