@@ -305,8 +305,10 @@ class _Daemon:
         self._id = 0
         self._sequence = 0
 
-    def message(self, packet: bytes, ct: bytes, direction: Direction) -> bytes:
-        """What the queue gives out next."""
+    def message(
+        self, way: Tuple, payload: bytes, entry: Conntrack, direction: Direction
+    ) -> bytes:
+        """A datagram as the queue gives it out next."""
         self._id += 1
         body = (
             _attribute(
@@ -314,9 +316,9 @@ class _Daemon:
             )
             + _u32(_INPUT, 2)
             + _u32(_OUTPUT, 3)
-            + _attribute(_NESTED | _CT, ct)
+            + _attribute(_NESTED | _CT, _ct(entry))
             + _u32(_CT_INFO, 0 if direction is ORIGINAL else _IS_REPLY)
-            + _attribute(_PAYLOAD, packet)
+            + _attribute(_PAYLOAD, wire.datagram(way, payload))
         )
         return struct.pack("=IHHII4x", 20 + len(body), _QUEUED, 0, 0, 0) + body
 
@@ -362,6 +364,14 @@ def _transact(
     return daemon.turn(calls) + daemon.turn(replies, len(replies))
 
 
+def _call(daemon: _Daemon, entry: Conntrack, number: int) -> bytes:
+    return daemon.message(entry.original, wire.getport(number), entry, ORIGINAL)
+
+
+def _reply(daemon: _Daemon, entry: Conntrack, number: int) -> bytes:
+    return daemon.message(entry.reply, _getport_reply(number), entry, REPLY)
+
+
 def _getports(
     flow: Callable[[int], tuple[Conntrack, Conntrack]], size: int
 ) -> Callable[[ExitStack, int], Sequence[Step]]:
@@ -372,24 +382,8 @@ def _getports(
         steps = []
         for first in range(0, count * size, size):
             numbers = range(first, first + size)
-            calls = [
-                daemon.message(
-                    wire.datagram(entry.original, wire.getport(number)),
-                    _ct(entry),
-                    ORIGINAL,
-                )
-                for number in numbers
-                for entry in (flow(number)[0],)
-            ]
-            replies = [
-                daemon.message(
-                    wire.datagram(entry.reply, _getport_reply(number)),
-                    _ct(entry),
-                    REPLY,
-                )
-                for number in numbers
-                for entry in (flow(number)[1],)
-            ]
+            calls = [_call(daemon, flow(each)[0], each) for each in numbers]
+            replies = [_reply(daemon, flow(each)[1], each) for each in numbers]
             steps.append(partial(_transact, daemon, calls, replies))
         return steps
 
@@ -415,11 +409,13 @@ def _null_replies(stack: ExitStack, count: int) -> Sequence[Step]:
     """Replies to calls that the kernel has passed: their flow has asked nothing."""
     daemon = _Daemon(stack)
     entry = _entry(_asks(), "sunrpc")
-    packet = wire.datagram(entry.reply, wire.reply(1))
     return [
         partial(
             daemon.passed,
-            [daemon.message(packet, _ct(entry), REPLY) for _ in range(BATCH)],
+            [
+                daemon.message(entry.reply, wire.reply(1), entry, REPLY)
+                for _ in range(BATCH)
+            ],
         )
         for _ in range(count)
     ]
