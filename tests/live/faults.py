@@ -170,7 +170,8 @@ def forbid_descriptors(scene: Scene) -> None:
     try:
         scene.reload(otherwise(scene.config), "reload-refused")
         os.kill(scene.server(), signal.SIGKILL)
-        time.sleep(5.0)
+        # Another one cannot be started.
+        assert until(lambda: scene.told("step-failed"), _SECONDS)
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     scene.reload(scene.config, "reloaded")
@@ -310,7 +311,10 @@ def load_module_before_start(scene: Scene) -> None:
 
 
 def load_module_before_reload(scene: Scene) -> None:
-    """A module of the kernel's has the name of a plugin that a reload brings."""
+    """A module of the kernel's has the name of a plugin that a reload brings.
+
+    When the module goes the kernel drops what waits in any queue.
+    """
     with module(_MODULE), _plugin(scene, TFTP) as config:
         error = scene.reload(config, "reload-refused")["error"]
         assert f"'tftp' is taken by the kernel module {_MODULE}" in error
