@@ -20,6 +20,7 @@ import secrets
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -78,6 +79,12 @@ _TABLE_GROWTH: Final = 1.25
 _TABLE_ENTRIES: Final = 50
 # A flush drops what waits in the queues: a call and an answer of each source.
 _FLUSHED: Final = 2 * len(SOURCES)
+# What the log may tell of that has costs.
+_FAILURES: Final = (
+    *("worker-stuck", "worker-died", "step-failed", "helper-fault", "malformed"),
+    *("overload", "events-lost", "evicted", "overspent", "uninspected", "refused"),
+    *("ruleset-lost", "reload-refused", "withdrawn"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,12 @@ class Soak:
     attempts: list[tuple[str, float, float, float]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.monotonic)
+
+    def tell(self, text: str, at: float | None = None) -> None:
+        """Print what has happened, with the seconds since the beginning."""
+        seconds = (at or time.monotonic()) - self.began
+        print(f"{seconds:6.1f} {text}", flush=True)
 
     def serve(self, name: str, client: Client) -> None:
         """Run a client again and again, with pauses."""
@@ -134,8 +147,8 @@ class Soak:
             began = time.monotonic()
             try:
                 done = client.act()
-            except (OSError, RuntimeError) as error:
-                print(f"{name}: {error!r}", flush=True)
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                self.tell(f"{name}: {error!r}")
                 done = False
             if done:
                 result.done += 1
@@ -144,9 +157,17 @@ class Soak:
                 self.attempts.append((name, began, end, client.after))
 
     def watch(self) -> None:
-        """Take samples until the end."""
+        """Take samples until the end, and tell what the log says of failures."""
+        told = Counter[str]()
         while not self.ended.wait(_SAMPLE_SECONDS):
             self.samples.append(sample(self.scene))
+            now = Counter(
+                {each: len(self.scene.daemon.events(each)) for each in _FAILURES}
+            )
+            # A daemon that is started anew has a new log.
+            if news := now - told if told <= now else now:
+                self.tell(f"the log tells of {dict(news)}")
+            told = now
 
     def disturb(self, seconds: float, kinds: Mapping[str, "Disturbance"]) -> None:
         """Have things happen for so long."""
@@ -162,7 +183,7 @@ class Soak:
             if name != "reload":  # which costs nothing
                 self.spans.append((began, now))
             self.disturbed[name] += 1
-            print(f"{name}: over after {now - began:.1f} s", flush=True)
+            self.tell(f"{name}: over after {now - began:.1f} s")
             self.slowest[name] = max(self.slowest.get(name, 0.0), now - began)
 
     def take(self, load: Load, tally: Tally) -> None:
@@ -180,7 +201,7 @@ class Soak:
             )
             if possible:
                 self.results[name].failed += 1
-                print(f"{name} failed after {end - began:.1f} s", flush=True)
+                self.tell(f"{name} failed after {end - began:.1f} s", end)
             else:
                 self.results[name].impossible += 1
 
@@ -234,7 +255,9 @@ def configuration(seconds: int) -> str:
         f"[helpers.sunrpc.policies.{name}]\nmax_expected = 8\ntimeout = {seconds}\n"
         for name in ("service", "broadcast", "dump")
     )
-    return f"[daemon]\nworkers = {WORKERS}\n{SUNRPC}{policies}"
+    # Nothing hangs here, but an emulated machine on a busy one may seem to.
+    patient = SUNRPC.replace("deadline = 1000", "deadline = 10000")
+    return f"[daemon]\nworkers = {WORKERS}\n{patient}{policies}"
 
 
 # Clients
@@ -382,7 +405,7 @@ def series(samples: Sequence[Sample], half: float) -> Iterator[Series]:
         for role in ("supervisor", "servers"):
             for what, factor, more in (
                 ("memory", _GROWTH, _GROWTH_BYTES),
-                ("descriptors", 0.0, 1.0),
+                ("descriptors", 0.0, 2.0 * WORKERS),
             ):
                 values = [
                     mean(found) for each in part if (found := _of(each, role, what))
