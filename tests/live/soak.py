@@ -165,7 +165,7 @@ class Soak:
                 {each: len(self.scene.daemon.events(each)) for each in _FAILURES}
             )
             # A daemon that is started anew has a new log.
-            if news := now - told if told <= now else now:
+            if news := now - told if told <= now else +now:
                 self.tell(f"the log tells of {dict(news)}")
             told = now
 
