@@ -215,6 +215,12 @@ class Calls:
                 doubled += max(0, arrived - 1) + max(0, answered - arrived)
             return len(numbers), lost, doubled, self._slowest
 
+    def lost_at(self) -> list[float]:
+        """When the calls since `mark` were sent that are lost, or whose answers are."""
+        with self._lock:
+            numbers = [each for each in self._sent if each >= self._first]
+            return [self._sent[each] for each in numbers if not self._answered[each]]
+
     def settle(self) -> None:
         """Wait until all calls are answered, or are lost; for `paused`."""
         deadline = time.monotonic() + _PATIENCE
