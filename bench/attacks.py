@@ -10,7 +10,8 @@ again and again: the 99th percentile of its round trips stands beside that of th
 client undisturbed, just before. The same flood without a daemon says what of that is
 the machine's own. CPU is the daemon's time on the CPU.
 
-Prints two tables, which `docs/security.md` has; the last line of the output is JSON.
+Prints two tables, of which `docs/security.md` has a part; the last line of the output
+is JSON.
 """
 
 import argparse

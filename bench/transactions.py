@@ -210,13 +210,8 @@ def _in_engine(
 # The server
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    head = struct.pack("=HH", 4 + len(value), kind)
-    return head + value + bytes(-len(value) % 4)
-
-
 def _u32(kind: int, value: int) -> bytes:
-    return _attribute(kind, value.to_bytes(4))
+    return encoding.attribute(kind, value.to_bytes(4))
 
 
 def _ct(entry: Conntrack) -> bytes:
@@ -224,11 +219,13 @@ def _ct(entry: Conntrack) -> bytes:
     reply = encoding.entry_key(entry.reply, 0)
     return (
         encoding.entry_key(entry.original, 0)
-        + _attribute(_REPLIES, reply[4:])
+        + encoding.attribute(_REPLIES, reply[4:])
         + _u32(_ID, entry.id)
         + _u32(_STATUS, entry.status)
         + _u32(_TIMEOUT, entry.timeout)
-        + _attribute(_HELP, _attribute(1, (entry.helper or "").encode() + b"\0"))
+        + encoding.attribute(
+            _HELP, encoding.attribute(1, (entry.helper or "").encode() + b"\0")
+        )
     )
 
 
@@ -311,14 +308,14 @@ class _Daemon:
         """A datagram as the queue gives it out next."""
         self._id += 1
         body = (
-            _attribute(
+            encoding.attribute(
                 _PACKET_HEADER, struct.pack("!IHB", self._id, _IPV4, _POSTROUTING)
             )
             + _u32(_INPUT, 2)
             + _u32(_OUTPUT, 3)
-            + _attribute(_NESTED | _CT, _ct(entry))
+            + encoding.attribute(_NESTED | _CT, _ct(entry))
             + _u32(_CT_INFO, 0 if direction is ORIGINAL else _IS_REPLY)
-            + _attribute(_PAYLOAD, wire.datagram(way, payload))
+            + encoding.attribute(_PAYLOAD, wire.datagram(way, payload))
         )
         return struct.pack("=IHHII4x", 20 + len(body), _QUEUED, 0, 0, 0) + body
 

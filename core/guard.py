@@ -253,21 +253,15 @@ class Guard:
         for reason, key, size, limit in self._rates(asker, rules):
             if not size:
                 continue
-            bucket = self._buckets.get(key)
-            fresh = bucket is None
-            if bucket is None:
-                bucket = _Bucket(size, now)
-            else:
-                bucket.fill(now, size)
+            bucket = self._buckets.get(key) or _Bucket(size, now)
+            bucket.fill(now, size)
             if bucket.tokens < count:
                 who = _WHO[reason].format(asker)
                 raise ExpectationRefused(
                     reason, f"{who} had {size} expectations within a minute ({limit})"
                 )
-            if fresh:
-                self._buckets[key] = bucket
-            else:
-                self._buckets.move_to_end(key)
+            self._buckets[key] = bucket
+            self._buckets.move_to_end(key)
             taken.append(bucket)
         for bucket in taken:
             bucket.tokens -= count

@@ -286,7 +286,4 @@ def read_u16(data: bytes, start: int, stop: int) -> int:
 
 def read_u32(data: bytes, start: int, stop: int) -> int:
     """The value of an attribute of 32 bits. Raises Truncated."""
-    if stop - start < 4:
-        raise Truncated(f"attribute value of {stop - start} bytes")
-    number: int = _U32.unpack_from(data, start)[0]
-    return number
+    return read(_U32, data, start, stop)[0]

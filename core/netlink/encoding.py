@@ -100,7 +100,7 @@ def expectation(value: Expectation) -> bytes:
     return (
         attributes
         + _translation(value.translation, transport, len(packed))
-        + _attribute(EXP_FN, _FOLLOW_MASTER)
+        + attribute(EXP_FN, _FOLLOW_MASTER)
     )
 
 
@@ -143,7 +143,7 @@ def _template(
 
 def helper_name(name: str) -> bytes:
     """CTA_EXPECT_HELP_NAME."""
-    return _attribute(EXP_HELP_NAME, name.encode("ascii") + b"\0")
+    return attribute(EXP_HELP_NAME, name.encode("ascii") + b"\0")
 
 
 def _translation(value: Translation, transport: Transport, size: int) -> bytes:
@@ -189,10 +189,11 @@ def _sides(
 
 
 def _nested(kind: int, value: bytes) -> bytes:
-    return _attribute(_NESTED | kind, value)
+    return attribute(_NESTED | kind, value)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """A netlink attribute, padded."""
     return _ATTRIBUTE.pack(len(value) + 4, kind) + value + bytes(-len(value) % 4)
 
 

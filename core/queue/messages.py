@@ -14,6 +14,7 @@ from typing import Final
 
 from cthelper.core.errors import Malformed, Truncated
 from cthelper.core.netlink.decoding import conntrack_entry, read, read_u32, walk
+from cthelper.core.netlink.encoding import attribute
 from cthelper.core.packet import Segment, locate
 from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Verdict
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack
@@ -53,12 +54,12 @@ _KNOWN: Final = 4096
 def bind(number: int) -> bytes:
     """The message that binds queue `number`; it asks for an acknowledgement."""
     command = struct.pack("!BxH", _BIND, socket.AF_UNSPEC)
-    return _message(CONFIG, number, _attribute(_CFG_COMMAND, command), _ACK)
+    return _message(CONFIG, number, attribute(_CFG_COMMAND, command), _ACK)
 
 
 def length(number: int, packets: int) -> bytes:
     """The message that lets so many packets wait in queue `number`."""
-    return _message(CONFIG, number, _attribute(_CFG_LENGTH, _U32.pack(packets)))
+    return _message(CONFIG, number, attribute(_CFG_LENGTH, _U32.pack(packets)))
 
 
 def parameters(number: int, *, fail_open: bool) -> bytes:
@@ -71,27 +72,27 @@ def parameters(number: int, *, fail_open: bool) -> bytes:
     return _message(
         CONFIG,
         number,
-        _attribute(_CFG_PARAMS, struct.pack("!IB", 0xFFFF, _COPY_PACKET))
-        + _attribute(_CFG_FLAGS, _U32.pack(flags))
-        + _attribute(_CFG_MASK, _U32.pack(_CONNTRACK | _FAIL_OPEN)),
+        attribute(_CFG_PARAMS, struct.pack("!IB", 0xFFFF, _COPY_PACKET))
+        + attribute(_CFG_FLAGS, _U32.pack(flags))
+        + attribute(_CFG_MASK, _U32.pack(_CONNTRACK | _FAIL_OPEN)),
     )
 
 
 def batch(number: int, action: Action, last: int) -> bytes:
     """The message that answers every packet that waits, up to the id `last`."""
     header = _ANSWER.pack(action, last)
-    return _message(VERDICT_BATCH, number, _attribute(_VERDICT_HEADER, header))
+    return _message(VERDICT_BATCH, number, attribute(_VERDICT_HEADER, header))
 
 
 def verdict(number: int, answer: Verdict) -> bytes:
     """The message that answers a packet of queue `number`."""
-    attributes = _attribute(_VERDICT_HEADER, _ANSWER.pack(answer.action, answer.id))
+    attributes = attribute(_VERDICT_HEADER, _ANSWER.pack(answer.action, answer.id))
     if answer.payload is not None:
-        attributes += _attribute(_PAYLOAD, answer.payload)
+        attributes += attribute(_PAYLOAD, answer.payload)
     if not answer.plain:
         # Without a conntrack attribute, be it empty, the kernel sets up no sequence
         # adjustment (nfqnl_recv_verdict).
-        attributes += _attribute(_CT | _NESTED, answer.conntrack)
+        attributes += attribute(_CT | _NESTED, answer.conntrack)
     return _message(VERDICT, number, attributes)
 
 
@@ -199,10 +200,6 @@ def _segment(payload: bytes) -> Segment | None:
 def entry_of(data: bytes) -> Conntrack | None:
     """The entry in NFQA_CT, see `conntrack_entry`. Raises Truncated."""
     return conntrack_entry(data, 0, len(data))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
 
 
 def _message(kind: int, number: int, attributes: bytes, flags: int = 0) -> bytes:
