@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cthelper.core.daemon.ruleset import unregister
 from tests.live.daemon import Daemon
-from tests.live.gateway import registered, unregister
+from tests.live.gateway import helper_table, registered
 from tests.live.world import World
 
 
@@ -25,6 +26,7 @@ def daemon(world: World, tmp_path: Path) -> Iterator[Daemon]:
     Nor has it helpers, which a daemon that was killed leaves behind.
     """
     world.reset()
-    unregister(world, registered(world))
+    with helper_table(world) as table:
+        unregister(table, registered(world))
     with Daemon(world.gateway, tmp_path) as daemon:
         yield daemon

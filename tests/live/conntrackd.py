@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.live.gateway import registered, unregister
+from cthelper.core.daemon.ruleset import unregister
+from tests.live.gateway import helper_table
 from tests.live.world import World
 
 _TYPES: Final = [
@@ -97,4 +98,5 @@ def conntrackd(world: World, folder: Path, *, more: bool = False) -> Iterator[No
         world.gateway.run("nft", "delete", "table", "inet", "theirs")
         # It leaves them behind, and ours have the same names.
         known = {each.split()[0] for each in (*_TYPES, *_MORE)}
-        unregister(world, (each for each in registered(world) if each.name in known))
+        with helper_table(world) as table:
+            unregister(table, [each for each in table.list() if each.name in known])

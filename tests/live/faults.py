@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Final
 
+from cthelper.core.daemon.ruleset import unregister
 from cthelper.core.queue.library import bind_queue
-from tests.live.gateway import registered, unregister
+from tests.live.gateway import helper_table, registered
 from tests.live.scene import (
     QUEUE,
     Scene,
@@ -278,9 +279,12 @@ def delete_table(scene: Scene) -> None:
 def unregister_helpers(scene: Scene) -> None:
     """The ruleset is taken away and the helpers are unregistered."""
     scene.moment()
+    # It would load the ruleset again in the middle of that.
+    scene.daemon.send_signal(signal.SIGSTOP)
     scene.world.gateway.run("nft", "flush", "ruleset", check=True)
-    # One that the ruleset refers to again stays.
-    unregister(scene.world, registered(scene.world))
+    with helper_table(scene.world) as table:
+        unregister(table, registered(scene.world))
+    scene.daemon.send_signal(signal.SIGCONT)
 
 
 def take_queue_before_start(scene: Scene) -> None:

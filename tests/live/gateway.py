@@ -5,18 +5,16 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from ipaddress import ip_address
 from typing import Final
 
 from cthelper.core.daemon.probe import NAME, Kernel
-from cthelper.core.errors import Busy
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
 from cthelper.core.tuples import TCP, UDP, Conntrack, Endpoint, Tuple
-from tests.live.world import World, until
+from tests.live.world import World
 
 ASK: Final = (
     *(sys.executable, "-B", "-c"),
@@ -79,22 +77,6 @@ def all_registered(world: World) -> list[Registration]:
     """The helpers that are registered."""
     with helper_table(world) as table:
         return table.list()
-
-
-def unregister(world: World, helpers: Iterable[Registration]) -> None:
-    """Unregister helpers that nothing refers to any more, or will soon not."""
-    with helper_table(world) as table:
-        for each in helpers:
-            # A ruleset that is flushed lets go of them a little later.
-            until(partial(_unregistered, table, each), 1.0)
-
-
-def _unregistered(table: HelperTable, helper: Registration) -> bool:
-    try:
-        table.delete(helper)
-    except Busy:
-        return False
-    return True
 
 
 def entries(world: World) -> list[Conntrack]:

@@ -216,19 +216,18 @@ class Calls:
             return len(numbers), lost, doubled, self._slowest
 
     def lost_at(self) -> list[float]:
-        """When the calls since `mark` were sent that are lost, or whose answers are."""
+        """When the calls since `mark` were sent that have no answer yet."""
         with self._lock:
-            numbers = [each for each in self._sent if each >= self._first]
-            return [self._sent[each] for each in numbers if not self._answered[each]]
+            return [
+                sent
+                for each, sent in self._sent.items()
+                if each >= self._first and not self._answered[each]
+            ]
 
     def settle(self) -> None:
         """Wait until all calls are answered, or are lost; for `paused`."""
         deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            with self._lock:
-                numbers = [each for each in self._sent if each >= self._first]
-                if all(self._answered[each] for each in numbers):
-                    return
+        while self.lost_at() and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def totals(self) -> tuple[int, int, int, int]:

@@ -467,11 +467,10 @@ def run(seconds: float, seed: int) -> tuple[dict[str, Any], list[str]]:
         scene.start()
         stack.callback(scene.clear)
         stack.enter_context(load)
-        soak = Soak(scene, seed)
         scene.recover(_RECOVERY_SECONDS)
         load.mark()
+        soak = Soak(scene, seed)
         print(f"ready after {time.monotonic() - set_up:.0f} s", flush=True)
-        began = time.monotonic()
         threads = [
             threading.Thread(target=soak.watch),
             *(
@@ -495,7 +494,7 @@ def run(seconds: float, seed: int) -> tuple[dict[str, Any], list[str]]:
         scene.await_empty()
         scene.stop()
         soak.judge()
-        return report(soak, tally, unexplained, time.monotonic() - began, half)
+        return report(soak, tally, unexplained, time.monotonic() - soak.began, half)
 
 
 def report(
