@@ -459,6 +459,13 @@ def test_targets_run_in_turn_until_each_has_its_part(
     assert run_until(5000, names, tmp_path) == 0
 
 
+def test_commit_is_unknown_where_git_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert log.commit() == "unknown"
+
+
 def test_target_that_fails_is_counted_and_runs_no_more(
     counted: Path,
     tmp_path: Path,

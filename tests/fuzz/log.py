@@ -7,6 +7,7 @@ file stays small.
 
 import fcntl
 import os
+import shutil
 import subprocess
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -95,7 +96,9 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says; empty where the tree is not in it."""
+    """What git says; empty where the tree is not in it, or git is not installed."""
+    if shutil.which("git") is None:
+        return ""
     run = subprocess.run(
         ["git", *arguments],
         cwd=ROOT,
