@@ -94,6 +94,9 @@ table inet lab {{
 
 # Expectations of two masters may not clash, so no test takes another's port.
 _ports = itertools.count(20000)
+# Of flows. An entry lives on for some time after its sockets, and a port that the kernel
+# chose could be met again: the flow would then be one that began before this test.
+_sources = itertools.count(10000)
 
 
 class Lab:
@@ -153,7 +156,7 @@ class Flow:
             self.server = socket.socket(kind, socket.SOCK_DGRAM)
         self.client.settimeout(5.0)
         self.server.settimeout(5.0)
-        self.client.bind((client, 0))
+        self.client.bind((client, next(_sources)))
         self.client.connect((server, port))
         # Connected to each other, flows to the same port do not mix.
         self.server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
