@@ -10,12 +10,14 @@ message.
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from sys import getsizeof
-from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar, cast, final
+from typing import Any, ClassVar, Final, NamedTuple, final
+
+from mypy_extensions import mypyc_attr
 
 from cthelper.core.cursor import Cursor
 from cthelper.core.errors import (
@@ -25,6 +27,7 @@ from cthelper.core.errors import (
     RewriteRefused,
     Truncated,
 )
+from cthelper.core.option import Option, OptionValue
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -88,9 +91,6 @@ where a helper may have to be changed."""
 _INSTANCE: Final = 200
 _LOOKED_AT: Final = 16
 
-OptionValue = bool | int | str | tuple[object, ...]
-_V = TypeVar("_V", bound=OptionValue)
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -105,28 +105,6 @@ class Policy:
     name: str
     max_expected: int = 1
     timeout: int = 300
-
-
-# Without slots: Python 3.11 cannot make a frozen Option[T](...) that has them.
-@dataclass(frozen=True)
-class Option(Generic[_V]):
-    """A key that the helper adds to its table of the configuration.
-
-    The value's type is the default's: bool, int, str or a tuple. `choices` lists the
-    values that are allowed, where not every value of the type is. A tuple is a list in
-    TOML: `element` makes each of its values out of what stands there, and raises
-    ValueError with what is allowed; without it each is one of `choices`.
-    """
-
-    name: str
-    default: _V
-    meaning: str
-    choices: tuple[object, ...] = ()
-    element: Callable[[object], object] | None = None
-
-    def of(self, message: "Message") -> _V:
-        """The value that is configured for the flow of `message`."""
-        return cast("_V", message.options[self.name])
 
 
 class Hook(enum.Enum):
@@ -178,10 +156,41 @@ class Message:
     reply: Tuple
     now: float
     options: Mapping[str, OptionValue]
-    forwarded: bool = False
-    group: bool = False
-    depth: int = 0
-    preceding: int = 0
+    forwarded: bool
+    group: bool
+    depth: int
+    preceding: int
+
+    def __init__(
+        self,
+        *,
+        direction: Direction,
+        transport: Transport,
+        source: Endpoint,
+        destination: Endpoint,
+        payload: bytes,
+        original: Tuple,
+        reply: Tuple,
+        now: float,
+        options: Mapping[str, OptionValue],
+        forwarded: bool = False,
+        group: bool = False,
+        depth: int = 0,
+        preceding: int = 0,
+    ) -> None:
+        self.direction = direction
+        self.transport = transport
+        self.source = source
+        self.destination = destination
+        self.payload = payload
+        self.original = original
+        self.reply = reply
+        self.now = now
+        self.options = options
+        self.forwarded = forwarded
+        self.group = group
+        self.depth = depth
+        self.preceding = preceding
 
 
 class Match(NamedTuple):
@@ -226,13 +235,35 @@ class Expect:
 
     endpoint: Endpoint
     policy: str
-    transport: Transport | None = None
-    source: Source | Network = PEER
-    source_port: int | None = None
-    permanent: bool = False
-    helper: str | None = None
-    pair: bool = False
-    alternative: bool = False
+    transport: Transport | None
+    source: Source | Network
+    source_port: int | None
+    permanent: bool
+    helper: str | None
+    pair: bool
+    alternative: bool
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        policy: str,
+        transport: Transport | None = None,
+        source: Source | Network = PEER,
+        source_port: int | None = None,
+        permanent: bool = False,
+        helper: str | None = None,
+        pair: bool = False,
+        alternative: bool = False,
+    ) -> None:
+        self.endpoint = endpoint
+        self.policy = policy
+        self.transport = transport
+        self.source = source
+        self.source_port = source_port
+        self.permanent = permanent
+        self.helper = helper
+        self.pair = pair
+        self.alternative = alternative
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +345,8 @@ def expect(
     return grant
 
 
+# Compiled or not, helpers that are not compiled may be made of it.
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Helper(ABC):
     """One protocol. The host makes an instance for each flow.
 

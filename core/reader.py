@@ -3,7 +3,7 @@
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Final, Protocol, assert_never
@@ -12,7 +12,6 @@ from cthelper.core import rewriting
 from cthelper.core.api import (
     Done,
     Effect,
-    Effects,
     Expect,
     Grant,
     Helper,
@@ -42,6 +41,9 @@ from cthelper.core.window import Standing, judge
 
 _NOT_FOLLOWED: Final = Stream(0)
 """Stands for a direction of which nothing is known any more."""
+
+Reaction = Generator[object, Grant | None, None]
+"""What a helper says that it does, which of a plugin may be anything."""
 
 
 class Watch(Protocol):
@@ -85,9 +87,9 @@ class Reader:
             except Malformed as error:
                 outcome.events.append(Damaged(str(error)))
                 flow.count_damage(packet.direction)
-            except StreamLost as error:
-                flow.finish(error.reason)
-                outcome.finish = error.detail
+            except StreamLost as lost:
+                flow.finish(lost.reason)
+                outcome.finish = lost.detail
             if flow.helper is not None:
                 flow.kept = flow.helper.footprint()
             if outcome.patches or outcome.unwritten is not None:
@@ -95,12 +97,12 @@ class Reader:
             else:
                 self.repeat(packet, flow.side(packet.direction), outcome)
         # The one place where a helper's bug arrives, be it an Overrun or SystemExit.
-        except BaseException as error:
+        except BaseException as bug:
             self._withdraw(outcome)
-            if isinstance(error, MemoryError):
+            if isinstance(bug, MemoryError):
                 flow.finish("memory")  # not the helper's fault, nor the flow's
             else:
-                outcome.events.append(self._fault(packet, flow, config, error))
+                outcome.events.append(self._fault(packet, flow, config, bug))
             self.repeat(packet, flow.side(packet.direction), outcome)
 
     def repeat(self, packet: Located, side: Side, outcome: Outcome) -> None:
@@ -148,15 +150,15 @@ class Reader:
             if self._watch is not None:
                 self._watch.message(helper, message)
             try:
-                reaction = helper.on_message(message)
+                reaction: Reaction = helper.on_message(message)
                 effect = next(reaction)
             except StopIteration:
                 continue
-            except RewriteRefused as error:
-                outcome.unwritten = error
+            except RewriteRefused as unwritten:
+                outcome.unwritten = unwritten
                 continue
-            except ExpectationRefused as error:
-                outcome.events.append(Refused(error.reason, error.detail, None))
+            except ExpectationRefused as refused:
+                outcome.events.append(Refused(refused.reason, refused.detail, None))
                 continue
             done = self._react(
                 *(reaction, effect, message, entry, config, position, outcome)
@@ -227,8 +229,8 @@ class Reader:
 
     def _react(
         self,
-        reaction: Effects,
-        effect: Effect,
+        reaction: Reaction,
+        effect: object,
         message: Message,
         entry: Conntrack,
         config: HelperConfig,
@@ -240,6 +242,8 @@ class Reader:
         done: Done | None = None
         try:
             while True:
+                if not isinstance(effect, Expect | Rewrite | Done):
+                    raise HelperFault(f"yielded {effect!r}, which is no effect")
                 if self._watch is not None:
                     self._watch.effect(effect)
                 answer: Grant | None = None
@@ -255,10 +259,10 @@ class Reader:
                                 Refused(error.reason, error.detail, effect)
                             )
                             refused = refusal = error
-                        except HelperFault as error:
+                        except HelperFault as fault:
                             # By way of the helper, whose line is to be named.
                             with suppress(StopIteration):
-                                reaction.throw(error)
+                                reaction.throw(fault)
                             raise
                     case Rewrite((start, stop), data):
                         # Without NAT what was granted is what stands there.
@@ -276,8 +280,8 @@ class Reader:
                     effect = reaction.throw(refused)
         except StopIteration:
             pass
-        except RewriteRefused as error:
-            outcome.unwritten = error
+        except RewriteRefused as unwritten:
+            outcome.unwritten = unwritten
         except ExpectationRefused as error:
             # One that the engine raised is counted; this one is the helper's own.
             if error is not refusal:

@@ -570,8 +570,8 @@ class _Onlooker:
             fields = dict(helper.describe(message))
         except Malformed as error:
             fields = {"malformed": str(error)}
-        except Exception as error:  # a plugin's bug must not end the replay
-            fields = {"describe() failed": f"{type(error).__name__}: {error}"}
+        except Exception as bug:  # a plugin's: it must not end the replay
+            fields = {"describe() failed": f"{type(bug).__name__}: {bug}"}
         self._readings.append(_Reading(message, fields))
 
     def effect(self, effect: Effect) -> None:

@@ -322,7 +322,7 @@ def test_fault_in_a_library_is_placed_in_the_helper_that_called_it() -> None:
     [
         (Unmakeable, "OSError: no such file"),
         (Plain, "TypeError: "),
-        (Foreign, "AssertionError: "),
+        (Foreign, "HelperFault: yielded 'OPEN', which is no effect"),
         (UnicodeFault, "UnicodeDecodeError: "),
     ],
 )
