@@ -54,8 +54,24 @@ class Account:
     rate: float
     left: float
     filled: float
-    wider: "Account | None" = None
-    told: float = 0.0
+    wider: "Account | None"
+    told: float
+
+    def __init__(
+        self,
+        reason: str,
+        rate: float,
+        left: float,
+        filled: float,
+        wider: "Account | None" = None,
+        told: float = 0.0,
+    ) -> None:
+        self.reason = reason
+        self.rate = rate
+        self.left = left
+        self.filled = filled
+        self.wider = wider
+        self.told = told
 
     @property
     def detail(self) -> str:

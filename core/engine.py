@@ -8,7 +8,8 @@ out as events, which it counts and logs.
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from cthelper.core.accounts import NARROW, Account, Accounts
 from cthelper.core.config import Budget, HelperConfig
@@ -32,7 +33,8 @@ from cthelper.core.tuples import (
 )
 
 
-class Decision(NamedTuple):
+@dataclass(slots=True)
+class Decision:
     """What to do with one packet.
 
     The `expectations` go in before the packet goes on, in this order; those of `placed`
@@ -42,12 +44,28 @@ class Decision(NamedTuple):
     None where no helper of ours inspects the packet.
     """
 
-    flow: Flow | None = None
-    expectations: tuple[Expectation, ...] = ()
-    packet: bytes | None = None
-    events: tuple[Event, ...] = ()
-    placed: tuple[Placed, ...] = ()
-    drop: bool = False
+    flow: Flow | None
+    expectations: tuple[Expectation, ...]
+    packet: bytes | None
+    events: tuple[Event, ...]
+    placed: tuple[Placed, ...]
+    drop: bool
+
+    def __init__(
+        self,
+        flow: Flow | None = None,
+        expectations: tuple[Expectation, ...] = (),
+        packet: bytes | None = None,
+        events: tuple[Event, ...] = (),
+        placed: tuple[Placed, ...] = (),
+        drop: bool = False,
+    ) -> None:
+        self.flow = flow
+        self.expectations = expectations
+        self.packet = packet
+        self.events = events
+        self.placed = placed
+        self.drop = drop
 
 
 NOTHING: Final = Decision()

@@ -113,6 +113,16 @@ class Answer:
     refused: tuple[tuple[Expectation, NetlinkError], ...]
     timeout: int | None
 
+    def __init__(
+        self,
+        placed: tuple[Placed, ...],
+        refused: tuple[tuple[Expectation, NetlinkError], ...],
+        timeout: int | None,
+    ) -> None:
+        self.placed = placed
+        self.refused = refused
+        self.timeout = timeout
+
 
 class Expecter:
     """Takes what is granted to the kernel.

@@ -45,9 +45,19 @@ class Side:
     when a message was malformed: what follows in the stream says nothing any more.
     """
 
-    stream: Stream | None = None
-    patches: Patches | None = None
-    parsed: bool = True
+    stream: Stream | None
+    patches: Patches | None
+    parsed: bool
+
+    def __init__(
+        self,
+        stream: Stream | None = None,
+        patches: Patches | None = None,
+        parsed: bool = True,
+    ) -> None:
+        self.stream = stream
+        self.patches = patches
+        self.parsed = parsed
 
 
 # On UDP there is nothing to keep: all flows share this. A malformed datagram says
@@ -72,15 +82,45 @@ class Flow:
     name: str
     sent: Side
     answered: Side
-    helper: Helper | None = None
-    depth: int = 0
-    group: bool = False
-    finished: str | None = None
-    kept: int = 0
-    asking: Account | None = None
-    answering: Account | None = None
-    weight: int = field(default=0, compare=False)
+    helper: Helper | None
+    depth: int
+    group: bool
+    finished: str | None
+    kept: int
+    asking: Account | None
+    answering: Account | None
+    weight: int = field(compare=False)
     share: "_Share" = field(init=False, repr=False, compare=False)
+
+    def __init__(
+        self,
+        key: FlowKey,
+        original: Tuple,
+        name: str,
+        sent: Side,
+        answered: Side,
+        helper: Helper | None = None,
+        depth: int = 0,
+        group: bool = False,
+        finished: str | None = None,
+        kept: int = 0,
+        asking: Account | None = None,
+        answering: Account | None = None,
+        weight: int = 0,
+    ) -> None:
+        self.key = key
+        self.original = original
+        self.name = name
+        self.sent = sent
+        self.answered = answered
+        self.helper = helper
+        self.depth = depth
+        self.group = group
+        self.finished = finished
+        self.kept = kept
+        self.asking = asking
+        self.answering = answering
+        self.weight = weight
 
     @classmethod
     def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":

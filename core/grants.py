@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from cthelper.core.api import Expect, Grant, Hook, Message, Policy, Source
 from cthelper.core.config import HelperConfig
@@ -42,7 +42,8 @@ class How(enum.Enum):
     """Another flow expected the same already."""
 
 
-class Placed(NamedTuple):
+@dataclass(slots=True)
+class Placed:
     """An expectation that the kernel has.
 
     `flows` is how many may still come that it lets in, whoever asked for them; None:
@@ -52,6 +53,16 @@ class Placed(NamedTuple):
     expectation: Expectation
     how: How
     flows: int | None
+
+    def __init__(
+        self,
+        expectation: Expectation,
+        how: How,
+        flows: int | None,
+    ) -> None:
+        self.expectation = expectation
+        self.how = how
+        self.flows = flows
 
 
 class Placer(Protocol):
@@ -81,8 +92,18 @@ class Granted:
     """
 
     grant: Grant
-    wanted: tuple[Expectation, ...] = ()
-    placed: tuple[Placed, ...] = ()
+    wanted: tuple[Expectation, ...]
+    placed: tuple[Placed, ...]
+
+    def __init__(
+        self,
+        grant: Grant,
+        wanted: tuple[Expectation, ...] = (),
+        placed: tuple[Placed, ...] = (),
+    ) -> None:
+        self.grant = grant
+        self.wanted = wanted
+        self.placed = placed
 
 
 class Grants:

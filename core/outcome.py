@@ -66,12 +66,25 @@ class Outcome:
     inspected no longer.
     """
 
-    granted: list[Granted] = field(default_factory=list)
-    patches: list[Patch] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    unwritten: RewriteRefused | None = None
-    packet: bytes | None = None
-    finish: str = ""
+    granted: list[Granted]
+    patches: list[Patch]
+    events: list[Event]
+    unwritten: RewriteRefused | None
+    packet: bytes | None
+    finish: str
+
+    def __init__(
+        self,
+        unwritten: RewriteRefused | None = None,
+        packet: bytes | None = None,
+        finish: str = "",
+    ) -> None:
+        self.granted = []
+        self.patches = []
+        self.events = []
+        self.unwritten = unwritten
+        self.packet = packet
+        self.finish = finish
 
     @property
     def empty(self) -> bool:
@@ -107,7 +120,23 @@ class Located:
     entry: Conntrack
     direction: Direction
     forwarded: bool
-    came: Sequence[tuple[int, int]] = ()
+    came: Sequence[tuple[int, int]]
+
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        segment: Segment,
+        entry: Conntrack,
+        direction: Direction,
+        forwarded: bool,
+        came: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.data = data
+        self.segment = segment
+        self.entry = entry
+        self.direction = direction
+        self.forwarded = forwarded
+        self.came = came
 
     @property
     def payload(self) -> bytes:

@@ -7,7 +7,8 @@ the wire (nf_conntrack_checksum), and local ones may not have theirs yet (offloa
 """
 
 import struct
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from cthelper.core.errors import Malformed, Truncated
 from cthelper.core.tuples import TCP, UDP, Transport
@@ -56,7 +57,8 @@ _RST: Final = 0x04
 _ACK: Final = 0x10
 
 
-class Segment(NamedTuple):
+@dataclass(slots=True)
+class Segment:
     """Where the transport header and the payload of one packet lie.
 
     `header` is the offset of the transport header, ``start`` and ``stop`` bound the
@@ -68,8 +70,24 @@ class Segment(NamedTuple):
     header: int
     start: int
     stop: int
-    sequence: int = 0
-    syn: bool = False
+    sequence: int
+    syn: bool
+
+    def __init__(
+        self,
+        transport: Transport,
+        header: int,
+        start: int,
+        stop: int,
+        sequence: int = 0,
+        syn: bool = False,
+    ) -> None:
+        self.transport = transport
+        self.header = header
+        self.start = start
+        self.stop = stop
+        self.sequence = sequence
+        self.syn = syn
 
 
 def locate(packet: bytes | memoryview) -> Segment | None:
@@ -175,7 +193,8 @@ def _tcp(packet: bytes | memoryview, header: int, stop: int) -> Segment:
     return Segment(TCP, header, header + size, stop, sequence, syn)
 
 
-class Control(NamedTuple):
+@dataclass(slots=True)
+class Control:
     """What a TCP header says of its place in the connection.
 
     `acknowledged` is the number of the byte that is expected next from the other side;
@@ -186,6 +205,18 @@ class Control(NamedTuple):
     acknowledged: int | None
     syn: bool
     rst: bool
+
+    def __init__(
+        self,
+        sequence: int,
+        acknowledged: int | None,
+        syn: bool,
+        rst: bool,
+    ) -> None:
+        self.sequence = sequence
+        self.acknowledged = acknowledged
+        self.syn = syn
+        self.rst = rst
 
 
 def has_ack_alone(packet: bytes | memoryview, segment: Segment) -> bool:

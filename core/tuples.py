@@ -89,7 +89,10 @@ def _with_port(address: Address, port: int) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-@dataclass(frozen=True, slots=True)
+# What is made for every packet has an `__init__` of its own, here and elsewhere: the one
+# that dataclass makes stays interpreted where the class is compiled, and for a frozen one
+# it sets each field by a call.
+@dataclass(slots=True)
 class Endpoint:
     """An address and a port, 0 to 65535.
 
@@ -100,22 +103,55 @@ class Endpoint:
     address: Address
     port: int
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 0xFFFF:
-            limit = "below 0" if self.port < 0 else "over 65535"
-            raise Malformed(f"port {self.port} is {limit}")
+    def __init__(self, address: Address, port: int) -> None:
+        if not 0 <= port <= 0xFFFF:
+            limit = "below 0" if port < 0 else "over 65535"
+            raise Malformed(f"port {port} is {limit}")
+        self.address = address
+        self.port = port
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Endpoint)
+            and self.port == other.port
+            and self.address == other.address
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.address, self.port))
 
     def __str__(self) -> str:
         return _with_port(self.address, self.port)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tuple:
     """One direction of a flow, as conntrack keys it (nf_conntrack_tuple.h)."""
 
     transport: Transport
     source: Endpoint
     destination: Endpoint
+
+    def __init__(
+        self,
+        transport: Transport,
+        source: Endpoint,
+        destination: Endpoint,
+    ) -> None:
+        self.transport = transport
+        self.source = source
+        self.destination = destination
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Tuple)
+            and self.transport is other.transport
+            and self.source == other.source
+            and self.destination == other.destination
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.transport, self.source, self.destination))
 
     def __str__(self) -> str:
         return f"{self.transport} {self.source} > {self.destination}"
@@ -162,11 +198,34 @@ class Conntrack:
     original: Tuple
     reply: Tuple
     status: Status
-    zone: int = 0
-    helper: str | None = None
-    mark: int = 0
-    timeout: int = 0
-    master: Tuple | None = None
+    zone: int
+    helper: str | None
+    mark: int
+    timeout: int
+    master: Tuple | None
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        original: Tuple,
+        reply: Tuple,
+        status: Status,
+        zone: int = 0,
+        helper: str | None = None,
+        mark: int = 0,
+        timeout: int = 0,
+        master: Tuple | None = None,
+    ) -> None:
+        self.id = id
+        self.original = original
+        self.reply = reply
+        self.status = status
+        self.zone = zone
+        self.helper = helper
+        self.mark = mark
+        self.timeout = timeout
+        self.master = master
 
     @property
     def translated(self) -> bool:
@@ -260,11 +319,40 @@ class Expectation:
     destination: Endpoint
     policy: str | None
     timeout: int
-    class_: int = 0
-    permanent: bool = False
-    helper: str | None = None
-    zone: int = 0
-    translation: Translation | None = None
+    class_: int
+    permanent: bool
+    helper: str | None
+    zone: int
+    translation: Translation | None
+
+    def __init__(
+        self,
+        *,
+        master: Tuple,
+        transport: Transport,
+        source: Network | None,
+        source_port: int | None,
+        destination: Endpoint,
+        policy: str | None,
+        timeout: int,
+        class_: int = 0,
+        permanent: bool = False,
+        helper: str | None = None,
+        zone: int = 0,
+        translation: Translation | None = None,
+    ) -> None:
+        self.master = master
+        self.transport = transport
+        self.source = source
+        self.source_port = source_port
+        self.destination = destination
+        self.policy = policy
+        self.timeout = timeout
+        self.class_ = class_
+        self.permanent = permanent
+        self.helper = helper
+        self.zone = zone
+        self.translation = translation
 
     def __str__(self) -> str:
         if self.source is None:

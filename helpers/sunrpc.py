@@ -150,6 +150,18 @@ class _Offer:
     host: Address
     port: int
 
+    def __init__(
+        self,
+        program: int,
+        transport: Transport,
+        host: Address,
+        port: int,
+    ) -> None:
+        self.program = program
+        self.transport = transport
+        self.host = host
+        self.port = port
+
     def __str__(self) -> str:
         return f"program {self.program} at {self.transport} {self.place[1]}"
 
@@ -176,7 +188,23 @@ class _Pending:
     arguments: Arguments | None
     transport: Transport
     expires: float
-    places: tuple[_Place, ...] | None = None
+    places: tuple[_Place, ...] | None
+
+    def __init__(
+        self,
+        xid: int,
+        call: Call,
+        arguments: Arguments | None,
+        transport: Transport,
+        expires: float,
+        places: tuple[_Place, ...] | None = None,
+    ) -> None:
+        self.xid = xid
+        self.call = call
+        self.arguments = arguments
+        self.transport = transport
+        self.expires = expires
+        self.places = places
 
     @property
     def program(self) -> int:

@@ -227,7 +227,8 @@ class Inspection:
         ledger.confirm([placed.expectation for placed in answer.placed])
         if answer.refused:
             ledger.cancel([expectation for expectation, _ in answer.refused])
-        for expectation, how, flows in answer.placed:
+        for placed in answer.placed:
+            expectation = placed.expectation
             self._log.event(
                 "expectation",
                 helper=flow.name,
@@ -236,8 +237,8 @@ class Inspection:
                 expects=expectation,
                 permanent=expectation.permanent,
                 timeout=expectation.timeout,
-                how=how.value,
-                flows=flows,
+                how=placed.how.value,
+                flows=placed.flows,
             )
         for refused, error in answer.refused:
             tell_refused(self._log, refused, flow.name, error.reason, str(error))

@@ -72,7 +72,27 @@ class QueuedPacket:
     direction: Direction
     indev: int
     outdev: int
-    segment: Segment | None = None
+    segment: Segment | None
+
+    def __init__(
+        self,
+        id: int,
+        hook: Hook,
+        payload: bytes,
+        conntrack: Conntrack | None,
+        direction: Direction,
+        indev: int,
+        outdev: int,
+        segment: Segment | None = None,
+    ) -> None:
+        self.id = id
+        self.hook = hook
+        self.payload = payload
+        self.conntrack = conntrack
+        self.direction = direction
+        self.indev = indev
+        self.outdev = outdev
+        self.segment = segment
 
 
 # Not frozen, see QueuedPacket.
@@ -86,9 +106,21 @@ class Verdict:
     """
 
     id: int
-    action: Action = Action.ACCEPT
-    payload: bytes | None = None
-    conntrack: bytes = b""
+    action: Action
+    payload: bytes | None
+    conntrack: bytes
+
+    def __init__(
+        self,
+        id: int,
+        action: Action = Action.ACCEPT,
+        payload: bytes | None = None,
+        conntrack: bytes = b"",
+    ) -> None:
+        self.id = id
+        self.action = action
+        self.payload = payload
+        self.conntrack = conntrack
 
     @property
     def plain(self) -> bool:

@@ -158,7 +158,8 @@ def test_client_is_let_in_where_it_knows_the_server(transport: Transport) -> Non
     host = Host(transport)
     packet = b"OPEN 5000\n"
     decision = host.segment(0, packet) if transport is TCP else host.datagram(packet)
-    ((expectation, _, _),) = decision.placed
+    (placed,) = decision.placed
+    expectation = placed.expectation
     assert host.kernel.present == [expectation]
     assert expectation.destination == endpoint(PUBLIC, 5000)
     assert str(expectation.source) == f"{CLIENT}/32"
@@ -175,7 +176,8 @@ def test_port_that_is_taken_leads_to_the_next_and_is_written(
     host.kernel.taken = {9999, 10000, 10001}
     line = b"OPEN 9999 and more\n"
     decision = host.segment(0, line) if transport is TCP else host.datagram(line)
-    ((expectation, _, _),) = decision.placed
+    (placed,) = decision.placed
+    expectation = placed.expectation
     assert expectation.destination == endpoint(PUBLIC, 10002)
     assert expectation.translation == Translation(
         direction=expectation.translation.direction,  # type: ignore[union-attr]
@@ -187,7 +189,8 @@ def test_port_that_is_taken_leads_to_the_next_and_is_written(
 def test_denied_port_is_not_told_in_the_place_of_another() -> None:
     host = Host()
     host.kernel.taken = {3388}
-    ((expectation, _, _),) = host.segment(0, b"OPEN 3388\n").placed
+    (placed,) = host.segment(0, b"OPEN 3388\n").placed
+    expectation = placed.expectation
     assert expectation.destination.port == 3390
 
 
@@ -234,7 +237,8 @@ def test_host_behind_nat_is_announced_by_its_outside_address() -> None:
     outside = {ip_address(SERVER): ip_address("203.0.113.7")}
     host = Host(nat=NatConfig(outside=outside))
     # The announcer itself is known by what the flow says.
-    ((expectation, _, _),) = host.segment(0, b"OPEN 5000\n").placed
+    (placed,) = host.segment(0, b"OPEN 5000\n").placed
+    expectation = placed.expectation
     assert expectation.destination == endpoint(PUBLIC, 5000)
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -72,7 +73,7 @@ def packet(data: bytes) -> None:
             assert len(data) + 4 > 0xFFFF
             continue
         found = locate(changed)
-        assert found == segment._replace(stop=len(changed))
+        assert found == replace(segment, stop=len(changed))
         assert changed[found.start :] == new
         _check_sums(changed, found.transport, found.header)
 
