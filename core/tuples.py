@@ -89,9 +89,9 @@ def _with_port(address: Address, port: int) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-# What is made for every packet has an `__init__` of its own, here and elsewhere: the one
-# that dataclass makes stays interpreted where the class is compiled, and for a frozen one
-# it sets each field by a call.
+# What is made for every packet has an `__init__` of its own, here and elsewhere: the
+# one that dataclass makes stays interpreted where the class is compiled, and for a
+# frozen one it sets each field by a call.
 @dataclass(slots=True)
 class Endpoint:
     """An address and a port, 0 to 65535.

@@ -94,8 +94,8 @@ table inet lab {{
 
 # Expectations of two masters may not clash, so no test takes another's port.
 _ports = itertools.count(20000)
-# Of flows. An entry lives on for some time after its sockets, and a port that the kernel
-# chose could be met again: the flow would then be one that began before this test.
+# Of flows. An entry outlives its sockets, and a port that the kernel chose could be met
+# again: the flow would then be one that began before this test.
 _sources = itertools.count(10000)
 
 
