@@ -28,6 +28,7 @@ from cthelper.core.errors import (
     Truncated,
 )
 from cthelper.core.option import Option, OptionValue
+from cthelper.core.travel import reduced
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -265,6 +266,9 @@ class Expect:
         self.pair = pair
         self.alternative = alternative
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -289,6 +293,9 @@ class Rewrite:
     span: tuple[int, int]
     data: bytes
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -302,6 +309,9 @@ class Done:
 
     why: str = field(default="", compare=False)
     reason: str = field(default="done", compare=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
 
 
 DONE: Final = Done()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from types import ClassMethodDescriptorType, FunctionType, MethodDescriptorType
 from typing import Any, Final
 
 from cthelper.core.api import API, Helper, Hook, Option, Policy, Transport
@@ -48,7 +49,7 @@ def check(helper: type[Helper]) -> None:
             raise refusal(helper, field, allowed)
     if Transport.TCP in helper.transports and helper.frame is Helper.frame:
         raise refusal(helper, "frame", "must be written for a helper that serves TCP")
-    if inspect.isabstract(helper):
+    if is_abstract(helper):
         raise refusal(helper, "on_message", "must be written")
     for method, argument in (
         ("frame", "data"),
@@ -56,7 +57,10 @@ def check(helper: type[Helper]) -> None:
         ("describe", "message"),
     ):
         _check_method(helper, method, argument)
-    if not isinstance(inspect.getattr_static(helper, "tags_expected"), classmethod):
+    if not isinstance(
+        inspect.getattr_static(helper, "tags_expected"),
+        classmethod | ClassMethodDescriptorType,
+    ):
         raise refusal(
             helper,
             "tags_expected",
@@ -65,6 +69,12 @@ def check(helper: type[Helper]) -> None:
     _check_instances(helper)
     _check_policies(helper, helper.policies)
     _check_options(helper, helper.options)
+
+
+def is_abstract(helper: type[Helper]) -> bool:
+    """Whether something of it is left to be written by a class that builds upon it."""
+    # Where Helper is compiled nothing says that its `on_message` is abstract.
+    return inspect.isabstract(helper) or helper.on_message is Helper.on_message
 
 
 def _check_api(helper: type[Helper]) -> None:
@@ -155,7 +165,7 @@ _FIELDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
 def _check_method(helper: type[Helper], name: str, argument: str) -> None:
     method = inspect.getattr_static(helper, name)
     right = f"must be a method: def {name}(self, {argument})"
-    if not inspect.isfunction(method):
+    if not isinstance(method, FunctionType | MethodDescriptorType):
         raise refusal(helper, name, right)
     if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
         raise refusal(helper, name, f"{right}, and not async")

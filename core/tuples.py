@@ -15,6 +15,7 @@ from ipaddress import (
 from typing import Final
 
 from cthelper.core.errors import Malformed
+from cthelper.core.travel import reduced
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -123,6 +124,9 @@ class Endpoint:
     def __str__(self) -> str:
         return _with_port(self.address, self.port)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
+
 
 @dataclass(slots=True)
 class Tuple:
@@ -155,6 +159,9 @@ class Tuple:
 
     def __str__(self) -> str:
         return f"{self.transport} {self.source} > {self.destination}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
 
 
 class Status(enum.IntFlag):
@@ -296,6 +303,9 @@ class Translation:
     direction: Direction
     port: int
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
+
 
 # Not frozen, see Conntrack.
 @dataclass(slots=True, kw_only=True)
@@ -364,3 +374,6 @@ class Expectation:
         if self.source_port is not None:
             source += f" port {self.source_port}"
         return f"{self.transport} {source} > {self.destination}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)

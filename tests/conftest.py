@@ -11,6 +11,7 @@ import os
 import pytest
 from hypothesis import settings
 
+from cthelper.core.compiled import COMPILED
 from tests import parts, sanitized
 
 settings.register_profile("dev", max_examples=50, deadline=None)
@@ -40,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Ask for the parts of the set-up that the test's markers name."""
+    if COMPILED and item.get_closest_marker("interpreted") is not None:
+        pytest.skip("puts something in the place of what compiled code calls directly")
     for name, part in parts.PARTS.items():
         if item.get_closest_marker(name) is not None:
             part.demand()

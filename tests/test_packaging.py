@@ -14,6 +14,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Final
 
+import mypy_extensions
 import pytest
 import scapy
 
@@ -45,12 +46,15 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 
 def build_wheel(source: Path, folder: Path, compiler: str | None = None) -> Path:
-    """The wheel of a folder or source archive, built where nothing is downloaded."""
+    """The wheel of a folder or source archive, built where nothing is downloaded.
+
+    Its modules are not compiled: that takes a minute, and script/compiled does it.
+    """
     run(
         *(sys.executable, "-m", "pip", "-q", "wheel", source, "--no-deps"),
         *("--no-build-isolation", "--wheel-dir", folder),
         cwd=folder,
-        **({} if compiler is None else {"CC": compiler}),
+        **({"CTHELPER_PURE": "1"} if compiler is None else {"CC": compiler}),
     )
     (wheel,) = folder.glob("cthelper-*.whl")
     return wheel
@@ -62,8 +66,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
     # setuptools builds in the tree, and what an earlier build left there goes along.
     unbuilt = shutil.ignore_patterns(
-        *(".git", ".venv", ".debian", ".kernels", ".*_cache", ".hypothesis"),
-        *("build", "dist", "*.egg-info", "*.so", "__pycache__"),
+        *(".git", ".venv", ".compiled", ".debian", ".kernels", ".*_cache"),
+        *(".hypothesis", "build", "dist", "*.egg-info", "*.so", "__pycache__"),
     )
     source = folder / "source"
     shutil.copytree(ROOT, source, symlinks=True, ignore=unbuilt)
@@ -88,7 +92,7 @@ def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel and nothing else."""
+    """A virtual environment with the wheel and what it cannot be imported without."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder)
     run(
@@ -96,6 +100,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("install", "--no-deps", "--no-index", wheel),
         cwd=folder,
     )
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    shutil.copy(mypy_extensions.__file__, packages)
     return folder
 
 

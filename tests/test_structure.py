@@ -17,10 +17,11 @@ CODE_FOLDERS: Final = ("core", "helpers", "plugins", "nft")
 SOURCES: Final = (*CODE_FOLDERS, "tests", "script", "bench", "src/cthelper", ".ci")
 
 CORE: Final = "cthelper.core."
-BASE: Final = frozenset({"api", "errors", "tuples", "cursor"})
+BASE: Final = frozenset({"api", "errors", "option", "travel", "tuples", "cursor"})
 PURE: Final = frozenset(
     {
         "accounts",
+        "compiled",
         "config",
         "contract",
         "engine",

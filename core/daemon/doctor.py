@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cthelper import nft
+from cthelper.core.compiled import COMPILED
 from cthelper.core.config import Config
 from cthelper.core.daemon.mark_conflicts import conflicts
 from cthelper.core.daemon.privileges import NoSuchUser, plan
@@ -117,6 +118,7 @@ def examine(read_config: Callable[[], Config], host: Host) -> Iterator[Finding]:
     yield from modules(host)
     yield nft_program()
     yield from behaviour(host, ask)
+    yield code()
     try:
         config = read_config()
     except CthelperError as error:
@@ -334,6 +336,17 @@ def queue_backend(config: Config) -> Finding:
         Health.WARNING,
         what,
         "for less CPU install gcc and python3-dev, then install cthelper again",
+    )
+
+
+def code() -> Finding:
+    """Whether what packets pass through is compiled."""
+    if COMPILED:
+        return Finding(Health.OK, "code: compiled by mypyc")
+    return Finding(
+        Health.WARNING,
+        "code: interpreted, which takes about three times the CPU",
+        "install gcc and python3-dev, then install cthelper again",
     )
 
 

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cthelper.core.compiled import COMPILED
 from cthelper.core.config import Config
 from cthelper.core.daemon import interruption
 from cthelper.core.daemon.answers import read_answers
@@ -157,6 +158,7 @@ class Supervisor:
                 workers=self._config.daemon.workers,
                 backend=self._backend.name,
                 because=self._backend.reason,
+                code="compiled" if COMPILED else "interpreted",
             )
             self._notifier.ready()
             try:

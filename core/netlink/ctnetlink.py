@@ -8,7 +8,7 @@ import errno
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from cthelper.core.errors import NotFound
 from cthelper.core.netlink import encoding, messages
@@ -63,14 +63,17 @@ _FILTERS: Final = (
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
-class _Asked(NamedTuple):
+class _Asked:
     """What a request asks for; most succeed, and then nobody wants it in words."""
 
-    verb: str
-    subject: object
+    __slots__ = ("_subject", "_verb")
+
+    def __init__(self, verb: str, subject: object) -> None:
+        self._verb = verb
+        self._subject = subject
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.subject}"
+        return f"{self._verb} {self._subject}"
 
 
 @dataclass(frozen=True, slots=True)

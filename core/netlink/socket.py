@@ -257,6 +257,9 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)
         except OSError as error:
             raise _failure(error, "filter netlink events") from None
+        finally:
+            # Compiled code lets go of what it does not mention any more.
+            del buffer
 
     def join(self, group: int) -> None:
         """Be a member of a group. Raises NetlinkError."""
@@ -311,7 +314,8 @@ class NetlinkSocket:
         header["flags"] = flags
         header["sequence_number"] = self._sequence
         message.encode()
-        self._put(message.data, what)
+        # pyroute2 makes a bytearray, which compiled code takes for no bytes.
+        self._put(bytes(message.data), what)
 
     def _put(self, data: bytes, what: object) -> None:
         try:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from cthelper.core.errors import AlreadyExists, NetlinkError, NotFound
 from cthelper.core.offline.conntrack import Table
 from cthelper.core.offline.entries import Entry, Expected
@@ -26,6 +28,8 @@ ERRNO: Final = {
 """What the kernel answers where it refuses."""
 
 
+# For tests, which make a kernel that refuses more.
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ModelKernel:
     """Requests to a table. `now` is the time, `frame` the packet that is looked at."""
 

@@ -415,6 +415,7 @@ def test_another_budget_counts_for_flows_that_have_begun(flows: Flows) -> None:
     assert flows.datagram(entry, 1).events == (Finished("source-cpu"),)
 
 
+@pytest.mark.interpreted
 def test_what_fails_is_paid_for(flows: Flows, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = flows.entry("192.0.2.1")
 

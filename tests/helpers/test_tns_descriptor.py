@@ -296,6 +296,8 @@ addresses_ = st.builds(
     protocol=st.sampled_from(["tcp", "tcps"]),
     host=st.ip_addresses() | names,
     port=st.integers(0, 65535),
+    host_place=st.just((0, 0)),
+    port_place=st.just((0, 0)),
 )
 
 

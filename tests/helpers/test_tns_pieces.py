@@ -23,6 +23,7 @@ from tests.helpers.test_tns import (
 )
 
 
+@pytest.mark.interpreted
 @cases("nothing", {"empty DATA": data(""), "NULL": packet(7), "MARKER": MARKER})
 def test_packets_without_text_are_neither_kept_nor_have_it_read_again(
     nothing: bytes, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,8 @@ from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple, udp
 from tests.core.host import Clock, Datagrams, Lines, configured
 from tests.core.offline.tracking import wanted
 
+pytestmark = pytest.mark.interpreted
+
 CONFIG: Final = Config(
     helpers={"datagram": configured(Datagrams)}, daemon=DaemonConfig(mark=0x40)
 )

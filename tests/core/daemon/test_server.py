@@ -40,6 +40,8 @@ from cthelper.core.queue.binding import Binding, BoundQueue
 from cthelper.core.queue.protocol import Statistics
 from cthelper.core.registry import builtin_helpers
 
+pytestmark = pytest.mark.interpreted
+
 SECONDS = 10.0
 
 

@@ -141,6 +141,7 @@ def test_kernel_lets_through_what_matters(
     assert kernel.passed() == [message] * passes
 
 
+@pytest.mark.interpreted
 @given(status=st.integers(0, 0xFFFFFFFF))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_end_passes_by_two_bits_of_the_status(
@@ -150,6 +151,7 @@ def test_end_passes_by_two_bits_of_the_status(
     assert bool(kernel.passed()) is bool(status & 0x2001)
 
 
+@pytest.mark.interpreted
 @given(
     type_=st.sampled_from((NEW, DELETE, EXPECTATION_NEW)),
     attributes=st.binary(max_size=100),
@@ -165,12 +167,14 @@ def test_filter_takes_any_bytes(
     assert kernel.passed() == [gone(0x2000)]
 
 
+@pytest.mark.interpreted
 def test_filter_takes_what_is_too_short(kernel: Kernel, events: Events) -> None:
     for length in range(21):
         kernel.send(gone(0x2000)[:length])
     assert not kernel.passed()
 
 
+@pytest.mark.interpreted
 def test_reading_stops_after_so_many_messages(kernel: Kernel, events: Events) -> None:
     for identity in range(8):
         kernel.send(gone(0x2000, identity))
@@ -182,6 +186,7 @@ def test_reading_stops_after_so_many_messages(kernel: Kernel, events: Events) ->
     assert not list(events.read())
 
 
+@pytest.mark.interpreted
 def test_who_stops_reading_has_the_rest_later(kernel: Kernel, events: Events) -> None:
     for identity in range(4):
         kernel.send(gone(0x2000, identity))
@@ -198,6 +203,7 @@ class Endless:
         return gone(0x2000)
 
 
+@pytest.mark.interpreted
 def test_reading_ends_even_if_events_come_as_quickly_as_they_are_read(
     kernel: Kernel, events: Events
 ) -> None:

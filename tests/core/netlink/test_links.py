@@ -24,6 +24,7 @@ def known() -> Iterator[Links]:
     made.close()
 
 
+@pytest.mark.interpreted
 def test_addresses_that_cannot_be_listed_are_those_of_before_until_they_can(
     known: Links, monkeypatch: pytest.MonkeyPatch
 ) -> None:
