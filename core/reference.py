@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import Final
 
+from cthelper.core import docstrings
 from cthelper.core.api import Helper
 from cthelper.core.config import DaemonConfig
 from cthelper.core.guard import Rules
@@ -23,8 +24,7 @@ _Key = tuple[str, object, str]
 
 def title(helper: type[Helper]) -> str:
     """The first line of the helper's own docstring."""
-    # Not what it inherits, which is about helpers at large.
-    return (helper.__doc__ or "").strip().partition("\n")[0]
+    return docstrings.of_class(helper).partition("\n")[0]
 
 
 def table(helper: type[Helper], *, brief: bool = False) -> str:

@@ -24,6 +24,7 @@ PURE: Final = frozenset(
         "compiled",
         "config",
         "contract",
+        "docstrings",
         "engine",
         "expecter",
         "flows",

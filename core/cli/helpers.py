@@ -2,9 +2,9 @@
 """``cthelper helpers``: what is installed."""
 
 import argparse
-import inspect
 import sys
 
+from cthelper.core import docstrings
 from cthelper.core.api import Helper
 from cthelper.core.cli.options import (
     Commands,
@@ -95,14 +95,10 @@ def _page(found: Found) -> str:
         if option.choices:
             choices = ", ".join(map(as_toml, option.choices))
             lines.append(f"               one of {choices}")
-    lines += [f"source         {found.source}", "", _documentation(helper)]
+    lines += [f"source         {found.source}", "", docstrings.of_module(helper)]
     return "\n".join(lines)
 
 
 def _ports(helper: type[Helper]) -> str:
     transports = ",".join(str(each) for each in sorted(helper.transports))
     return f"{transports} {','.join(map(str, spelled(helper.ports)))}"
-
-
-def _documentation(helper: type[Helper]) -> str:
-    return (inspect.getdoc(inspect.getmodule(helper)) or "").strip()
