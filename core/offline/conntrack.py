@@ -15,12 +15,14 @@ which Linux 6.1 attaches only where the expectation rode in a verdict.
 """
 
 import enum
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from cthelper.core.config import HelperConfig
 from cthelper.core.errors import Malformed
+from cthelper.core.offline.blocks import Batch
 from cthelper.core.offline.entries import Entry, Expected, Timeouts
 from cthelper.core.offline.expectations import Expectations, Outcome
 from cthelper.core.offline.fragments import Reassembler
@@ -35,7 +37,7 @@ from cthelper.core.offline.tcp import (
     is_syn,
     sequence_space,
 )
-from cthelper.core.packet import Segment, locate
+from cthelper.core.packet import COPIED, Segment, locate
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -47,16 +49,29 @@ from cthelper.core.tuples import (
     Tuple,
 )
 
-# The first bytes of a packet up to TCP's flags: shorter ones take the slow way.
+# What is read at once of a packet without options or extension headers: its length,
+# the fragment's place (of IPv4), the protocol, addresses and ports, and TCP's data
+# offset and flags. Shorter packets take the slow way.
+_PLAIN4: Final = 0x45
+_FRAGMENT4: Final = 0x3FFF
+_READ4: Final = struct.Struct("!2xHxxHxB2x12s8xBB")
+_READ6: Final = struct.Struct("!4xHBx36s8xBB")
 _SHORT4: Final = 34
 _SHORT6: Final = 54
-_PLAIN4: Final = 0x45
+_HEADER4: Final = 20
+_HEADER6: Final = 40
+_TCP_HEADER: Final = 20
+_UDP_HEADER: Final = 8
+_UDP_LENGTH: Final = 4
+# TCP's sequence number, and what it acknowledges.
+_NUMBERS: Final = struct.Struct("!4xII")
 _FLAGS: Final = 13
 # What conntrack reads of the transports' headers.
 _HEADERS: Final = {TCP: 14, UDP: 8}
 # RST, SYN, FIN and ACK; of these only ACK: nothing changes in an established flow.
 _STATE_FLAGS: Final = 0x17
 _ACK: Final = 0x10
+_SYN: Final = 0x02
 
 # New flows between two sweeps, at least.
 _SWEEP: Final = 4096
@@ -78,16 +93,37 @@ class Seen:
     `entry` is None for an invalid packet that belongs to no flow. `met` is the
     expectation that this packet met, `created` whether it began the flow. `missed` is
     the helper that the flow would have, had it not begun in mid-stream with a segment
-    of its server's.
+    of its server's. `segment` is what `locate` finds in `packet`, or None where that
+    was not found out.
     """
 
     entry: Entry | None
     direction: Direction
     packet: bytes
     state: State
-    met: Expected | None = None
-    created: bool = False
-    missed: HelperConfig | None = None
+    met: Expected | None
+    created: bool
+    missed: HelperConfig | None
+    segment: Segment | None
+
+    def __init__(
+        self,
+        entry: Entry | None,
+        direction: Direction,
+        packet: bytes,
+        state: State,
+        met: Expected | None = None,
+        created: bool = False,
+        missed: HelperConfig | None = None,
+    ) -> None:
+        self.entry = entry
+        self.direction = direction
+        self.packet = packet
+        self.state = state
+        self.met = met
+        self.created = created
+        self.missed = missed
+        self.segment = None
 
 
 class Table:
@@ -100,6 +136,9 @@ class Table:
     that becomes of expectations. `expect_max` bounds the expectations
     (nf_conntrack_expect_max). `hands_down` is what Linux 6.12.95 does: an expected flow
     has its master's helper (`Kernel` in core/daemon/probe.py).
+
+    `now` is the time of the last packet that was looked at in a batch, in seconds; it
+    never goes back.
     """
 
     def __init__(
@@ -115,13 +154,15 @@ class Table:
         hands_down: bool = False,
     ) -> None:
         self._hands_down = hands_down
+        self.now = 0.0
         self.packets = 0
         self.flows = 0
         self._timeouts = timeouts or Timeouts()
         self._established = self._timeouts.tcp[TcpState.ESTABLISHED]
         self._on_destroy = on_destroy
-        self._udp: dict[bytes, tuple[Entry, bool]] = {}
-        self._tcp: dict[bytes, tuple[Entry, bool]] = {}
+        # By their keys in either direction.
+        self._udp: dict[bytes, Entry] = {}
+        self._tcp: dict[bytes, Entry] = {}
         self._nat = nat
         # Behind NAT, by their original tuples.
         self._originals: dict[Tuple, Entry] = {}
@@ -139,51 +180,157 @@ class Table:
                     tags = self._tags.setdefault((transport, port.to_bytes(2)), [])
                     tags.append(config)
 
-    def see(self, number: int, now: float, data: bytes, start: int) -> Seen | None:
-        """What conntrack says of a packet that somebody wants to know of.
+    def pass_over(self, batch: Batch, due: float) -> Seen | None:
+        """Take packets of a batch up to one that somebody wants to know of.
 
-        `number` is its frame's, `now` never goes back. None where there is nothing for
-        a helper to do: neither TCP nor UDP, an incomplete packet, an invalid one, a
-        flow that has no helper and misses none. Others are to be confirmed by the
-        caller. This is the fast path: what most packets are is decided by a look into a
-        dictionary.
+        That is None at the batch's end, and before a packet that comes at the time
+        `due` or later. Nobody wants to know of what a helper can do nothing about:
+        neither TCP nor UDP, an incomplete packet, an invalid one, a flow that has no
+        helper and misses none. Others are to be confirmed by the caller.
+
+        What most packets are is decided by a look into a dictionary, before anything is
+        made for them. The answers are those of `track` for each packet.
         """
-        size = len(data) - start
-        if size >= _SHORT4 and data[start] == _PLAIN4:
-            header = start + 20
-            protocol = data[start + 9]
-            if not data[start + 6] & 0x3F and not data[start + 7]:
-                key = data[start + 12 : start + 24]
-            else:
-                key = b""
-        elif size >= _SHORT6 and data[start] >> 4 == 6:
-            header = start + 40
-            protocol = data[start + 6]
-            key = data[start + 8 : start + 44]
+        data, places = batch.data, batch.places
+        at, end = batch.at, len(places)
+        read4, read6 = _READ4.unpack_from, _READ6.unpack_from
+        tcp, udp = self._tcp, self._udp
+        established = self._established
+        now = self.now
+        quiet = 0
+        seen: Seen | None = None
+        length: int
+        fragment: int
+        protocol: int
+        key: bytes
+        offset: int
+        flags: int
+        while at < end and seen is None:
+            number, time, _, start, stop = places[at]
+            if time > now:
+                if time >= due:
+                    break
+                now = time
+            at += 1
+            size = stop - start
+            header = 0
+            # A longer one may not have been copied whole.
+            if _SHORT4 <= size < COPIED:
+                if data[start] == _PLAIN4:
+                    length, fragment, protocol, key, offset, flags = read4(data, start)
+                    if not fragment & _FRAGMENT4:
+                        header = _HEADER4
+                        length -= _HEADER4
+                elif size >= _SHORT6 and data[start] >> 4 == 6:
+                    length, protocol, key, offset, flags = read6(data, start)
+                    header = _HEADER6
+            # As `locate` has it, where `length` is that of what follows the IP header.
+            if header and protocol == TCP:
+                offset = offset >> 2 & 0x3C
+                if _TCP_HEADER <= offset <= length:
+                    entry = tcp.get(key)
+                    if (
+                        entry is not None
+                        and entry.quiet
+                        and flags & _STATE_FLAGS == _ACK
+                        and now < entry.expires
+                    ):
+                        entry.expires = now + established
+                        quiet += 1
+                        continue
+                    self.now = now
+                    self.packets += 1
+                    seen = self._see_tcp(
+                        number, data, start, stop, header, offset, length, key, flags
+                    )
+                    continue
+            elif header and protocol == UDP:
+                place = start + header + _UDP_LENGTH
+                offset = data[place] << 8 | data[place + 1]
+                if _UDP_HEADER <= offset <= length:
+                    entry = udp.get(key)
+                    if entry is not None and entry.quiet and now < entry.expires:
+                        entry.renew_udp(self._timeouts, now, reply=key != entry.key)
+                        quiet += 1
+                        continue
+                    self.now = now
+                    self.packets += 1
+                    seen = self._wanted(
+                        self._track_udp(number, now, data[start:stop], key)
+                    )
+                    if seen is not None and header + length <= size:
+                        behind = header + _UDP_HEADER
+                        seen.segment = Segment(UDP, header, behind, header + offset)
+                    continue
+            self.now = now
+            seen = self._wanted(self.track(number, now, data[start:stop], 0))
+        self.now = now
+        self.packets += quiet
+        batch.at = at
+        return seen
+
+    def look_at_each(self, batch: Batch, due: float) -> Seen | None:
+        """As `pass_over`, but up to any packet of which `track` says something."""
+        while batch.at < len(batch.places):
+            number, time, _, start, stop = batch.places[batch.at]
+            if time > self.now:
+                if time >= due:
+                    break
+                self.now = time
+            batch.at += 1
+            seen = self.track(number, self.now, batch.data[start:stop], 0)
+            if seen is not None:
+                return seen
+        return None
+
+    def _see_tcp(
+        self,
+        number: int,
+        data: bytes,
+        start: int,
+        stop: int,
+        header: int,
+        size: int,
+        length: int,
+        key: bytes,
+        flags: int,
+    ) -> Seen | None:
+        """Take a segment that is not of a quiet flow, as far as somebody wants to know.
+
+        Its TCP header begins `header` bytes behind `start`, and has `size` bytes of the
+        segment's `length`.
+        """
+        now = self.now
+        sequence: int
+        acknowledged: int
+        sequence, acknowledged = _NUMBERS.unpack_from(data, start + header)
+        end = sequence + length - size + sequence_space(flags) & 0xFFFFFFFF
+        entry = self._find(self._tcp, key, now)
+        if entry is not None and entry.helper is None:
+            reply = key != entry.key
+            verdict = self._advance(now, entry, flags, end, acknowledged, reply=reply)
+            if verdict is not Verdict.REOPEN:
+                return None
+            entry = None
+        packet = data[start:stop]
+        if entry is None:
+            found = self._begin_tcp(number, now, packet, key, flags, end, acknowledged)
         else:
-            key = b""
-            header = protocol = 0
-        if protocol == 6:
-            found = self._tcp.get(key)
-            if found is not None:
-                entry = found[0]
-                if (
-                    entry.quiet
-                    and data[header + _FLAGS] & _STATE_FLAGS == _ACK
-                    and now < entry.expires
-                ):
-                    entry.expires = now + self._established
-                    self.packets += 1
-                    return None
-        elif protocol == 17:
-            found = self._udp.get(key)
-            if found is not None:
-                entry, reply = found
-                if entry.quiet and now < entry.expires:
-                    entry.renew_udp(self._timeouts, now, reply=reply)
-                    self.packets += 1
-                    return None
-        seen = self.track(number, now, data, start)
+            found = self._track_tcp(number, now, packet, key, flags, end, acknowledged)
+        seen = self._wanted(found)
+        if seen is not None and start + header + length <= stop:
+            seen.segment = Segment(
+                TCP,
+                header,
+                header + size,
+                header + length,
+                sequence,
+                bool(flags & _SYN),
+            )
+        return seen
+
+    def _wanted(self, seen: Seen | None) -> Seen | None:
+        """It, if somebody wants to know of it; else its flow is confirmed."""
         if seen is None or seen.entry is None or seen.state is State.INVALID:
             return None
         if seen.entry.helper or seen.met or seen.missed:
@@ -221,12 +368,12 @@ class Table:
         )
 
     def _track_udp(self, number: int, now: float, packet: bytes, key: bytes) -> Seen:
-        found = self._find(self._udp, key, now)
-        if found is None:
-            entry, met = self._begin(number, now, UDP, key)
+        entry = self._find(self._udp, key, now)
+        if entry is None:
+            entry, met = self._begin(number, now, UDP, key, None)
             entry.renew_udp(self._timeouts, now, reply=False)
             return Seen(entry, ORIGINAL, packet, _state(entry), met, created=True)
-        entry, reply = found
+        reply = key != entry.key
         state = State.ESTABLISHED if reply else _state(entry)
         entry.renew_udp(self._timeouts, now, reply=reply)
         return Seen(entry, REPLY if reply else ORIGINAL, packet, state)
@@ -241,22 +388,34 @@ class Table:
         end: int,
         acknowledged: int,
     ) -> Seen:
-        found = self._find(self._tcp, key, now)
-        if found is not None:
-            entry, reply = found
-            assert entry.tcp is not None  # noqa: S101 - it is in the table of TCP
-            verdict = entry.tcp.advance(flags, end, acknowledged, reply=reply)
+        entry = self._find(self._tcp, key, now)
+        if entry is not None:
+            reply = key != entry.key
+            state = State.ESTABLISHED if reply else _state(entry)
+            verdict = self._advance(now, entry, flags, end, acknowledged, reply=reply)
             if verdict is not Verdict.REOPEN:
-                return self._known_tcp(now, packet, entry, flags, verdict, reply=reply)
-            self._destroy(entry)
+                if verdict is Verdict.INVALID:
+                    state = State.INVALID
+                return Seen(entry, REPLY if reply else ORIGINAL, packet, state)
+        return self._begin_tcp(number, now, packet, key, flags, end, acknowledged)
+
+    def _begin_tcp(
+        self,
+        number: int,
+        now: float,
+        packet: bytes,
+        key: bytes,
+        flags: int,
+        end: int,
+        acknowledged: int,
+    ) -> Seen:
         connection = Connection()
         verdict = connection.advance(flags, end, acknowledged, reply=False)
         if verdict is Verdict.INVALID:
             # The expectation is looked for before the segment is judged.
             self._expected.meet(now, TCP, key)
             return Seen(None, ORIGINAL, packet, State.INVALID)
-        entry, met = self._begin(number, now, TCP, key)
-        entry.tcp = connection
+        entry, met = self._begin(number, now, TCP, key, connection)
         entry.renew_tcp(self._timeouts, now)
         missed = None
         if not is_syn(flags) and met is None and entry.helper is None:
@@ -265,20 +424,25 @@ class Table:
             entry, ORIGINAL, packet, _state(entry), met, created=True, missed=missed
         )
 
-    def _known_tcp(
+    def _advance(
         self,
         now: float,
-        packet: bytes,
         entry: Entry,
         flags: int,
-        verdict: Verdict,
+        end: int,
+        acknowledged: int,
         *,
         reply: bool,
-    ) -> Seen:
-        direction = REPLY if reply else ORIGINAL
+    ) -> Verdict:
+        """Take a segment of a known flow; the entry is gone where it reopens that."""
+        connection = entry.tcp
+        assert connection is not None  # noqa: S101 - it is in the table of TCP
+        verdict = connection.advance(flags, end, acknowledged, reply=reply)
         if verdict is Verdict.INVALID:
-            return Seen(entry, direction, packet, State.INVALID)
-        state = State.ESTABLISHED if reply else _state(entry)
+            return verdict
+        if verdict is Verdict.REOPEN:
+            self._destroy(entry)
+            return verdict
         if verdict is Verdict.PASS:
             if not entry.seen_reply and is_reset(flags):
                 # A refused connection is forgotten at once.
@@ -288,33 +452,35 @@ class Table:
                 entry.renew_tcp(self._timeouts, now)
         if reply:
             entry.seen_reply = True
-        assert entry.tcp is not None  # noqa: S101 - it is in the table of TCP
         entry.quiet = (
             entry.helper is None
-            and entry.seen_reply
+            and entry.assured
             and verdict is Verdict.PASS
-            and entry.tcp.state == ESTABLISHED
+            and connection.state == ESTABLISHED
         )
-        return Seen(entry, direction, packet, state)
+        return verdict
 
-    def _find(
-        self, flows: dict[bytes, tuple[Entry, bool]], key: bytes, now: float
-    ) -> tuple[Entry, bool] | None:
-        found = flows.get(key)
-        if found is not None and found[0].expires <= now:
-            self._destroy(found[0])
+    def _find(self, flows: dict[bytes, Entry], key: bytes, now: float) -> Entry | None:
+        entry = flows.get(key)
+        if entry is not None and entry.expires <= now:
+            self._destroy(entry)
             return None
-        return found
+        return entry
 
     def _begin(
-        self, number: int, now: float, transport: Transport, key: bytes
+        self,
+        number: int,
+        now: float,
+        transport: Transport,
+        key: bytes,
+        connection: Connection | None,
     ) -> tuple[Entry, Expected | None]:
         """A new flow, which is not in the table yet (init_conntrack)."""
         self.flows += 1
         self._until_sweep -= 1
         if self._until_sweep <= 0:
             self._sweep(now)
-        entry = Entry(self.flows, number, transport, key, now)
+        entry = Entry(self.flows, number, transport, key, now, connection)
         met = self._expected.meet(now, transport, key)
         if self._nat is not None:
             entry.translate(_translated(self._nat, entry, met))
@@ -354,8 +520,8 @@ class Table:
             return
         entry.confirmed = True
         flows = self._udp if entry.transport is UDP else self._tcp
-        flows[entry.reply_key] = entry, True
-        flows[entry.key] = entry, False
+        flows[entry.reply_key] = entry
+        flows[entry.key] = entry
         if self._nat is not None:
             self._originals[entry.original] = entry
 
@@ -378,13 +544,14 @@ class Table:
         if self._nat is not None:
             return self._originals.get(original)
         flows = self._udp if original.transport is UDP else self._tcp
-        found = flows.get(
+        key = (
             original.source.address.packed
             + original.destination.address.packed
             + original.source.port.to_bytes(2)
             + original.destination.port.to_bytes(2)
         )
-        return None if found is None or found[1] else found[0]
+        entry = flows.get(key)
+        return None if entry is None or key != entry.key else entry
 
     # Expectations
 
@@ -442,8 +609,7 @@ class Table:
         entry.gone = True
         flows = self._udp if entry.transport is UDP else self._tcp
         for key in (entry.key, entry.reply_key):
-            found = flows.get(key)
-            if found is not None and found[0] is entry:
+            if flows.get(key) is entry:
                 del flows[key]
         if self._nat is not None and self._originals.get(entry.original) is entry:
             del self._originals[entry.original]
@@ -453,8 +619,8 @@ class Table:
     def _sweep(self, now: float) -> None:
         """Forget what has ended, as often as the table may have doubled."""
         for flows in (self._udp, self._tcp):
-            for entry, reply in list(flows.values()):
-                if not reply and entry.expires <= now:
+            for key, entry in list(flows.items()):
+                if key == entry.key and entry.expires <= now:
                     self._destroy(entry)
         self._expected.live(now)
         self._until_sweep = max(_SWEEP, len(self._udp) + len(self._tcp))

@@ -13,7 +13,8 @@ from typing import Final
 
 from cthelper.core.config import Config
 from cthelper.core.errors import CaptureError, CthelperError, UsageError
-from cthelper.core.offline.capture import STDIN, Capture, Frame
+from cthelper.core.offline.blocks import Batch
+from cthelper.core.offline.capture import STDIN, Capture
 from cthelper.core.offline.events import Begin, Event, Notice
 from cthelper.core.offline.nat import Nat
 from cthelper.core.offline.replay import Replay
@@ -21,8 +22,6 @@ from cthelper.core.tuples import Address, Network
 
 _SUFFIXES: Final = (".pcap", ".pcapng", ".cap")
 _COMPRESSED: Final = ("", ".gz", ".zst")
-# Frames between two looks at how far the file has been read.
-_STRIDE: Final = 4096
 # Seconds between two looks whether to go on waiting for a worker.
 _GLANCE: Final = 0.2
 # Seconds that one has to come to an end.
@@ -102,11 +101,11 @@ def replay_job(
     )
     try:
         with Capture(job.capture, warn=warn, stop=stop) as capture:
-            frames = iter(capture)
+            batches = capture.batches()
             if progress is not None:
-                frames = _reporting(frames, capture, progress)
+                batches = _reporting(batches, capture, progress)
             begun = False
-            for event in replay.run(frames):
+            for event in replay.run_batches(batches):
                 if not begun:
                     begun = True
                     yield Begin(capture.begin)
@@ -120,13 +119,11 @@ def replay_job(
 
 
 def _reporting(
-    frames: Iterator[Frame], capture: Capture, progress: Callable[[int], None]
-) -> Iterator[Frame]:
-    for count, frame in enumerate(frames, 1):
-        if count % _STRIDE == 0:
-            progress(capture.position)
-        yield frame
-    progress(capture.position)
+    batches: Iterator[Batch], capture: Capture, progress: Callable[[int], None]
+) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        progress(capture.position)
 
 
 def replay_all(

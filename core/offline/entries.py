@@ -16,7 +16,6 @@ from cthelper.core.offline.tcp import ESTABLISHED, TCP_TIMEOUTS, Connection
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
-    TCP,
     Conntrack,
     Direction,
     Endpoint,
@@ -63,7 +62,8 @@ class Timeouts:
 class Entry:
     """A flow. `frame` is its first packet's number; `began`, `expires` are times.
 
-    `helper` is what is attached to it now, `master` the flow that expected it.
+    `helper` is what is attached to it now, `master` the flow that expected it. `tcp` is
+    where its connection stands, over TCP.
     """
 
     __slots__ = (
@@ -87,7 +87,13 @@ class Entry:
     )
 
     def __init__(
-        self, id_: int, frame: int, transport: Transport, key: bytes, now: float
+        self,
+        id_: int,
+        frame: int,
+        transport: Transport,
+        key: bytes,
+        now: float,
+        tcp: Connection | None = None,
     ) -> None:
         self.id = id_
         self.frame = frame
@@ -109,7 +115,7 @@ class Entry:
         self.quiet = False
         self.expires = now
         self.began = now
-        self.tcp = Connection() if transport is TCP else None
+        self.tcp = tcp
 
     @property
     def original(self) -> Tuple:

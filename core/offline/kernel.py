@@ -31,12 +31,20 @@ ERRNO: Final = {
 # For tests, which make a kernel that refuses more.
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ModelKernel:
-    """Requests to a table. `now` is the time, `frame` the packet that is looked at."""
+    """Requests to a table, whose time is `now`. `frame` is what is looked at."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self.now = 0.0
         self.frame = 0
+
+    @property
+    def now(self) -> float:
+        """The table's clock, which moves forward only."""
+        return self._table.now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self._table.now = now
 
     # Entries
 

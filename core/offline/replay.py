@@ -25,6 +25,7 @@ from cthelper.core.expecter import Expecter
 from cthelper.core.grants import Placed
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters
+from cthelper.core.offline.blocks import Batch, single
 from cthelper.core.offline.capture import Frame
 from cthelper.core.offline.conntrack import Seen, State, Table
 from cthelper.core.offline.entries import Entry
@@ -217,21 +218,26 @@ class Replay:
 
     def run(self, frames: Iterable[Frame]) -> Iterator[Event]:
         """The events of the capture in the order of its frames, a Summary last."""
-        watch = self.onlooker is not None
-        see = self.table.track if watch else self.table.see
-        kernel = self._kernel
-        for number, time, data, start in frames:
-            # The clocks of helpers and kernel move forward, those of captures not
-            # always.
-            if time > kernel.now:
-                if time >= self._due:
-                    self._tick(time)
-                kernel.now = time
-            seen = see(number, kernel.now, data, start)
-            if seen is not None:
-                self._pass(number, time, seen)
-                if self._events:
-                    yield from self._take()
+        return self.run_batches(single(*frame) for frame in frames)
+
+    def run_batches(self, batches: Iterable[Batch]) -> Iterator[Event]:
+        """As `run`, of frames that were read by the batch, which is faster."""
+        table = self.table
+        take = table.pass_over if self.onlooker is None else table.look_at_each
+        for batch in batches:
+            while True:
+                # The clocks of helpers and kernel move forward, those of captures not
+                # always.
+                seen = take(batch, self._due)
+                if seen is not None:
+                    number, time, *_ = batch.places[batch.at - 1]
+                    self._pass(number, time, seen)
+                    if self._events:
+                        yield from self._take()
+                elif batch.at < len(batch.places):
+                    self._tick(batch.places[batch.at][1])
+                else:
+                    break
         yield from self._end()
 
     @property
@@ -309,6 +315,7 @@ class Replay:
             seen.direction,
             forwarded=bool(self._hosts)
             and conntrack.original.source.address not in self._hosts,
+            segment=seen.segment,
         )
         flow = decision.flow
         if flow is None:

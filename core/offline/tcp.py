@@ -51,14 +51,13 @@ TCP_TIMEOUTS: Final[Mapping[int, float]] = {
 """Seconds: nf_conntrack_tcp_timeout_*."""
 
 
-class _Kind(enum.IntEnum):
-    """What a segment is by its flags (get_conntrack_index)."""
-
-    SYN = 0
-    SYN_ACK = 1
-    FIN = 2
-    ACK = 3
-    RST = 4
+# What a segment is by its flags (get_conntrack_index), in the order of the rows below.
+_IS_SYN: Final = 0
+_IS_SYN_ACK: Final = 1
+_IS_FIN: Final = 2
+_IS_ACK: Final = 3
+_IS_RST: Final = 4
+_IS_NONE: Final = -1
 
 
 class Verdict(enum.Enum):
@@ -75,6 +74,7 @@ class Verdict(enum.Enum):
 _IGNORE, _INVALID = -1, -2
 # Plain numbers compare faster than members.
 ESTABLISHED: Final = int(TcpState.ESTABLISHED)
+_NONE: Final = int(TcpState.NONE)
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _SYN_SENT2: Final = int(TcpState.SYN_SENT2)
 _SYN_RECV: Final = int(TcpState.SYN_RECV)
@@ -113,10 +113,9 @@ _ROWS: Final = (
         "IV CL CL CL CL CL CL CL CL CL",
     ),
 )
-_NEXT: Final = tuple(
-    tuple(tuple(int(_LETTERS[word]) for word in row.split()) for row in rows)
-    for rows in _ROWS
-)
+_NEXT: Final = [
+    [[int(_LETTERS[word]) for word in row.split()] for row in rows] for rows in _ROWS
+]
 
 
 class Connection:
@@ -128,11 +127,12 @@ class Connection:
         "_crossed",
         "_last",
         "_last_end",
+        "_last_reply",
         "state",
     )
 
     def __init__(self) -> None:
-        self.state: int = TcpState.NONE
+        self.state = _NONE
         # Whether a FIN came first from one side (IP_CT_TCP_FLAG_CLOSE_INIT).
         self._close_begun = False
         # Whether the SYNs crossed (IP_CT_TCP_SIMULTANEOUS_OPEN).
@@ -140,7 +140,8 @@ class Connection:
         # Whether an ACK may answer a SYN that came too late (IP_CT_EXP_CHALLENGE_ACK).
         self._challenged = False
         # Kind and direction of the segment before, and where an ignored one ended.
-        self._last: tuple[_Kind, bool] | None = None
+        self._last = _IS_NONE
+        self._last_reply = False
         self._last_end = 0
 
     def advance(
@@ -152,13 +153,13 @@ class Connection:
         acknowledges.
         """
         kind = _KINDS[flags & _CHECKED]
-        if kind is None:
+        if kind == _IS_NONE:
             return Verdict.INVALID
         following = _NEXT[reply][kind][self.state]
         if following == _INVALID:
             return Verdict.INVALID
         if following == _SYN_SENT and self.state >= _TIME_WAIT:
-            if self._close_begun or self._last == (_Kind.RST, reply):
+            if self._close_begun or self._came_last(_IS_RST, reply=reply):
                 return Verdict.REOPEN
             following = _IGNORE
         if following == _IGNORE:
@@ -166,35 +167,39 @@ class Connection:
                 return self._ignore(kind, end, reply=reply)
             # The two ends are in sync, and conntrack was not.
             self._close_begun = self._challenged = False
-            following = TcpState.SYN_RECV
+            following = _SYN_RECV
         elif following == _TIME_WAIT:
-            if self._challenged and self._last == (_Kind.SYN, not reply):
+            if self._challenged and self._came_last(_IS_SYN, reply=not reply):
                 self._challenged = False
                 return Verdict.IGNORE
         elif following == _SYN_SENT2:
             self._crossed = True
         elif following == _SYN_RECV:
-            if self._crossed and reply and kind is _Kind.ACK:
-                following = TcpState.ESTABLISHED
+            if self._crossed and reply and kind == _IS_ACK:
+                following = ESTABLISHED
         elif following == _FIN_WAIT and self.state != _FIN_WAIT:
             self._close_begun = True
-        self._last = kind, reply
+        self._last, self._last_reply = kind, reply
         self.state = following
         return Verdict.PASS
 
+    def _came_last(self, kind: int, *, reply: bool) -> bool:
+        """Whether the segment before was one of this kind and direction."""
+        return self._last == kind and self._last_reply is reply
+
     def _answers_ignored_syn(
-        self, kind: _Kind, acknowledged: int, *, reply: bool
+        self, kind: int, acknowledged: int, *, reply: bool
     ) -> bool:
         return (
-            kind is _Kind.SYN_ACK
-            and self._last == (_Kind.SYN, not reply)
+            kind == _IS_SYN_ACK
+            and self._came_last(_IS_SYN, reply=not reply)
             and acknowledged == self._last_end
         )
 
-    def _ignore(self, kind: _Kind, end: int, *, reply: bool) -> Verdict:
-        self._last = kind, reply
+    def _ignore(self, kind: int, end: int, *, reply: bool) -> Verdict:
+        self._last, self._last_reply = kind, reply
         self._last_end = end
-        if kind is _Kind.SYN and not reply:
+        if kind == _IS_SYN and not reply:
             self._crossed = False
             self._challenged = self.state == _LAST_ACK
         return Verdict.IGNORE
@@ -215,14 +220,14 @@ def sequence_space(flags: int) -> int:
     return bool(flags & _SYN) + bool(flags & _FIN)
 
 
-def _kind(flags: int) -> _Kind | None:
+def _kind(flags: int) -> int:
     if flags not in _VALID:
-        return None
+        return _IS_NONE
     if flags & _RST:
-        return _Kind.RST
+        return _IS_RST
     if flags & _SYN:
-        return _Kind.SYN_ACK if flags & _ACK else _Kind.SYN
-    return _Kind.FIN if flags & _FIN else _Kind.ACK
+        return _IS_SYN_ACK if flags & _ACK else _IS_SYN
+    return _IS_FIN if flags & _FIN else _IS_ACK
 
 
-_KINDS: Final = tuple(_kind(flags) for flags in range(_CHECKED + 1))
+_KINDS: Final = [_kind(flags) for flags in range(_CHECKED + 1)]

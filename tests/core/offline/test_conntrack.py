@@ -6,6 +6,7 @@ kernel does the same with random sequences is for tests/live/test_differential.p
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_network
 from itertools import pairwise
 from typing import Any
@@ -17,7 +18,10 @@ from scapy.layers.inet import IP, fragment
 from scapy.layers.inet import UDP as ScapyUDP
 
 from cthelper.core.api import OptionValue
+from cthelper.core.errors import Malformed
+from cthelper.core.offline.blocks import Batch
 from cthelper.core.offline.conntrack import State
+from cthelper.core.packet import Segment, locate
 from cthelper.core.tuples import (
     ORIGINAL,
     REPLY,
@@ -45,6 +49,7 @@ from tests.core.offline.tracking import (
     config,
     frame,
     packet,
+    see,
     table,
     tcp,
     track,
@@ -138,7 +143,7 @@ def test_offset_of_the_ip_header_and_what_follows_the_packet_do_not_count() -> N
 def test_what_is_no_packet_of_tcp_or_udp(data: bytes) -> None:
     held = table()
     assert held.track(1, 0.0, data, 0) is None
-    assert held.see(1, 0.0, data, 0) is None
+    assert see(held, 1, 0.0, data, 0) is None
     assert (held.packets, held.flows) == (0, 0)
 
 
@@ -159,7 +164,7 @@ def test_fragments_are_tracked_as_one_packet() -> None:
     for each in (first, *others):
         assert held.track(1, 0.0, each, 0) is None
         assert held.packets == 0
-    seen = held.see(1, 0.0, last, 0)
+    seen = see(held, 1, 0.0, last, 0)
     assert seen is not None
     assert len(seen.packet) == 20 + 8 + 3000
     assert seen.entry is not None
@@ -198,7 +203,7 @@ def test_ruleset_tags_a_new_flow(
     held = table(config(**changes))
     entry = begin(held, 0.0, flow)
     assert (entry.helper is not None) == tagged
-    assert (held.see(1, 1.0, packet(flow), 0) is not None) == tagged
+    assert (see(held, 1, 1.0, packet(flow), 0) is not None) == tagged
 
 
 def test_first_helper_that_tags_a_flow_stays() -> None:
@@ -261,7 +266,7 @@ def test_any_bytes(frames: list[tuple[float, bytes]]) -> None:
     held = table()
     for number, (now, data) in enumerate(sorted(frames), 1):
         for start in (0, min(14, len(data))):
-            held.see(number, now, data, start)
+            see(held, number, now, data, start)
             held.track(number, now, data, start)
 
 
@@ -280,7 +285,7 @@ spoilt = st.builds(
 def test_any_spoilt_packets(frames: list[tuple[float, bytes]]) -> None:
     held = table()
     for number, (now, data) in enumerate(sorted(frames), 1):
-        seen = held.see(number, now, data, 0)
+        seen = see(held, number, now, data, 0)
         if seen is not None and seen.entry is not None:
             held.confirm(seen.entry)
         held.track(number, now, data, 0)
@@ -308,6 +313,21 @@ flags_ = st.sampled_from(
 )
 numbers = st.integers(1, 4)
 packets = st.builds(packet, flows, flags_, numbers, numbers)
+# Some with lengths that lie, options, fragments, cut or padded.
+mangled = st.builds(
+    lambda data, changes, cut, more: (
+        bytes(changes.get(at, byte) for at, byte in enumerate(data))[: cut or len(data)]
+        + bytes(more)
+    ),
+    packets,
+    st.dictionaries(
+        st.sampled_from([0, 2, 3, 4, 5, 6, 7, 9, 24, 25, 32, 33, 44, 45, 52, 53]),
+        st.sampled_from([0, 1, 6, 7, 8, 16, 17, 20, 28, 40, 0x46, 0x50, 0x60, 255]),
+        max_size=2,
+    ),
+    st.sampled_from([0, 0, 0, 8, 27, 28, 33, 34, 39, 48, 53, 54, 59]),
+    st.sampled_from([0, 0, 6]),
+)
 waits = st.sampled_from([0.0, 0.5, 1.5, 5.0, 12.0, 29.0, 70.0, 200.0])
 expectations = st.builds(
     lambda flow, masked, port, permanent: wanted(
@@ -327,28 +347,35 @@ Step = tuple[float, bytes, Expectation | None, float | None]
 steps_ = st.lists(
     st.tuples(waits, packets, st.none() | expectations, kept), min_size=1, max_size=40
 )
+mangled_steps = st.lists(
+    st.tuples(waits, packets | mangled, st.none() | expectations, kept),
+    min_size=1,
+    max_size=40,
+)
 
 
-@given(steps_)
-def test_see_tells_of_the_same_packets_as_track(steps: list[Step]) -> None:
+@given(mangled_steps)
+def test_pass_over_says_what_track_says(steps: list[Step]) -> None:
     held, fast = table(), table()
     now = 0.0
     for number, (wait, data, expectation, seconds) in enumerate(steps, 1):
         now += wait
         full = held.track(number, now, data, 0)
-        seen = fast.see(number, now, data, 0)
-        assert full is not None
-        entry = full.entry
+        seen = see(fast, number, now, data, 0)
+        entry = None if full is None else full.entry
         told = (
-            entry is not None
+            full is not None
+            and entry is not None
             and full.state is not State.INVALID
             and (entry.helper or full.met or full.missed) is not None
         )
         assert (seen is not None) == told
         if seen is not None:
+            assert full is not None
             assert entry is not None
             assert seen.entry is not None
             assert seen.entry.id == entry.id
+            assert seen.segment in (None, _located(data))
             assert (seen.state, seen.direction) == (full.state, full.direction)
             assert (seen.created, seen.packet) == (full.created, full.packet)
             assert (seen.met is None) == (full.met is None)
@@ -444,7 +471,7 @@ def test_memory_does_not_grow_with_the_capture(
         source = (hosts[0], 1024 + number % 60000)
         to = (hosts[1], CONTROL if number % 3 else PLAIN)
         flow = flow_tuple(transport, source, to)
-        seen = held.see(number, number / 65, packet(flow), 0)
+        seen = see(held, number, number / 65, packet(flow), 0)
         if seen is not None:
             assert seen.entry is not None
             held.confirm(seen.entry)
@@ -465,3 +492,54 @@ def test_ids_and_numbers_only_grow() -> None:
     held = table()
     entries = [begin(held, float(40 * number), udp()) for number in range(5)]
     assert all(one.id < other.id for one, other in pairwise(entries))
+
+
+def _located(data: bytes) -> Segment | None:
+    with suppress(Malformed):
+        return locate(data)
+    return None
+
+
+@given(
+    st.lists(st.tuples(waits, packets | mangled), max_size=30),
+    st.sampled_from([0.3, 4.0, 300.0]),
+)
+def test_packets_of_a_batch_are_seen_as_one_by_one(
+    steps: list[tuple[float, bytes]], period: float
+) -> None:
+    together, alone = table(), table()
+    now = 0.0
+    data = b""
+    places = []
+    for number, (wait, each) in enumerate(steps, 1):
+        # Some clocks of captures go back.
+        now += -3.0 if wait == 1.5 else wait
+        places.append((number, now, len(data), len(data), len(data) + len(each)))
+        data += each
+    batch = Batch(data, places)
+    told = []
+    due = 0.0
+    while batch.at < len(places):
+        found = together.pass_over(batch, due)
+        if found is None and batch.at < len(places):
+            # Before a packet that comes then.
+            assert places[batch.at][1] >= due
+            due = places[batch.at][1] + period
+            continue
+        if found is not None:
+            told.append((places[batch.at - 1][0], found.state, found.packet))
+            if found.entry is not None:
+                together.confirm(found.entry)
+        times = [time for _, time, *_ in places[: batch.at]]
+        assert together.now == max([0.0, *times])
+    expected = []
+    latest = 0.0
+    for number, time, _, start, stop in places:
+        latest = max(latest, time)
+        one = see(alone, number, latest, data[start:stop], 0)
+        if one is not None:
+            expected.append((number, one.state, one.packet))
+            if one.entry is not None:
+                alone.confirm(one.entry)
+    assert told == expected
+    assert (together.packets, together.flows) == (alone.packets, alone.flows)

@@ -22,6 +22,7 @@ from tests.core.offline.tracking import (
     begin,
     packet,
     play,
+    see,
     table,
     tcp,
     timed,
@@ -93,7 +94,7 @@ def test_timeout_of_udp(steps: Sequence[tuple[float, str]], left: float) -> None
         for now, side in steps:
             sent = flow if side == ">" else turned(flow)
             track(held, now, sent)
-            seen = fast.see(1, now, packet(sent), 0)
+            seen = see(fast, 1, now, packet(sent), 0)
             if seen is not None:
                 assert seen.entry is not None
                 fast.confirm(seen.entry)
@@ -123,7 +124,7 @@ def test_timeout_of_tcp(words: str, state: TcpState) -> None:
     held, fast = table(), table()
     last = play(held, flow, words)
     for number, now, data in timed(flow, words):
-        assert fast.see(number, now, data, 0) is None
+        assert see(fast, number, now, data, 0) is None
     for each in (held, fast):
         entry = each.find(flow)
         assert entry is not None
@@ -184,7 +185,7 @@ def test_segment_that_begins_no_flow_is_invalid(flags: int) -> None:
     held = table()
     seen = track(held, 0.0, tcp(), flags)
     assert (seen.entry, seen.state, seen.created) == (None, State.INVALID, False)
-    assert held.see(1, 0.0, packet(tcp(), flags), 0) is None
+    assert see(held, 1, 0.0, packet(tcp(), flags), 0) is None
     assert held.flows == 0
 
 

@@ -31,6 +31,7 @@ from tests.core.offline.tracking import (
     make,
     packet,
     play,
+    see,
     table,
     tcp,
     track,
@@ -108,7 +109,7 @@ def test_expected_flow(transport: Transport, permanent: bool) -> None:
     assert expected is not None
     assert (expected.frame, expected.master, expected.helper) == (4, master, "lab")
     flow = flow_tuple(transport, (SERVER, 20000), (CLIENT, DATA))
-    first = held.see(5, 1.0, packet(flow), 0)
+    first = see(held, 5, 1.0, packet(flow), 0)
     assert first is not None
     assert (first.met, first.created) == (expected, True)
     entry = first.entry
@@ -406,9 +407,9 @@ def test_finished_flow_is_no_longer_looked_at_and_has_its_expectations(
     held.leave(master)
     assert held.live(0.0) == [made]
     held.confirm(master)
-    assert held.see(1, 1.0, packet(udp()), 0) is None
+    assert see(held, 1, 1.0, packet(udp()), 0) is None
     # A flow of the same tuple after it is.
-    again = held.see(1, 500.0, packet(udp()), 0)
+    again = see(held, 1, 500.0, packet(udp()), 0)
     assert again is not None
     assert again.created
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What has a table of the model of conntrack see packets, for its tests."""
 
+import math
 import struct
 from dataclasses import replace
 from ipaddress import ip_network
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 from cthelper.core.api import DONE, Effects, Helper, Message, Policy
 from cthelper.core.config import HelperConfig
+from cthelper.core.offline.blocks import single
 from cthelper.core.offline.conntrack import Seen, Table
 from cthelper.core.offline.entries import Entry, Expected
 from cthelper.core.offline.expectations import Outcome
@@ -48,6 +50,11 @@ def table(*helpers: HelperConfig, **changes: Any) -> Table:
     """A table with these helpers, or with Lab alone."""
     found = helpers or (config(),)
     return Table({each.helper.name: each for each in found}, **changes)
+
+
+def see(held: Table, number: int, now: float, data: bytes, start: int) -> Seen | None:
+    """What `pass_over` says of a packet."""
+    return held.pass_over(single(number, now, data, start), math.inf)
 
 
 # Packets
