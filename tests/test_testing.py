@@ -373,8 +373,8 @@ def test_what_is_no_capture_or_no_helper_is_refused(tmp_path: Path) -> None:
 def test_lack_of_scapy_is_told(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['scapy'] = None\n"
-        "from cthelper.testing import replay\n"
-        "replay('x')\n"
+        "from cthelper.testing import write_capture\n"
+        "write_capture('x', [])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True

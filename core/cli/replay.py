@@ -22,7 +22,7 @@ from cthelper.core.cli.options import (
 )
 from cthelper.core.cli.progress import Progress
 from cthelper.core.config import Config, read_file
-from cthelper.core.errors import UsageError, replay_extra
+from cthelper.core.errors import UsageError
 from cthelper.core.tuples import Address, Network
 
 if TYPE_CHECKING:
@@ -147,11 +147,6 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    with replay_extra():
-        return _run(options)
-
-
-def _run(options: argparse.Namespace) -> int:
     from cthelper.core.offline import corpus, output
     from cthelper.core.offline.capture import STDIN
 

@@ -9,8 +9,8 @@ A helper's reaction to messages is a list of effects, to be compared with ``==``
     ]
 
 `any_segmentation` cuts a conversation over TCP in all sizes, `write_capture` makes a
-capture of messages, and `replay` runs helpers over one as `cthelper replay` does; these
-two need scapy. Plain asserts on what they return are the assertions.
+capture of messages, which needs scapy, and `replay` runs helpers over one as `cthelper
+replay` does. Plain asserts on what they return are the assertions.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -286,14 +286,13 @@ def replay(
     in TOML. The others are what ``--network``, ``--host``, ``--snat``, ``--dnat`` and
     ``--side`` of `cthelper replay` say: `snat` has for a client's own address the one
     that servers know it by, `dnat` for the address that clients know a server by its
-    own. Raises CaptureError, ConfigError, RegistryError, UsageError where the addresses
-    contradict each other, and CthelperError where scapy is not installed.
+    own. Raises CaptureError, ConfigError, RegistryError, and UsageError where the
+    addresses contradict each other.
     """
-    with replay_extra():
-        from cthelper.core.offline.capture import Capture
-        from cthelper.core.offline.events import Notice
-        from cthelper.core.offline.nat import Nat, Side
-        from cthelper.core.offline.replay import Replay
+    from cthelper.core.offline.capture import Capture
+    from cthelper.core.offline.events import Notice
+    from cthelper.core.offline.nat import Nat, Side
+    from cthelper.core.offline.replay import Replay
 
     events: list[Event] = []
 
@@ -306,7 +305,7 @@ def replay(
         nat = Nat(sources=snat or {}, destinations=dnat or {}, side=Side(side))
     replayed = Replay(config, networks=networks, hosts=hosts, nat=nat, warn=warn)
     with Capture(Path(capture), warn=warn) as frames:
-        events += replayed.run(frames)
+        events += replayed.run_batches(frames.batches())
     return events
 
 

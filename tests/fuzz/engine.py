@@ -12,10 +12,8 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from types import FunctionType
 
 import atheris
-from scapy.utils import RawPcapNgReader, RawPcapReader
 
 from tests.fuzz.cost import NOTABLE, WATCH
 
@@ -25,10 +23,6 @@ def main() -> None:
     warnings.simplefilter("error")
     with atheris.instrument_imports(include=["cthelper"]):
         from tests.fuzz.targets import TARGETS
-    # The captures' own reader is built upon these; all of scapy would take minutes.
-    for function in (*vars(RawPcapReader).values(), *vars(RawPcapNgReader).values()):
-        if isinstance(function, FunctionType):
-            atheris.instrument_func(function)
     name, *arguments = sys.argv[1:]
     target = TARGETS[name]
     mutator = {}

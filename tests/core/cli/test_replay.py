@@ -430,21 +430,16 @@ def test_truncated_capture_is_used_as_far_as_it_goes(
     assert replay("--json", str(cut)).code == 0
 
 
-def test_missing_package_is_named_with_the_command_that_installs_it(
-    empty: str,
-) -> None:
+def test_no_other_package_is_needed(empty: str) -> None:
     script = (
         "import sys; sys.modules['scapy'] = None\n"
-        "import sys; from cthelper.core.cli import main\n"
+        "from cthelper.core.cli import main\n"
         f"sys.exit(main(['replay', '--config', {empty!r}, {SHOWMOUNT!r}]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (
-        1,
-        f"cthelper: scapy is not installed: {sys.executable} -m pip install scapy\n",
-    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_reader_that_goes_away_ends_the_command_in_silence(empty: str) -> None:

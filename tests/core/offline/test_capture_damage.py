@@ -2,11 +2,8 @@
 """Captures that are cut, damaged or none: what is read of them, and the one warning."""
 
 import gzip
-import logging
 import os
-from logging.handlers import QueueHandler
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Final
 
 import pytest
@@ -104,19 +101,6 @@ def test_damage_is_one_warning_that_says_where(content: bytes, where: str) -> No
     assert [frame for _, _, frame, _ in frames] == [WHOLE] * count
     assert len(warnings) == 1
     assert where in warnings[0]
-
-
-def test_scapy_says_nothing_of_its_own() -> None:
-    records: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    handler = QueueHandler(records)
-    logger = logging.getLogger("scapy")
-    logger.addHandler(handler)
-    try:
-        assert len(read(pcap([WHOLE] * 2)[:-1])[1]) == 1
-        assert len(read(pcapng([WHOLE]) + block(6, b"short"))[1]) == 1
-    finally:
-        logger.removeHandler(handler)
-    assert records.empty()
 
 
 @pytest.mark.parametrize(
