@@ -15,11 +15,12 @@ import gzip
 import importlib
 import io
 import os
+import select
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -87,6 +88,11 @@ class Capture:
             self.size = os.fstat(self._file.fileno()).st_size
             if path == STDIN and self._file.isatty():
                 raise CaptureError("-: standard input is a terminal, not a capture")
+            # Made once: it is asked before each piece.
+            self._ready = select.poll()
+            if stop is not None:
+                for number in (self._file.fileno(), stop.fileno()):
+                    self._ready.register(number, select.POLLIN)
             self._disk = Source(self._read, (OSError,))
             self._sources = [self._disk]
             self._ahead = Ahead(self._disk)
@@ -144,7 +150,8 @@ class Capture:
 
     def _read(self, size: int) -> bytes:
         if self._stop is not None:
-            self._stopped = self._stop in wait([self._file.fileno(), self._stop])
+            came = [number for number, _ in self._ready.poll()]
+            self._stopped = self._stop.fileno() in came
             if self._stopped:
                 return b""
         return self._file.read(size) or b""

@@ -213,12 +213,16 @@ class Replay:
         )
         self.finished: dict[str, str] = {}
         self._events: list[Event] = []
-        self._counts = Summary()
+        self._expectations = 0
+        self._related = 0
+        self._refused = 0
+        self._malformed = 0
+        self._finished = 0
         self._watched: dict[int, FlowEvent] = {}
 
     def run(self, frames: Iterable[Frame]) -> Iterator[Event]:
         """The events of the capture in the order of its frames, a Summary last."""
-        return self.run_batches(single(*frame) for frame in frames)
+        return self.run_batches(map(_alone, frames))
 
     def run_batches(self, batches: Iterable[Batch]) -> Iterator[Event]:
         """As `run`, of frames that were read by the batch, which is faster."""
@@ -346,8 +350,8 @@ class Replay:
             conntrack, decision.expectations, decision.placed
         )
         ledger = self.engine.guard.ledger
-        ledger.confirm(each.expectation for each in answer.placed)
-        ledger.cancel(each for each, _ in answer.refused)
+        ledger.confirm([each.expectation for each in answer.placed])
+        ledger.cancel([each for each, _ in answer.refused])
         for expectation, error in answer.refused:
             detail = _unwanted(expectation, error.reason)
             refused = Refused(error.reason, detail, _wish_of(expectation))
@@ -452,21 +456,17 @@ class Replay:
 
     def _add(self, event: Event) -> None:
         self._events.append(event)
-        counts = self._counts
         match event:
             case ExpectationEvent():
-                counts = replace(counts, expectations=counts.expectations + 1)
+                self._expectations += 1
             case RelatedEvent():
-                counts = replace(counts, related=counts.related + 1)
+                self._related += 1
             case RefusedEvent():
-                counts = replace(counts, refused=counts.refused + 1)
+                self._refused += 1
             case MalformedEvent():
-                counts = replace(counts, malformed=counts.malformed + 1)
+                self._malformed += 1
             case FinishedEvent():
-                counts = replace(counts, finished=counts.finished + 1)
-            case _:
-                return
-        self._counts = counts
+                self._finished += 1
 
     def _take(self) -> list[Event]:
         events = self._events
@@ -477,7 +477,15 @@ class Replay:
         for entry_id in list(self._watched):
             self._events.append(self._watched.pop(entry_id))
         yield from self._take()
-        yield replace(self._counts, packets=self.table.packets, flows=self.table.flows)
+        yield Summary(
+            packets=self.table.packets,
+            flows=self.table.flows,
+            expectations=self._expectations,
+            related=self._related,
+            refused=self._refused,
+            malformed=self._malformed,
+            finished=self._finished,
+        )
 
     def _destroyed(self, entry: Entry) -> None:
         """The entry has ended, and the daemon would be told so."""
@@ -527,6 +535,11 @@ class Replay:
                     effects=tuple(reading.effects),
                 )
             )
+
+
+def _alone(frame: Frame) -> Batch:
+    number, time, data, start = frame
+    return single(number, time, data, start)
 
 
 def _wish_of(expectation: Expectation) -> Expect:

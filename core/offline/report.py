@@ -22,6 +22,8 @@ from cthelper.core.offline.events import (
     Told,
 )
 
+# `json.dumps` would make one for each record.
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 _UTC: Final = len("2026-01-01T00:00:00.000000+00:00")
 
 
@@ -79,7 +81,7 @@ def _row(name: str, event: Told, begin: Begin | None, what: str) -> str:
 
 def json_line(record: Record) -> str:
     """A record as one line."""
-    return json.dumps(record, separators=(",", ":"))
+    return _ENCODER.encode(record)
 
 
 def read_records(path: Path) -> list[Record]:
