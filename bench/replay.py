@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Replay's speed beside that of other readers of the same capture, in one run.
 
-usage: python -m bench.replay [--packets N] [--rounds N]
+usage: python -m bench.replay [--packets N] [--rounds N] [--gigabytes N]
 
 Packets per CPU-second (user and system) of whole processes, their start included;
 medians of alternating rounds. tshark prints a few fields of each packet, scapy dissects
-with PcapReader (a part of the capture, it is slow), and its raw reader, which replay is
-built upon, does nothing with what it reads. The last line of the output is JSON.
+with PcapReader (a part of the capture, it is slow), and its raw reader does nothing
+with what it reads. The last line of the output is JSON.
+
+With --gigabytes instead: the most memory that replay has of a capture of so much, which
+comes through a pipe, beside that of the same capture once.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
+import struct
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -38,6 +44,9 @@ from scapy.utils import RawPcapReader
 for _ in RawPcapReader(sys.argv[1]):
     pass
 """
+_PCAP_HEADER: Final = 24
+_RECORD: Final = struct.Struct("<4I")
+_SECONDS: Final = struct.Struct("<I")
 _FIELDS: Final = ("frame.number", "ip.src", "ip.dst", "_ws.col.Protocol")
 
 
@@ -55,10 +64,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--packets", type=int, default=300_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--gigabytes", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         capture = Path(folder, "mixed.pcap")
         packets = write(capture, options.packets)
+        if options.gigabytes:
+            return _measure_memory(capture, options.gigabytes * 10**9)
         readers = _readers(capture, packets)
         rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
         for _ in range(options.rounds):
@@ -74,6 +86,49 @@ def main() -> int:
         print(f"{name:<24} {rate:>22,.0f} {ours / rate:>10.2f} x")
     print(json.dumps({"packets": packets, "rounds": options.rounds, "rates": rates}))
     return 0
+
+
+def _measure_memory(capture: Path, wanted: int) -> int:
+    content = bytearray(capture.read_bytes())
+    passes = -(-wanted // len(content))
+    peaks = {
+        f"{len(content) * count / 1e9:.1f} GB": _peak(content, count)
+        for count in (1, passes)
+    }
+    for size, peak in peaks.items():
+        print(f"{size:<24} {peak:>22.1f} MiB at most")
+    print(json.dumps({"peaks": peaks}))
+    return 0
+
+
+def _peak(content: bytearray, passes: int) -> float:
+    """The most memory, in MiB, that replay has of a capture so many times over.
+
+    Each time its packets come later than the time before, as in a capture that goes on.
+    """
+    places = []
+    at = _PCAP_HEADER
+    while at < len(content):
+        seconds, _, captured, _ = _RECORD.unpack_from(content, at)
+        places.append((at, seconds))
+        at += _RECORD.size + captured
+    span = places[-1][1] + 1
+    command = (sys.executable, "-m", "cthelper", "replay", "--json", "-")
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        assert process.stdin is not None  # noqa: S101 - it is a pipe
+        process.stdin.write(content[:_PCAP_HEADER])
+        for number in range(passes):
+            for at, seconds in places:
+                _SECONDS.pack_into(content, at, seconds + number * span)
+            process.stdin.write(memoryview(content)[_PCAP_HEADER:])
+        process.stdin.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"bench: cthelper replay ended with {process.returncode}")
+    return usage.ru_maxrss / 1024
 
 
 def _readers(capture: Path, packets: int) -> list[Reader]:

@@ -262,13 +262,14 @@ def capture_seeds() -> Iterator[bytes]:
         yield capture_files.pcap(few, order=order, nano=True)
         yield capture_files.pcapng(few, order)
         options = [(9, b"\x89"), (14, (1000).to_bytes(8))]
-        for link in (0, 1, 12, 101, 113, 276):
+        for link in (0, 1, 9, 12, 50, 51, 101, 113, 239, 276):
             frame = capture_files.enhanced(few[0], order=order)
             about = capture_files.interface(
                 link, order=order, options=options, snaplen=60
             )
             simple = capture_files.block(3, len(few[0]).to_bytes(4) + few[0], order)
-            yield capture_files.section(order) + about + frame + simple
+            old = capture_files.block(2, bytes(12) + frame[20:28] + few[0], order)
+            yield capture_files.section(order) + about + frame + simple + old
     for content in (capture_files.pcap(few), capture_files.pcapng(few)):
         yield gzip.compress(content, mtime=0)
 
