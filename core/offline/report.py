@@ -114,7 +114,7 @@ def differences(old: Iterable[Record], new: Iterable[Record]) -> Iterator[str]:
 
     In the order of captures and frames, as the new replay has the captures.
     """
-    before, after = (list(map(json_line, each)) for each in (old, new))
+    before, after = list(map(json_line, old)), list(map(json_line, new))
     gone, come = Counter(before), Counter(after)
     gone, come = gone - come, come - gone
     marked = [("-", text) for text in before if _take(gone, text)]
