@@ -16,6 +16,7 @@ from typing import Final
 
 import mypy_extensions
 import pytest
+import scapy
 
 import cthelper
 from cthelper.core.errors import _REPLAY
@@ -30,11 +31,12 @@ PAGES: Final = (
 DOCUMENTS: Final = "share/doc/cthelper"
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """What a command prints, which must succeed."""
     done = subprocess.run(
         command,
         cwd=cwd,
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -205,10 +207,13 @@ def test_wheel_runs_in_an_environment_of_its_own(
 def test_guides_capture_is_replayed_where_the_wheel_has_put_it(
     installed: Path,
 ) -> None:
+    # The packages of the extra are this environment's.
+    packages = str(Path(scapy.__file__).parents[1])
     output = run(
         *(installed / "bin" / "cthelper", "replay", "--config", os.devnull),
         *("--plugin", "plugins/ftp.py", "pcaps/tftp/tftp-curl-rrq.pcap"),
         cwd=installed / DOCUMENTS,
+        PYTHONPATH=packages,
     )
     assert "23 packets, 2 flows, 0 expectations" in output
 
