@@ -8,8 +8,8 @@ medians of alternating rounds. tshark prints a few fields of each packet, scapy 
 with PcapReader (a part of the capture, it is slow), and its raw reader does nothing
 with what it reads. The last line of the output is JSON.
 
-With --gigabytes instead: the most memory that replay has of a capture of so much, which
-comes through a pipe, beside that of the same capture once.
+With --gigabytes instead: the most memory that replay has had by when it has read so
+much of a capture, which comes through a pipe. It grows as long as flows do not end.
 """
 
 import argparse
@@ -89,20 +89,15 @@ def main() -> int:
 
 
 def _measure_memory(capture: Path, wanted: int) -> int:
-    content = bytearray(capture.read_bytes())
-    passes = -(-wanted // len(content))
-    peaks = {
-        f"{len(content) * count / 1e9:.1f} GB": _peak(content, count)
-        for count in (1, passes)
-    }
+    peaks = _peaks(bytearray(capture.read_bytes()), wanted)
     for size, peak in peaks.items():
         print(f"{size:<24} {peak:>22.1f} MiB at most")
     print(json.dumps({"peaks": peaks}))
     return 0
 
 
-def _peak(content: bytearray, passes: int) -> float:
-    """The most memory, in MiB, that replay has of a capture so many times over.
+def _peaks(content: bytearray, wanted: int) -> dict[str, float]:
+    """The most memory, in MiB, that replay has of a capture over and over, till then.
 
     Each time its packets come later than the time before, as in a capture that goes on.
     """
@@ -113,23 +108,26 @@ def _peak(content: bytearray, passes: int) -> float:
         places.append((at, seconds))
         at += _RECORD.size + captured
     span = places[-1][1] + 1
+    peaks = {}
     command = (sys.executable, "-m", "cthelper", "replay", "--json", "-")
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as process:
         assert process.stdin is not None  # noqa: S101 - it is a pipe
         process.stdin.write(content[:_PCAP_HEADER])
-        for number in range(passes):
+        written = later = 0
+        while written < wanted:
             for at, seconds in places:
-                _SECONDS.pack_into(content, at, seconds + number * span)
-            process.stdin.write(memoryview(content)[_PCAP_HEADER:])
-        process.stdin.flush()
-        # Not what wait4 says, which begins with this process's own.
-        status = Path(f"/proc/{process.pid}/status").read_text("ascii")
+                _SECONDS.pack_into(content, at, seconds + later)
+            later += span
+            written += process.stdin.write(memoryview(content)[_PCAP_HEADER:])
+            # Not what wait4 says, which begins with this process's own.
+            status = Path(f"/proc/{process.pid}/status").read_text("ascii")
+            (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+            peaks[f"{written / 1e9:.1f} GB"] = int(peak) / 1024
     if process.returncode:
         sys.exit(f"bench: cthelper replay ended with {process.returncode}")
-    (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(peak) / 1024
+    return peaks
 
 
 def _readers(capture: Path, packets: int) -> list[Reader]:
