@@ -9,17 +9,29 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from types import ClassMethodDescriptorType, FunctionType, MethodDescriptorType
 from typing import Any, Final
 
-from cthelper.core.api import API, Helper, Hook, Option, Policy, Transport
+from cthelper.core.api import (
+    API,
+    Helper,
+    Hook,
+    Match,
+    Option,
+    Policy,
+    Prefilter,
+    Transport,
+)
 from cthelper.core.errors import RegistryError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,14}")
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _POLICY_LIMIT: Final = 4
+# Of a datagram's payload, what a prefilter may look at, in bits.
+_MATCHED: Final = 512
+_MATCH_LIMIT: Final = 32
 _KEYS: Final = frozenset(
     {
         "enabled",
@@ -41,12 +53,7 @@ _KEYS: Final = frozenset(
 def check(helper: type[Helper]) -> None:
     """Raise RegistryError, naming class and field, where the kernel or we refuse it."""
     _check_api(helper)
-    for field in ("name", "transports", "ports", "policies"):
-        if not hasattr(helper, field):
-            raise refusal(helper, field, "is missing")
-    for field, (is_right, allowed) in _FIELDS.items():
-        if not is_right(getattr(helper, field)):
-            raise refusal(helper, field, allowed)
+    _check_fields(helper)
     if Transport.TCP in helper.transports and helper.frame is Helper.frame:
         raise refusal(helper, "frame", "must be written for a helper that serves TCP")
     if is_abstract(helper):
@@ -77,6 +84,34 @@ def is_abstract(helper: type[Helper]) -> bool:
     return inspect.isabstract(helper) or helper.on_message is Helper.on_message
 
 
+def check_values(helper: type[Helper]) -> None:
+    """The same for the class's values alone, where none of its code is there."""
+    _check_api(helper)
+    _check_fields(helper)
+    _check_policies(helper, helper.policies)
+    _check_options(helper, helper.options)
+
+
+def check_prefilter(helper: type[Helper], prefilter: object) -> Prefilter:
+    """What `Helper.prefilter` has returned, if it is a prefilter.
+
+    Raises RegistryError.
+    """
+    if not isinstance(prefilter, Prefilter):
+        raise refusal(helper, "prefilter", "must return a Prefilter")
+    if not isinstance(prefilter.answers, bool):
+        raise refusal(helper, "prefilter", "must have answers True or False")
+    for side in (prefilter.request, prefilter.reply):
+        if side is not None and not _are_matches(side):
+            raise refusal(
+                helper,
+                "prefilter",
+                "must have tuples of tuples of Match, each of 1 to 32 bits of the "
+                "first 64 bytes",
+            )
+    return prefilter
+
+
 def _check_api(helper: type[Helper]) -> None:
     """First, for what else there is depends on it."""
     match helper.api:
@@ -91,9 +126,34 @@ def _check_api(helper: type[Helper]) -> None:
         raise refusal(helper, "api", f"{here}: install a newer one")
 
 
-def _is_number(value: object, high: int) -> bool:
-    """Whether a value is a number, and no bool, from 1 to `high`."""
-    return type(value) is int and 1 <= value <= high
+def _check_fields(helper: type[Helper]) -> None:
+    for field in ("name", "transports", "ports", "policies"):
+        if not hasattr(helper, field):
+            raise refusal(helper, field, "is missing")
+    for field, (is_right, allowed) in _FIELDS.items():
+        if not is_right(getattr(helper, field)):
+            raise refusal(helper, field, allowed)
+
+
+def _is_number(value: object, high: int, low: int = 1) -> bool:
+    """Whether a value is a number, and no bool, from `low` to `high`."""
+    return type(value) is int and low <= value <= high
+
+
+def _are_matches(value: object) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(alternative, tuple) and all(map(_is_match, alternative))
+        for alternative in value
+    )
+
+
+def _is_match(value: object) -> bool:
+    return (
+        isinstance(value, Match)
+        and _is_number(value.length, _MATCH_LIMIT)
+        and _is_number(value.offset, _MATCHED - value.length, 0)
+        and _is_number(value.value, (1 << value.length) - 1, 0)
+    )
 
 
 def _is_port(value: object) -> bool:
@@ -229,21 +289,26 @@ def _is_usable(option: Option[Any]) -> bool:
     )
 
 
-def refusal(helper: type[Helper], field: str, why: str) -> RegistryError:
-    """The error, in one line: where the field is written, its value, `why` not that."""
+def refusal(
+    helper: type[Helper], field: str, why: str, at: str | None = None
+) -> RegistryError:
+    """The error, in one line: where the field is written, its value, `why` not that.
+
+    `at` is its `place`, where that is known already.
+    """
     shown = ""
     if hasattr(helper, field) and not callable(getattr(helper, field)):
         shown = f" = {getattr(helper, field)!r}"
-    text = f"{_place(helper, field)}{shown}: {why}"
+    text = f"{at or place(helper, field)}{shown}: {why}"
     return RegistryError(" ".join(text.split()))
 
 
-def _place(helper: type[Helper], field: str) -> str:
+def place(helper: type[Helper], field: str) -> str:
     """Where the field is written, by file and line where they are known."""
     name = f"{helper.__qualname__}.{field}"
     try:
         file = inspect.getfile(helper)
-        tree = ast.parse(Path(file).read_bytes())
+        tree = ast.parse(_source(helper, file))
     except (TypeError, OSError, ValueError, SyntaxError):
         return f"{helper.__module__}.{name}"
     for node in ast.walk(tree):
@@ -251,6 +316,17 @@ def _place(helper: type[Helper], field: str) -> str:
             lines = [each.lineno for each in node.body if field in _names(each)]
             return f"{file}:{lines[-1] if lines else node.lineno}: {name}"
     return f"{file}: {name}"
+
+
+def _source(helper: type[Helper], file: str) -> bytes:
+    """What the class was made of: this process may not be able to read the file.
+
+    Raises OSError.
+    """
+    loader = getattr(sys.modules.get(helper.__module__), "__loader__", None)
+    if not isinstance(loader, SourceFileLoader):
+        raise FileNotFoundError(file)
+    return loader.get_data(file)
 
 
 def _names(statement: ast.stmt) -> list[str]:

@@ -16,10 +16,11 @@ from functools import cache
 from importlib import import_module
 from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
+from inspect import cleandoc
 from pathlib import Path
 from pkgutil import iter_modules
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
 
 from cthelper.core import api
 from cthelper.core.api import Helper
@@ -43,11 +44,17 @@ Open = Callable[[Path], BinaryIO]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A helper and where it comes from: a module, a file, or `distribution`."""
+    """A helper and where it comes from: a module, a file, or `distribution`.
+
+    `about` is the documentation of its module. One that was examined elsewhere
+    (examination.py) has `name_at`, which is where its name is written.
+    """
 
     helper: type[Helper]
     source: str
     distribution: str | None = None
+    about: str = ""
+    name_at: str | None = None
 
     @property
     def builtin(self) -> bool:
@@ -81,6 +88,19 @@ class Given(NamedTuple):
     broken: Sequence[Broken] = ()
 
 
+class Taking(Protocol):
+    """How the helpers of a file, and of an entry point, are got at."""
+
+    def of_file(self, file: Path, data: bytes, refuse: Refuse) -> list[Found]:
+        """Those that a file of these bytes defines; each that is not right is refused.
+
+        Raises RegistryError where it cannot be imported.
+        """
+
+    def of_point(self, point: Point) -> Found:
+        """What an entry point leads to. Raises RegistryError."""
+
+
 def _raise(error: RegistryError) -> None:
     raise error
 
@@ -92,10 +112,12 @@ def find_helpers(
     broken: list[Broken] | None = None,
     *,
     given: Given | None = None,
+    taking: Taking | None = None,
 ) -> dict[str, Found]:
     """All helpers by name: built in, installed, those in `folder` and in `plugins`.
 
-    With `given` nothing else is looked for on the disc. Files are read anew each time,
+    With `given` nothing else is looked for on the disc. What is not built in is
+    imported, unless `taking` gets at it in another way. Files are read anew each time,
     so that a file that has changed gives new classes, and classes that are in use stay
     as they are. Each helper or file that cannot be taken is given to `refuse`, and left
     out if that does not raise; by default it raises the RegistryError. An entry point
@@ -103,21 +125,26 @@ def find_helpers(
     put into `broken`.
     """
     broken = [] if broken is None else broken
+    taking = taking or IMPORTING
     if given is None:
         given = Given({}, *installed_points())
     broken += given.broken
     helpers = _register(
         [
             *_builtin(),
-            *_in_files(() if folder is None else read_folder(folder, refuse), refuse),
-            *_in_files(_read(plugins, lambda path: path.open("rb"), refuse), refuse),
-            *_in_files(given.plugins.items(), refuse),
+            *_in_files(
+                () if folder is None else read_folder(folder, refuse), taking, refuse
+            ),
+            *_in_files(
+                _read(plugins, lambda path: path.open("rb"), refuse), taking, refuse
+            ),
+            *_in_files(given.plugins.items(), taking, refuse),
         ],
         refuse,
     )
     for point in given.points:
         try:
-            _add(helpers, _installed(point))
+            _add(helpers, taking.of_point(point))
         except RegistryError as error:
             broken.append(Broken(point.name, str(error)))
     return dict(sorted(helpers.items()))
@@ -151,10 +178,13 @@ def _register(found: Iterable[Found], refuse: Refuse = _raise) -> dict[str, Foun
 def _add(helpers: dict[str, Found], found: Found) -> None:
     """Take one that can be installed beside the others. Raises RegistryError."""
     try:
-        check(found.helper)
+        if found.name_at is None:
+            check(found.helper)
         other = helpers.get(found.helper.name)
         if other is not None:
-            raise refusal(found.helper, "name", f"is taken by {other.source}")
+            raise refusal(
+                found.helper, "name", f"is taken by {other.source}", found.name_at
+            )
     except RegistryError as error:
         if found.distribution is None:
             raise
@@ -172,7 +202,7 @@ def _builtin() -> Iterator[Found]:
         except _ANY as error:  # a file of an upgrade that is half done
             raise RegistryError(_line(f"{name}: {_text(error)}")) from None
         for helper in _defined(module):
-            yield Found(helper, module.__name__)
+            yield Found(helper, module.__name__, about=about(module))
 
 
 @cache
@@ -187,10 +217,39 @@ def _modules() -> tuple[str, ...]:
     )
 
 
-def _installed(point: Point) -> Found:
-    """What an entry point leads to. Raises RegistryError."""
-    name = point.distribution
-    return Found(_load(point), f"{name} ({point.value})", name)
+class Importing:
+    """Imports them into this process."""
+
+    def of_file(self, file: Path, data: bytes, _refuse: Refuse) -> list[Found]:
+        """The helpers that a file defines, one at least. Raises RegistryError."""
+        module = _import_source(file, data)
+        helpers = _defined(module)
+        if not helpers:
+            raise RegistryError(
+                f"{file}: defines no helper, which is a class of "
+                "cthelper.core.api.Helper"
+            )
+        return [Found(each, str(file), about=about(module)) for each in helpers]
+
+    def of_point(self, point: Point) -> Found:
+        """What an entry point leads to. Raises RegistryError."""
+        helper = _load(point)
+        module = sys.modules.get(helper.__module__)
+        name = point.distribution
+        return Found(helper, source_of(point), name, about(module))
+
+
+IMPORTING: Final = Importing()
+
+
+def source_of(point: Point) -> str:
+    """Where a helper comes from that an entry point leads to."""
+    return f"{point.distribution} ({point.value})"
+
+
+def about(module: ModuleType | None) -> str:
+    """A module's documentation."""
+    return cleandoc(getattr(module, "__doc__", None) or "").strip()
 
 
 def installed_points() -> tuple[list[Point], list[Broken]]:
@@ -303,20 +362,15 @@ def _read(
             refuse(RegistryError(f"{file}: cannot be read: {error.strerror}"))
 
 
-def _in_files(sources: Iterable[tuple[Path, bytes]], refuse: Refuse) -> Iterator[Found]:
-    """The helpers that files define, one at least each, or none and it is refused."""
+def _in_files(
+    sources: Iterable[tuple[Path, bytes]], taking: Taking, refuse: Refuse
+) -> Iterator[Found]:
+    """The helpers that files define; a file that is wrong is refused."""
     for file, data in sources:
         try:
-            helpers = _defined(_import_source(file, data))
-            if not helpers:
-                raise RegistryError(
-                    f"{file}: defines no helper, which is a class of "
-                    "cthelper.core.api.Helper"
-                )
+            yield from taking.of_file(file, data, refuse)
         except RegistryError as error:
             refuse(error)
-        else:
-            yield from (Found(helper, str(file)) for helper in helpers)
 
 
 class _Loader(SourceFileLoader):
@@ -336,6 +390,15 @@ class _Loader(SourceFileLoader):
         code: CodeType = self.source_to_code(self._data, path)
         return code
 
+    def get_data(self, path: str) -> bytes:
+        """A file's bytes, of the source those that were read."""
+        return self._data if path == self.path else super().get_data(path)
+
+
+def module_name(file: Path) -> str:
+    """What the module of a plugin's file is called in sys.modules."""
+    return f"cthelper plugin {file}".replace(".", "%")
+
 
 def _import_source(file: Path, data: bytes) -> ModuleType:
     """A fresh module out of a file's bytes, whatever it was imported as before.
@@ -343,7 +406,7 @@ def _import_source(file: Path, data: bytes) -> ModuleType:
     It stands in sys.modules, where dataclasses and `inspect` look it up, by a name that
     nothing else can have. No dot, for then it would seem to be in a package.
     """
-    name = f"cthelper plugin {file}".replace(".", "%")
+    name = module_name(file)
     loader = _Loader(name, str(file), data)
     spec = spec_from_loader(name, loader)
     assert spec is not None  # noqa: S101 - it is None for finders only
@@ -357,11 +420,22 @@ def _import_source(file: Path, data: bytes) -> ModuleType:
             del sys.modules[name]
         else:
             sys.modules[name] = before
-        where, line = str(file), _line_in(error, str(file))
-        if line is not None:
-            where += f":{line}"
-        raise RegistryError(_line(f"{where}: {_text(error)}")) from None
+        raise _located(error, str(file), str(file)) from None
     return module
+
+
+def error_at(error: BaseException, module: str, source: str) -> RegistryError:
+    """What code of a module has raised that is from `source`, in one line."""
+    file = getattr(sys.modules.get(module), "__file__", None) or source
+    return _located(error, file, source)
+
+
+def _located(error: BaseException, file: str, source: str) -> RegistryError:
+    line = _line_in(error, file)
+    where = source
+    if line is not None:
+        where = f"{file}:{line}" if source == file else f"{source}: {file}:{line}"
+    return RegistryError(_line(f"{where}: {_text(error)}"))
 
 
 def _line_in(error: BaseException, file: str) -> int | None:

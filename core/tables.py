@@ -45,9 +45,9 @@ def _syntax_error(text: str, error: str) -> str:
     lines = text.rstrip().split("\n")  # as tomllib counts them
     found = _PLACE.search(error)
     number, column = (int(found[1]), int(found[2])) if found else (len(lines), 1)
-    why = _shortened(error.replace(found[0], "") if found else error)
+    why = shortened(error.replace(found[0], "") if found else error)
     line = lines[number - 1] if number <= len(lines) else ""
-    quoted = repr(_shortened(line.strip()))
+    quoted = repr(shortened(line.strip()))
     return f"line {number}, {quoted}: not TOML: {why}{_hint(error, line[column - 1 :])}"
 
 
@@ -64,7 +64,7 @@ def as_toml(value: object) -> str:
     """A value as TOML has it, in one line."""
     match value:
         case str():
-            return _printable(json.dumps(value, ensure_ascii=False))
+            return printable(json.dumps(value, ensure_ascii=False))
         case bool():
             return "true" if value else "false"
         case list() | tuple():
@@ -79,7 +79,7 @@ def as_toml(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value as TOML has it, cut where it is long."""
-    return _shortened(as_toml(value))
+    return shortened(as_toml(value))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -88,7 +88,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {found[0]}?)" if found else ""
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text with what would not be seen, or would end a line, escaped."""
     return "".join(
         each
@@ -100,7 +100,7 @@ def _printable(text: str) -> str:
     )
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 

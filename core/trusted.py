@@ -40,7 +40,7 @@ def open_trusted(path: Path) -> BinaryIO:
     """
     file = path.open("rb")
     try:
-        if _privileged():
+        if privileged():
             _judge_open(file.fileno(), path)
     except BaseException:
         file.close()
@@ -53,12 +53,12 @@ def judge_folder(path: Path) -> None:
 
     Raises OSError.
     """
-    if _privileged():
+    if privileged():
         place, status = _walk(path)
         _judge(place, status)
 
 
-def _privileged() -> bool:
+def privileged() -> bool:
     """Whether this process has a right that who writes the file would get."""
     return os.geteuid() == 0 or holds(CAP_NET_ADMIN)
 

@@ -4,7 +4,6 @@
 import argparse
 import sys
 
-from cthelper.core import docstrings
 from cthelper.core.api import Helper
 from cthelper.core.cli.options import (
     Commands,
@@ -95,7 +94,7 @@ def _page(found: Found) -> str:
         if option.choices:
             choices = ", ".join(map(as_toml, option.choices))
             lines.append(f"               one of {choices}")
-    lines += [f"source         {found.source}", "", docstrings.of_module(helper)]
+    lines += [f"source         {found.source}", "", found.about]
     return "\n".join(lines)
 
 

@@ -37,6 +37,14 @@ def allow() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [SIGNAL])
 
 
+def end_with_parent() -> None:
+    """Have this process killed where its parent dies, until `allow`.
+
+    Call it after the process has changed its user.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
 def _interrupt(_number: int, frame: FrameType | None) -> None:
     if _in_helper(frame):
         raise Overrun("it took longer than budget.deadline allows")

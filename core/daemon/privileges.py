@@ -5,7 +5,8 @@ A server reads what strangers send. It is a user's of its own, without groups, w
 CAP_NET_ADMIN alone; it can write to no file, run no program, start no process, open no
 socket but of netlink (routes and netfilter), and read no file but code, /etc and /proc.
 What it can still do is what CAP_NET_ADMIN lets it ask for: change conntrack, rules,
-addresses and routes. And it can read and write what was open before.
+addresses and routes. And it can read and write what was open before. It imports plugins
+once it is confined; who must know before what they are has them examined (examiner.py).
 
 The supervisor keeps what running nft (CAP_NET_ADMIN) and servers of another user need,
 and can write to no file, nor can nft: root without capabilities may write to much
@@ -19,7 +20,7 @@ import os
 import pwd
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,15 @@ class Confinement:
         Raises CthelperError.
         """
         with _named():
-            self._confine_server()
+            self._confine(_SERVER, sockets=True)
+
+    def confine_examiner(self) -> None:
+        """Give up in this process all that it takes to import somebody's code.
+
+        It is a server's, without CAP_NET_ADMIN and sockets. Raises CthelperError.
+        """
+        with _named():
+            self._confine((), sockets=False)
 
     def confine_supervisor(self) -> None:
         """Give up in this process all that no program it runs needs.
@@ -92,7 +101,7 @@ class Confinement:
         with _named():
             self._confine_supervisor()
 
-    def _confine_server(self) -> None:
+    def _confine(self, kept: Iterable[Capability], *, sockets: bool) -> None:
         if self.user is not None:
             capabilities.keep_when_user_changes()
             os.setgroups([])
@@ -101,7 +110,7 @@ class Confinement:
             # The kernel has kept them as permitted; CAP_SETPCAP is still wanted.
             permitted = capabilities.held().permitted
             capabilities.hold(capabilities.Sets(permitted, permitted, 0))
-        capabilities.keep_only(_SERVER)
+        capabilities.keep_only(kept)
         capabilities.no_new_privileges()
         if self.landlock:
             changes = landlock.changes(self.landlock)
@@ -112,7 +121,7 @@ class Confinement:
                 self.landlock, handled, landlock.reading(self.readable), alone=True
             )
         if self.seccomp:
-            seccomp.restrict()
+            seccomp.restrict(sockets=sockets)
 
     def _confine_supervisor(self) -> None:
         if os.geteuid() == 0:
@@ -146,8 +155,8 @@ def plan(user: str, folder: Path | None = None) -> Confinement:
     closed = None if found is None else _closed_to(found)
     if closed is not None:
         gaps.append(
-            f"servers cannot read {closed}: a reload will be refused that brings a "
-            "newly installed helper; install cthelper elsewhere (script/install)"
+            f"servers cannot read {closed}: helpers of other distributions cannot be "
+            "imported; install cthelper elsewhere (script/install)"
         )
     version = landlock.version()
     if not version:
@@ -222,7 +231,8 @@ def _readable(folder: Path | None) -> Iterator[Path]:
     yield from (Path(each) for each in sys.path if each not in ("", "/"))
     # What stands elsewhere, as in a tree that is worked on.
     files = {getattr(each, "__file__", None) for each in list(sys.modules.values())}
-    yield from {Path(each).resolve().parent for each in files if each}
+    places = {Path(each).resolve().parent for each in files if each}
+    yield from places - {Path("/")}
     if folder is not None:
         yield folder
 

@@ -15,7 +15,7 @@ import ctypes
 import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -69,7 +69,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 _NETLINK: Final = socket.AF_NETLINK
 _PROTOCOLS: Final = (0, 12)  # NETLINK_ROUTE, NETLINK_NETFILTER
-_OTHER_PROTOCOLS: Final = sorted({*range(32)} - {*_PROTOCOLS})  # MAX_LINKS
+_MAX_LINKS: Final = 32  # linux/netlink.h
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _CLONE_THREAD: Final = 0x10000
 _WRITES: Final = os.O_WRONLY | os.O_RDWR
@@ -133,10 +133,10 @@ shmget shmat msgget semget mq_open
 )
 
 
-def _allowed(pid: int) -> Iterable[Rule]:
-    """What a server needs; `pid` is its own."""
+def _allowed(pid: int, protocols: Collection[int]) -> Iterable[Rule]:
+    """What a server needs; `pid` is its own, `protocols` are netlink's it may use."""
     yield from map(Rule, _PLAIN)
-    for protocol in _PROTOCOLS:
+    for protocol in protocols:
         yield Rule("socket", (_is(0, _NETLINK), _is(2, protocol)))
     yield Rule("open", (_bits(1, _WRITES | _MAKES, 0),))
     yield Rule("openat", (_bits(2, _WRITES | _MAKES, 0),))
@@ -156,12 +156,13 @@ def _allowed(pid: int) -> Iterable[Rule]:
     yield Rule("prlimit64", (_is(2, 0),))  # a new limit's address
 
 
-def _refused(pid: int) -> Iterable[Rule]:
+def _refused(pid: int, protocols: Collection[int]) -> Iterable[Rule]:
     """What is refused with EPERM and logged."""
     yield from map(Rule, _REFUSED)
     yield Rule("socket", (_differs(0, _NETLINK),))
-    for protocol in _OTHER_PROTOCOLS:
-        yield Rule("socket", (_is(0, _NETLINK), _is(2, protocol)))
+    for protocol in range(_MAX_LINKS):
+        if protocol not in protocols:
+            yield Rule("socket", (_is(0, _NETLINK), _is(2, protocol)))
     for bit in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
         yield Rule("open", (_bits(1, bit, bit),))
         yield Rule("openat", (_bits(2, bit, bit),))
@@ -182,15 +183,17 @@ def available() -> bool:
     return _library() is not None
 
 
-def restrict() -> None:
+def restrict(*, sockets: bool = True) -> None:
     """Have nothing left but what a server needs, in this thread and those it starts.
 
-    libseccomp must be there, and no_new_privs be set. Raises OSError.
+    Without `sockets` there are none, of netlink neither. libseccomp must be there, and
+    no_new_privs be set. Raises OSError.
     """
     pid = os.getpid()
+    protocols = _PROTOCOLS if sockets else ()
     # The kernel takes the error of the filter that came last.
-    _load(_ERRNO | errno.ENOSYS, _ALLOW, _allowed(pid), log=False)
-    _load(_ALLOW, _ERRNO | errno.EPERM, _refused(pid), log=True)
+    _load(_ERRNO | errno.ENOSYS, _ALLOW, _allowed(pid, protocols), log=False)
+    _load(_ALLOW, _ERRNO | errno.EPERM, _refused(pid, protocols), log=True)
 
 
 def _load(default: int, action: int, rules: Iterable[Rule], *, log: bool) -> None:
