@@ -130,11 +130,12 @@ class HelperConfig:
     of others that do not, it is the first after theirs.
     """
 
-    helper: type[Helper]
+    # Another process may have the helper declared (declaration.py), or imported.
+    helper: type[Helper] = field(repr=False)
     queue: int
     ports: tuple[int, ...]
     policies: tuple[Policy, ...]
-    options: Mapping[str, OptionValue]
+    options: Mapping[str, OptionValue] = field(repr=False)
     hooks: frozenset[Hook] = frozenset(Hook)
     guard: Rules = field(default_factory=Rules)
     nat: NatConfig = field(default_factory=NatConfig)
@@ -278,6 +279,14 @@ def plugin_folder(file: ConfigFile) -> Path | None:
     return folder
 
 
+def daemon_user(file: ConfigFile) -> str:
+    """The user that the file names, whatever else is there; the default where it is
+    wrong, which `parse` tells. Raises ConfigError.
+    """
+    table = read_document(file.text, file.path).table("daemon")
+    return table.value("user", _user, DaemonConfig().user)
+
+
 def parse(
     text: str,
     path: Path,
@@ -287,8 +296,9 @@ def parse(
 ) -> Config:
     """The configuration in `text`, which came from the file `path`.
 
-    `helpers` are those installed, by name; tables of those `left_out`, since they are
-    broken, are not looked at. Raises ConfigError with all that is wrong.
+    `helpers` are those installed, or stand-ins of them, by name; tables of those
+    `left_out`, since they are broken, are not looked at. Raises ConfigError with all
+    that is wrong.
     """
     root = read_document(text, path)
     problems = root.problems

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cthelper.core.config import ConfigFile, plugin_folder, read_file
+from cthelper.core.config import Config, ConfigFile, plugin_folder, read_file
 from cthelper.core.registry import Broken, Given, Point, installed_points, read_folder
 
 
@@ -42,6 +42,18 @@ class Sources:
                 [Broken(*each) for each in broken],
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A configuration whose plugins are known by what they declare.
+
+    `sources`, packed, are what those make the same of who import them: what could not
+    be examined is not among them.
+    """
+
+    config: Config
+    sources: bytes
 
 
 def read_sources(path: Path | None) -> Sources:

@@ -9,6 +9,7 @@ from cthelper.core.cli.options import (
     add_config,
     complain,
     left_out,
+    taking_for,
     warn,
     warned,
 )
@@ -40,7 +41,8 @@ def _check(options: argparse.Namespace) -> int:
     except ConfigError as error:
         problems += error.lines
     broken: list[Broken] = []
-    found = find_helpers(folder, refuse=refused.append, broken=broken)
+    taking = taking_for(file)
+    found = find_helpers(folder, refuse=refused.append, broken=broken, taking=taking)
     problems += map(str, refused)
     for each in broken:
         warn(left_out(each))

@@ -5,19 +5,32 @@ import argparse
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from cthelper.core.config import (
     DEFAULT_PATH,
     Config,
     ConfigFile,
+    daemon_user,
     parse,
     plugin_folder,
     read_file,
 )
 from cthelper.core.daemon.standard_error import priority
-from cthelper.core.registry import Broken, Found, classes, find_helpers
-from cthelper.core.sources import Sources
+from cthelper.core.errors import RegistryError
+from cthelper.core.examination import Ask, Examining
+from cthelper.core.registry import (
+    IMPORTING,
+    Broken,
+    Found,
+    Given,
+    Taking,
+    classes,
+    find_helpers,
+)
+from cthelper.core.sources import Declared, Sources
+from cthelper.core.trusted import privileged
 
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -52,7 +65,8 @@ def found_helpers(
 
     See `find_helpers` for `broken`. Raises ConfigError, RegistryError.
     """
-    return _found(read_file(options.config), options, broken)
+    file = read_file(options.config)
+    return _found(file, options, broken, taking_for(file))
 
 
 def complain(text: str) -> None:
@@ -90,16 +104,65 @@ def warned(config: Config) -> Config:
     return config
 
 
-def configured(file: ConfigFile, options: argparse.Namespace) -> Config:
-    """What the file's text configures. Raises ConfigError, RegistryError."""
+def configured(
+    file: ConfigFile, options: argparse.Namespace, *, runs: bool = False
+) -> Config:
+    """What the file's text configures. Raises ConfigError, RegistryError.
+
+    Plugins are there to be run with `runs`; else see `taking_for`.
+    """
     broken: list[Broken] = []
-    return _parsed(file, _found(file, options, broken), broken)
+    taking = IMPORTING if runs else taking_for(file)
+    return _parsed(file, _found(file, options, broken, taking), broken)
+
+
+def taking_for(file: ConfigFile) -> Taking:
+    """How to get at plugins to know of them: their code is not run with privileges.
+
+    Who has some, root above all, has them examined in a process without any.
+    """
+    if not privileged():
+        return IMPORTING
+    examiner = cache(lambda: _examiner(file))
+    return Examining(lambda *work: examiner()(*work), file.text)
+
+
+def _examiner(file: ConfigFile) -> Ask:
+    """What examines plugins. Raises ConfigError."""
+    # Most hosts have no plugin, and it takes longer to import than all else.
+    from cthelper.core.daemon.examiner import Examiner
+    from cthelper.core.daemon.privileges import DEFAULT_USER, NoSuchUser, plan
+
+    try:
+        return Examiner(plan(daemon_user(file)))
+    except NoSuchUser:  # `cthelper doctor` and `cthelper run` tell that
+        return Examiner(plan(DEFAULT_USER))
+
+
+def declared_by(sources: Sources, ask: Ask) -> Declared:
+    """What sources configure, plugins being examined. Raises ConfigError,
+    RegistryError.
+    """
+    broken: list[Broken] = []
+    given = sources.helpers
+    taking = Examining(ask, sources.file.text)
+    found = find_helpers(broken=broken, given=given, taking=taking)
+    config = _parsed(sources.file, found, broken)
+    left = {each.name for each in broken}
+    points = [each for each in given.points if each.name not in left]
+    kept = Sources(sources.file, Given(given.plugins, points, broken))
+    return Declared(config, kept.packed())
 
 
 def made_of(sources: Sources) -> Config:
-    """What sources configure. Raises ConfigError, RegistryError."""
+    """What sources configure that were examined, plugins being imported.
+
+    Raises ConfigError, RegistryError.
+    """
     broken: list[Broken] = []
     found = find_helpers(broken=broken, given=sources.helpers)
+    if len(broken) > len(sources.helpers.broken):
+        raise RegistryError(broken[-1].reason)
     return _parsed(sources.file, found, broken)
 
 
@@ -112,7 +175,10 @@ def _parsed(file: ConfigFile, found: dict[str, Found], broken: list[Broken]) -> 
 
 
 def _found(
-    file: ConfigFile, options: argparse.Namespace, broken: list[Broken]
+    file: ConfigFile,
+    options: argparse.Namespace,
+    broken: list[Broken],
+    taking: Taking,
 ) -> dict[str, Found]:
     plugins = getattr(options, "plugin", ())
-    return find_helpers(plugin_folder(file), plugins, broken=broken)
+    return find_helpers(plugin_folder(file), plugins, broken=broken, taking=taking)

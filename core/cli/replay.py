@@ -159,12 +159,12 @@ def _replay(options: argparse.Namespace) -> int:
     here = options.jobs is None and options.executor is None
     _refuse_what_excludes(options, live=live, here=here)
     file = read_file(options.config)
-    config = warned(configured(file, options))
+    config = warned(configured(file, options, runs=True))
     nat = _nat(options)
     if options.explain is not None:
         return _explain(options, captures, config, nat)
     # Elsewhere a pipe is empty, and the file may not be there.
-    elsewhere = partial(configured, file, options)
+    elsewhere = partial(configured, file, options, runs=True)
     jobs = [
         corpus.Job(
             capture=capture,

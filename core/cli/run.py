@@ -4,8 +4,8 @@
 import argparse
 from pathlib import Path
 
-from cthelper.core.cli.options import Commands, add_config, made_of
-from cthelper.core.config import plugin_folder
+from cthelper.core.cli.options import Commands, add_config, declared_by, made_of
+from cthelper.core.config import daemon_user, plugin_folder
 from cthelper.core.errors import ConfigError
 from cthelper.core.sources import Sources, read_sources
 
@@ -39,11 +39,19 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from cthelper.core.daemon.examiner import Examiner
     from cthelper.core.daemon.privileges import NoSuchUser, plan
     from cthelper.core.daemon.supervisor import Supervisor
 
     sources = read_sources(options.config)
-    config = made_of(sources)
+    user = daemon_user(sources.file)
+    try:
+        confinement = plan(user, plugin_folder(sources.file))
+    except NoSuchUser as error:
+        raise ConfigError(
+            sources.file.path, f'daemon.user = "{user}": {error}'
+        ) from None
+    ask = Examiner(confinement)
     again = sources.file.again
 
     def read_again() -> bytes:
@@ -54,14 +62,10 @@ def _run(options: argparse.Namespace) -> int:
             )
         return read_sources(options.config).packed()
 
-    try:
-        confinement = plan(config.daemon.user, plugin_folder(sources.file))
-    except NoSuchUser as error:
-        raise ConfigError(
-            sources.file.path, f'daemon.user = "{config.daemon.user}": {error}'
-        ) from None
     Supervisor(
-        *(config, read_again, lambda data: made_of(Sources.unpacked(data))),
+        *(declared_by(sources, ask), read_again),
+        lambda data: declared_by(Sources.unpacked(data), ask),
+        lambda data: made_of(Sources.unpacked(data)),
         confinement,
         keep_ruleset=options.keep_ruleset,
         answers=options.kernel,

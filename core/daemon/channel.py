@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from cthelper.core.config import Config
+from cthelper.core.declaration import facts
 
 # Above any message: the longest has a counter for each event and reason.
 _RECEIVE = 1 << 17
@@ -125,5 +126,9 @@ def taken(file: int) -> bytes:
 
 
 def fingerprint(config: Config) -> str:
-    """The same for the same configuration, in a process and those that it forked."""
-    return hashlib.sha256(repr(config).encode()).hexdigest()
+    """The same for the same configuration, in a process and those that it forked.
+
+    It does not matter whether a helper is there or a stand-in of it.
+    """
+    helpers = [facts(each.helper, each.options) for each in config.helpers.values()]
+    return hashlib.sha256(repr((config, helpers)).encode()).hexdigest()

@@ -67,9 +67,11 @@ class HasFileno(Protocol):
 class Server:
     """Serves the bound queues of server `number`, until it is told to leave.
 
-    `configure` makes a configuration of what the supervisor has read. `progress` shows
-    the supervisor that it goes on, `quarantine` holds what servers before it have died
-    of. Use `run`; all that needs more than CAP_NET_ADMIN is opened before.
+    `config` may have stand-ins of helpers; `configure` makes a configuration of what
+    the supervisor has read, and imports them. `progress` shows the supervisor that it
+    goes on, `quarantine` holds what servers before it have died of. Use `load` where
+    there are stand-ins, then `run`; all that needs more than CAP_NET_ADMIN is opened
+    before.
     """
 
     def __init__(
@@ -119,6 +121,19 @@ class Server:
         self._watch(channel, self._listen)
         for binding in bindings:
             self._open(binding)
+
+    def load(self, sources: bytes) -> None:
+        """Import the helpers that stand-ins are there for. Raises CthelperError.
+
+        It is code of others: this process must be confined.
+        """
+        config = self._configure(sources)
+        _agree(config, fingerprint(self._config))
+        self._config = self._prepared = config
+        self._inspection.prepare(config)
+        self._inspection.commit()
+        for queue in self._queues.values():
+            queue.filters(self._inspection.prefilters)
 
     def run(self) -> None:
         """Say that it serves, and do so. Raises CthelperError, which is logged."""
@@ -294,10 +309,7 @@ class Server:
             sources = taken(read)
             # Plugins are imported, and package metadata looked through.
             config = self._meanwhile(lambda: self._configure(sources))
-            if fingerprint(config) != message["config"]:
-                raise RestartNeeded(
-                    "the configuration has changed meanwhile: reload again"
-                )
+            _agree(config, message["config"])
         except CthelperError:
             for each in sockets:
                 each.close()
@@ -369,3 +381,12 @@ class Server:
             self._log.event("step-failed", "error", detail=str(error))
         totals = self._leave()
         self._log.event("withdrawn", "error", reason="supervisor-died", **totals)
+
+
+def _agree(config: Config, expected: object) -> None:
+    """Raise RestartNeeded where the supervisor has another configuration."""
+    if fingerprint(config) != expected:
+        raise RestartNeeded(
+            "the configuration, or a helper of an installed distribution, has changed "
+            "meanwhile: reload again, or restart cthelper"
+        )

@@ -4,7 +4,8 @@ servers read the packets. It reads none itself.
 
 A server is a fork, so that one that is started again has the very configuration that
 the others have, whatever stands in the file by then. There is one thread here, and no
-packet: nothing that a fork would tear.
+packet: nothing that a fork would tear. And no code of a plugin: helpers are known by
+what they declare (examination.py), and servers import them once they are confined.
 
 The queues' sockets stay here. When a server dies its queues are paused and what waits
 there is released, so that its flows pass until its successor reads the same queues. So
@@ -55,14 +56,16 @@ from cthelper.core.daemon.ruleset_care import RulesetCare
 from cthelper.core.daemon.server import HasFileno, Server
 from cthelper.core.daemon.signals import Signals, empty, waker_pair
 from cthelper.core.daemon.watchdog import Standing, Watchdog
+from cthelper.core.declaration import is_stand_in
 from cthelper.core.errors import CthelperError, QueueError, RestartNeeded
 from cthelper.core.quarantine import FAULTS, Quarantine
 from cthelper.core.queue.backends import choose
 from cthelper.core.queue.binding import Binding, bound_queues
+from cthelper.core.sources import Declared
 from cthelper.core.tuples import FlowKey
 
-# A server that does not answer for so long is ended. Draining takes 2 s at most, and
-# reading the configuration what plugins take for their import.
+# A server that does not answer for so long, or serve, is ended. Draining takes 2 s at
+# most, and reading the configuration what plugins take for their import.
 _ANSWER_SECONDS: Final = 30.0
 # Until a server that died is started again; doubled each time that it dies young.
 _PAUSE_SECONDS: Final = 1.0
@@ -96,25 +99,27 @@ class _Process:
 class Supervisor:
     """Runs the configured helpers on live traffic, in ``daemon.workers`` servers.
 
-    For SIGHUP `read` reads what the configuration is made of, and `configure` makes it
-    of that, here and in each server, which may not read all files. `confinement` is
-    what they are held to. `answers` is a file with what the kernel does, which is not
-    asked then. Use `run`.
+    For SIGHUP `read` reads what the configuration is made of, and `declare` makes it of
+    that here, `configure` in each server, which may not read all files. `confinement`
+    is what they are held to. `answers` is a file with what the kernel does, which is
+    not asked then. Use `run`.
     """
 
     def __init__(
         self,
-        config: Config,
+        declared: Declared,
         read: Callable[[], bytes],
+        declare: Callable[[bytes], Declared],
         configure: Callable[[bytes], Config],
         confinement: Confinement,
         *,
         keep_ruleset: bool = False,
         answers: Path | None = None,
     ) -> None:
-        self._config = config
+        config = self._config = declared.config
+        self._sources = declared.sources
         self._answers = answers
-        self._read, self._configure = read, configure
+        self._read, self._declare, self._configure = read, declare, configure
         self._confinement = confinement
         self._keep_ruleset = keep_ruleset
         daemon = config.daemon
@@ -181,7 +186,9 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Wait for something to do, and do it."""
+        beginning = [each for each in self._processes.values() if not each.serving]
         dues = [*self._due.values(), *self._paused.values()]
+        dues += [each.since + _ANSWER_SECONDS for each in beginning]
         for other in (self._care.due, self._notifier.due):
             if other is not None:
                 dues.append(other)
@@ -189,6 +196,11 @@ class Supervisor:
         for key, _ in self._selector.select(wait):
             key.data()
         self._take_notice()
+        for begun in list(self._processes.values()):
+            late = begun.since + _ANSWER_SECONDS <= time.monotonic()
+            if late and not begun.serving:
+                # It imports plugins, which may take for ever.
+                self._died(begun, "late")
         for number, due in list(self._paused.items()):
             if due <= time.monotonic():
                 process = self._processes.get(number)
@@ -417,6 +429,10 @@ class Supervisor:
                     *(self._kernel, progress, self._quarantine),
                 )
                 self._confinement.confine_server()
+                helpers = self._config.helpers.values()
+                if any(is_stand_in(each.helper) for each in helpers):
+                    interruption.end_with_parent()
+                    server.load(self._sources)
             except CthelperError as error:
                 with suppress(Gone):
                     theirs.send({"error": str(error)})
@@ -513,12 +529,14 @@ class Supervisor:
         for error in errors:
             self._log.event("step-failed", "error", detail=error)
 
-    def _died(self, process: _Process) -> None:
+    def _died(self, process: _Process, because: str | None = None) -> None:
         """Have its flows pass, and start it again after a while."""
         number = process.number
         for binding in self._bindings_of(number):
             self._installation.attempt(binding.pause)
             self._installation.attempt(binding.release)
+        if process.standing.killed:
+            because = "stuck"
         lived = time.monotonic() - process.since
         subject = process.progress.subject
         status = self._bury(process)
@@ -530,7 +548,7 @@ class Supervisor:
             worker=number,
             pid=process.pid,
             status=how,
-            **({"because": "stuck"} if process.standing.killed else {}),
+            **({} if because is None else {"because": because}),
             **_told(blamed),
         )
         self._tell_state()
@@ -582,9 +600,9 @@ class Supervisor:
         self._notifier.reloading()
         refused = None
         try:
-            sources = self._read()
-            config = self._configure(sources)
-            self._change(config, sources)
+            declared = self._declare(self._read())
+            config = declared.config
+            self._change(config, declared.sources)
         except CthelperError as error:
             refused = str(error)
             self._log.event("reload-refused", "error", error=refused)
@@ -653,7 +671,7 @@ class Supervisor:
             raise
         unused = self._bindings.keys() - config.queues
         self._bindings |= fresh
-        self._config = config
+        self._config, self._sources = config, sources
         self._quarantine.release()
         self._watchdog.set()
         self._log.configure(config.daemon.log_level, config.daemon.log_format)

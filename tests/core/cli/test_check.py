@@ -14,6 +14,7 @@ from cthelper.core.config import Config
 from cthelper.core.daemon import notify, supervisor
 from cthelper.core.daemon.privileges import Confinement
 from cthelper.core.errors import ConfigError
+from cthelper.core.sources import Declared
 from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
 
@@ -137,16 +138,17 @@ class Recorded:
 
     def __init__(
         self,
-        config: Config,
+        declared: Declared,
         read: Callable[[], bytes],
-        configure: Callable[[bytes], Config],
+        declare: Callable[[bytes], Declared],
+        _configure: Callable[[bytes], Config],
         _confinement: Confinement,
         *,
         keep_ruleset: bool,
         answers: Path | None,
     ) -> None:
-        Recorded.first = config
-        Recorded.again = staticmethod(lambda: configure(read()))
+        Recorded.first = declared.config
+        Recorded.again = staticmethod(lambda: declare(read()).config)
 
     def run(self) -> None:
         """There is nothing to serve."""

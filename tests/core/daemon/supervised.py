@@ -31,6 +31,7 @@ from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import Backend
 from cthelper.core.queue.binding import Binding
 from cthelper.core.registry import builtin_helpers
+from cthelper.core.sources import Declared
 from cthelper.core.tuples import ORIGINAL
 from tests.core.builders import conntrack
 
@@ -65,6 +66,10 @@ class Running:
         """Read the file."""
         return self.configured(self._file.read_bytes())
 
+    def declared(self, sources: bytes) -> Declared:
+        """What the supervisor makes of it."""
+        return Declared(self.configured(sources), sources)
+
     def configured(self, sources: bytes) -> Config:
         """What its text comes to."""
         return parse(sources.decode(), self._file, builtin_helpers())
@@ -97,7 +102,8 @@ class Running:
         if self.pid == 0:
             try:
                 Supervisor(
-                    *(self.config(), self._file.read_bytes, self.configured),
+                    *(self.declared(self._file.read_bytes()), self._file.read_bytes),
+                    *(self.declared, self.configured),
                     FakeConfinement(self),  # type: ignore[arg-type]
                     answers=self.answers,
                 ).run()

@@ -286,7 +286,10 @@ def test_aborted_change_leaves_the_queues_of_before(begin: Begin) -> None:
 def test_other_configuration_than_the_supervisors_is_refused(begin: Begin) -> None:
     world = begin(configured())
     told = world.told(Order.PREPARE, 2090, read=b"", config=fingerprint(MOVED))
-    assert told == {"error": "the configuration has changed meanwhile: reload again"}
+    assert told == {
+        "error": "the configuration, or a helper of an installed distribution, has "
+        "changed meanwhile: reload again, or restart cthelper"
+    }
     assert world.told(Order.ABORT) == {}
     assert world.record == ["read 2077", "abort"]
 
