@@ -481,7 +481,8 @@ def _helper(
     ports = _ports(table, "ports", helper.ports, helper.transports)
     if not ports:
         table.refuse("ports", [], "must name a port; enabled = false turns it off")
-    own = tuple(hook.value for hook in helper.hooks)
+    # In one order, so that equal sets look the same (`fingerprint`).
+    own = tuple(sorted(hook.value for hook in helper.hooks))
     hooks = table.list_of("hooks", one_of(_HOOKS), own)
     if not hooks:
         table.refuse("hooks", [], "must name a hook; enabled = false turns it off")

@@ -35,7 +35,7 @@ MEMORY: Final = 512 << 20
 """Bytes that it may take beyond what this process has."""
 
 # The longest answer: a helper may name every port.
-_ANSWER: Final = 4 << 20
+_ANSWER: Final = 1 << 20
 _CHUNK: Final = 1 << 16
 _LINE: Final = struct.Struct("=I")
 _LINES: Final = 1 << 24  # of a file, at most
