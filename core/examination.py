@@ -48,7 +48,7 @@ class Ask(Protocol):
     """
 
     def __call__(
-        self, work: Callable[[], bytes], module: str, *readable: Path
+        self, work: Callable[[], bytes], module: str, /, *readable: Path
     ) -> bytes:
         """What `work` returns; the process may have put anything in its place."""
 

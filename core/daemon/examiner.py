@@ -55,7 +55,7 @@ class Examiner:
         self._confinement = confinement
 
     def __call__(
-        self, work: Callable[[], bytes], module: str, *readable: Path
+        self, work: Callable[[], bytes], module: str, /, *readable: Path
     ) -> bytes:
         """What `work` returns in such a process; see `Ask`. Raises Ended."""
         confinement = replace(

@@ -216,27 +216,32 @@ def test_longest_prefilter_is_taken() -> None:
     assert declare(helper, "", None).prefilter == wanted
 
 
+WRONG: dict[str, list[object]] = {
+    "name": [None, 1, "", "UPPER", "x" * 16, "a\nb"],
+    "ports": [[], [0], [65536], [1, 1], [True], 7, ["7"]],
+    "transports": [[], ["sctp"], [6], "tcp"],
+    "policies": [
+        *([], [["a"]], [["a", 0, 1]], [["a", 1, 0]], [["a", 1, 1], ["a", 1, 1]]),
+        [[f"p{number}", 1, 1] for number in range(5)],
+    ],
+    "hooks": [[], ["forward"], [None]],
+    "destinations": [["10.0.0.1/8"], [1], ["x"], {}],
+    "lowest_port": [0, 65536, 1.0, "1", True],
+    "nat": [1, None, "true"],
+    "api": [[], [1], [1, 0, 0], [2, 0], [0, 0], [1, 9]],
+    "message_limit": [0, -1, 2**64, None],
+    "request": [1, [1], [[1]], [[[1, 2]]], [[[0, 40, 1]]]],
+    "answers": [0, None],
+    "options": [1, [1], [{}], [{"name": "x"}]],
+    "title": [None, 1],
+    "class": [None, []],
+    "tags_expected": [1],
+}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        *(("name", each) for each in (None, 1, "", "UPPER", "x" * 16, "a\nb")),
-        *(("ports", each) for each in ([], [0], [65536], [1, 1], [True], 7, ["7"])),
-        *(("transports", each) for each in ([], ["sctp"], [6], "tcp")),
-        *(("policies", each) for each in ([], [["a"]], [["a", 0, 1]], [["a", 1, 0]])),
-        ("policies", [[f"p{number}", 1, 1] for number in range(5)]),
-        *(("hooks", each) for each in ([], ["forward"], [None])),
-        *(("destinations", each) for each in (["10.0.0.1/8"], [1], ["x"], {})),
-        *(("lowest_port", each) for each in (0, 65536, 1.0, "1", True)),
-        *(("nat", each) for each in (1, None, "true")),
-        *(("api", each) for each in ([], [1], [1, 0, 0], [2, 0], [0, 0], [1, 9])),
-        *(("message_limit", each) for each in (0, -1, 2**64, None)),
-        *(("request", each) for each in (1, [1], [[1]], [[[1, 2]]], [[[0, 40, 1]]])),
-        *(("answers", each) for each in (0, None)),
-        *(("options", each) for each in (1, [1], [{}], [{"name": "x"}])),
-        *(("title", each) for each in (None, 1)),
-        *(("class", each) for each in (None, [])),
-        ("tags_expected", 1),
-    ],
+    [(field, value) for field, values in WRONG.items() for value in values],
     ids=repr,
 )
 def test_value_that_is_not_right_is_refused(field: str, value: object) -> None:

@@ -115,12 +115,12 @@ def test_entry_point_is_examined_and_left_out_where_it_is_broken() -> None:
 
 @pytest.mark.parametrize(("line", "at"), [(None, ""), (7, ":7")])
 def test_end_without_an_answer_is_said_with_its_line(line: int | None, at: str) -> None:
-    def ends(*_: object) -> bytes:
+    def ends(_work: object, _module: str, *_readable: Path) -> bytes:
         raise Ended("ends its process (exit code 3)", line)
 
     taking = Examining(ends, "")
     with pytest.raises(RegistryError) as caught:
-        taking.of_file(FILE, b"", pytest.fail)
+        taking.of_file(FILE, b"", lambda _: None)
     assert str(caught.value) == f"{FILE}{at}: ends its process (exit code 3)"
     with pytest.raises(RegistryError) as caught:
         taking.of_point(POINT)

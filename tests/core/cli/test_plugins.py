@@ -3,14 +3,25 @@
 
 import argparse
 import json
+import os
 import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 from typing import Final
 
 import pytest
 
-from cthelper.core.cli.options import configured
+from cthelper.core.cli import options
+from cthelper.core.cli.options import configured, declared_by, made_of
 from cthelper.core.config import read_file
+from cthelper.core.daemon.channel import fingerprint
+from cthelper.core.daemon.examiner import Examiner
+from cthelper.core.daemon.privileges import find_user, plan
+from cthelper.core.errors import RegistryError
+from cthelper.core.sources import Sources, read_sources
 from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
 
@@ -151,4 +162,115 @@ def test_folder_that_is_not_there_is_2_and_one_line(
     assert result.errors == (
         f'cthelper: {config}: plugins.folder = "{folder}": '
         "must be a folder that is there\n"
+    )
+
+
+# Whose code is run where
+
+TRAP: Final = """
+import os, sys
+sys.modules["cthelper_trap"] = sys
+os.close(os.open({written!r}, os.O_WRONLY | os.O_CREAT))
+"""
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def trap(folder: Path) -> Iterator[Path]:
+    """The plugin, where running it leaves a file, and what is not confined a module."""
+    written = folder / "written"
+    file = folder / "ftp.py"
+    code = TRAP.format(written=str(written))
+    file.write_text(
+        f"{file.read_text()}\ntry:\n{indent(code, '    ')}\nexcept OSError: 0\n"
+    )
+    yield written
+    sys.modules.pop("cthelper_trap", None)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("check",), ("helpers",), ("helpers", "ftp"), ("helpers", "--toml")),
+        *(("ruleset", "show"), ("doctor",)),
+    ],
+    ids=" ".join,
+)
+def test_root_runs_no_code_of_plugins_himself(
+    run: Runner, config: str, trap: Path, command: tuple[str, ...]
+) -> None:
+    result = run(*command, "--config", config)
+    assert "ftp" in result.output or command == ("check",)
+    assert "configuration: " not in result.errors
+    assert not trap.exists()
+    assert "cthelper_trap" not in sys.modules
+
+
+@needs_root
+def test_supervisor_has_them_examined_and_servers_import_them(
+    config: str, trap: Path
+) -> None:
+    sources = read_sources(Path(config))
+    user = find_user("nobody")
+    ask = Examiner(replace(plan("nobody"), user=user))
+    declared = declared_by(sources, ask)
+    assert not trap.exists()
+    assert "cthelper_trap" not in sys.modules
+    made = made_of(Sources.unpacked(declared.sources))
+    assert "cthelper_trap" in sys.modules
+    assert fingerprint(made) == fingerprint(declared.config)
+    assert made.helpers["ftp"].helper is not declared.config.helpers["ftp"].helper
+
+
+def test_who_is_not_root_imports_his_own(
+    run: Runner, config: str, trap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "privileged", lambda: False)
+    assert run("helpers", "--config", config).code == 0
+    assert trap.exists()
+
+
+def test_nothing_is_forked_where_there_is_no_plugin(
+    run: Runner, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fork", None)
+    for command in ("check", "helpers"):
+        assert run(command, "--config", empty).code == 0
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_could_not_be_examined_is_kept_from_servers(
+    tmp_path: Path, config: str
+) -> None:
+    (tmp_path / "site" / "absent_x.py").write_text("import os\nos._exit(3)\n")
+    sources = read_sources(Path(config))
+    readable = (*plan("nobody").readable, tmp_path)
+    ask = Examiner(replace(plan("nobody"), user=None, readable=readable))
+    declared = declared_by(sources, ask)
+    (warning,) = declared.config.warnings
+    assert warning == (
+        "cthelper-x 1.2: entry point x = 'absent_x:X': ends its process (exit code 3) "
+        "at line 2 of absent_x: left out"
+    )
+    made = made_of(Sources.unpacked(declared.sources))
+    assert made.warnings == declared.config.warnings
+    assert fingerprint(made) == fingerprint(declared.config)
+
+
+@pytest.mark.usefixtures("installed")
+def test_entry_point_that_breaks_after_it_was_examined_is_refused(config: str) -> None:
+    with pytest.raises(RegistryError, match="No module named 'absent_x'"):
+        made_of(read_sources(Path(config)))
+
+
+def test_user_that_is_not_there_keeps_no_plugin_from_being_examined(
+    run: Runner, config: str
+) -> None:
+    with open(config, "a", encoding="utf-8") as file:
+        file.write("daemon.user = 'no-such-user'\n")
+    assert run("check", "--config", config).errors == ""
+    assert run("run", "--config", config).errors == (
+        f'cthelper: {config}: daemon.user = "no-such-user": there is no user '
+        "no-such-user: adduser --system --group no-such-user\n"
     )

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from cthelper.core.daemon import capabilities, examiner, landlock, privileges, seccomp
+from cthelper.core.daemon import capabilities, examiner, landlock, seccomp
 from cthelper.core.daemon.capabilities import Capability
 from cthelper.core.daemon.examiner import Examiner
 from cthelper.core.daemon.privileges import Confinement, plan
@@ -271,7 +271,7 @@ def test_where_it_cannot_be_confined_nothing_is_run(
     def fails(*_: object, **__: object) -> None:
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(privileges.capabilities, "no_new_privileges", fails)
+    monkeypatch.setattr(capabilities, "no_new_privileges", fails)
     taking = Examining(Examiner(confinement), "")
     errors: list[RegistryError] = []
     text = f"open({str(folder / 'ran')!r}, 'w')"
@@ -297,16 +297,26 @@ def test_where_there_is_no_process_to_be_had_that_is_said(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_many_leave_nothing(confinement: Confinement) -> None:
+def test_many_leave_nothing(
+    confinement: Confinement, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ask = Examiner(confinement)
+    fork, forked = os.fork, set[int]()
+
+    def noted() -> int:
+        pid = fork()
+        forked.add(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", noted)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(10):
         assert ask(lambda: b"x" * 70_000, "m") == b"x" * 70_000
         with pytest.raises(Ended):
             ask(lambda: os._exit(1), "m")
     assert len(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert len(forked) == 20
+    assert not any(Path(f"/proc/{each}").exists() for each in forked)
 
 
 def test_signals_that_came_meanwhile_are_ours(confinement: Confinement) -> None:

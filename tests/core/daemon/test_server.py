@@ -9,11 +9,12 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from io import StringIO
 from pathlib import Path
 from threading import Semaphore, Thread
+from typing import Protocol
 
 import pytest
 
@@ -32,7 +33,8 @@ from cthelper.core.daemon.probe import UNKNOWN
 from cthelper.core.daemon.progress import Progress
 from cthelper.core.daemon.server import Server
 from cthelper.core.daemon.signals import waker_pair
-from cthelper.core.errors import NetlinkError, QueueError
+from cthelper.core.declaration import declare, stand_in
+from cthelper.core.errors import NetlinkError, QueueError, RestartNeeded
 from cthelper.core.netlink.ctnetlink import EntryGone
 from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import Backend
@@ -49,6 +51,14 @@ def configured(settings: str = "") -> Config:
     return parse(settings, Path("test.toml"), builtin_helpers())
 
 
+def declared() -> Config:
+    """The same, where tns is known by what it declares."""
+    helpers = builtin_helpers()
+    helpers["tns"] = stand_in(declare(helpers["tns"], "", None))
+    return parse("", Path("test.toml"), helpers)
+
+
+DECLARED = declared()
 MOVED = configured("helpers.tns.queue = 2090\n")
 CLOSED = configured("helpers.tns = { queue = 2090, fail_closed = true }\n")
 
@@ -82,8 +92,8 @@ class FakeQueue:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def filters(self, _filters: object) -> None:
-        pass
+    def filters(self, filters: object) -> None:
+        self.filtered = filters
 
     def forget(self, _key: object) -> None:
         """It remembers none."""
@@ -95,13 +105,15 @@ class FakeQueue:
 class World:
     """A server in a thread, with its queues."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, loaded: Config | None = None) -> None:
+        self.loaded = loaded
         self.record: list[str] = []
         self.sources: list[bytes] = []
         self.output = StringIO()
         self.queues: dict[int, FakeQueue] = {}
         self.channel, self.theirs = Channel.pair()
         self.config, self.new = config, config
+        self.said: Message = {}
         numbers = sorted(config.queues_of(0))
         self.bindings = [FakeBinding(self.record, each) for each in numbers]
         # A server's own sockets end with its process.
@@ -112,10 +124,18 @@ class World:
 
     def _run(self) -> None:
         with closing(self.theirs), suppress(QueueError):
-            Server(
+            server = Server(
                 *(0, self.config, self.bindings, self.configured, self.theirs),
                 *(UNKNOWN, Progress(), Quarantine(time.monotonic)),
-            ).run()
+            )
+            if self.loaded is not None:
+                self.new = self.loaded
+                try:
+                    server.load(b"the file")
+                except RestartNeeded as error:
+                    self.theirs.send({"error": str(error)})
+                    return
+            server.run()
 
     def configured(self, sources: bytes) -> Config:
         """What a configuration that was handed to it comes to."""
@@ -213,13 +233,26 @@ class FakeInspection:
         self._record.append("commit")
 
 
+class Begin(Protocol):
+    """Has a server begin, after it has imported its plugins if it has some."""
+
+    def __call__(self, config: Config, loaded: Config | None = None) -> World:
+        """The server, and what is around it."""
+
+
+CHANGED = {
+    "error": "the configuration, or a helper of an installed distribution, has changed "
+    "meanwhile: reload again, or restart cthelper"
+}
+
+
 @pytest.fixture
-def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Config], World]]:
+def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     """Has a server begin."""
     worlds: list[World] = []
 
-    def begun(config: Config) -> World:
-        world = World(config)
+    def begun(config: Config, loaded: Config | None = None) -> World:
+        world = World(config, loaded)
         backend = Backend("fake", "it is a test", None, world.read_queue)  # type: ignore[arg-type]
         fakes: dict[str, object] = {
             "choose": lambda _: backend,
@@ -237,7 +270,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Config], World]
             monkeypatch.setattr(server, name, fake)
         worlds.append(world)
         world.thread.start()
-        assert world.channel.receive(SECONDS) == {}
+        world.said = world.channel.receive(SECONDS)
         return world
 
     yield begun
@@ -249,9 +282,6 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Config], World]
             each.close()
         for queue in world.queues.values():
             queue.close()
-
-
-Begin = Callable[[Config], World]
 
 
 def test_new_queue_is_read_before_the_old_one_is_drained_and_closed(
@@ -286,12 +316,21 @@ def test_aborted_change_leaves_the_queues_of_before(begin: Begin) -> None:
 def test_other_configuration_than_the_supervisors_is_refused(begin: Begin) -> None:
     world = begin(configured())
     told = world.told(Order.PREPARE, 2090, read=b"", config=fingerprint(MOVED))
-    assert told == {
-        "error": "the configuration, or a helper of an installed distribution, has "
-        "changed meanwhile: reload again, or restart cthelper"
-    }
+    assert told == CHANGED
     assert world.told(Order.ABORT) == {}
     assert world.record == ["read 2077", "abort"]
+
+
+def test_plugins_are_imported_before_it_says_that_it_serves(begin: Begin) -> None:
+    world = begin(DECLARED, configured())
+    assert world.said == {}
+    assert world.sources == [b"the file"]
+    assert world.record == ["read 2077", "prepare 2077", "commit"]
+    assert world.queues[2077].filtered is FakeInspection.prefilters
+
+
+def test_plugin_that_is_another_one_than_was_examined_is_refused(begin: Begin) -> None:
+    assert begin(DECLARED, MOVED).said == CHANGED
 
 
 @pytest.mark.parametrize(("waiting", "answer"), [(3, {}), (10**9, None)])
