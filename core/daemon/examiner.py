@@ -3,13 +3,14 @@
 
 It is forked, confined as a server is, without its capability and its sockets, and ends
 with what it was forked for. Its standard streams are /dev/null, and of what this
-process has open it has the pipe of its answer alone. Time and memory are limited. A
-page of memory shows the line that it is at: so what ends without an answer, in whatever
-way, is known by its line.
+process has open or shares with others it has the pipe of its answer alone, and a page
+of memory that shows the line that it is at: so what ends without an answer, in whatever
+way, is known by its line. Time and memory are limited.
 
 The code may put anything in the pipe and on the page; see examination.py.
 """
 
+import ctypes
 import mmap
 import os
 import resource
@@ -151,6 +152,7 @@ def _become(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         answer = _alone_with(writes)
         try:
+            _share_only(page)
             _limit(resource.RLIMIT_DATA, _data() + MEMORY)
             _limit(resource.RLIMIT_CORE, 0)
             confinement.confine_examiner()
@@ -182,6 +184,23 @@ def _alone_with(end: int) -> int:
     os.closerange(3, end)
     os.closerange(end + 1, highest)
     return end
+
+
+def _share_only(page: mmap.mmap) -> None:
+    """Let go of all other memory that is shared and can be written to.
+
+    Such is what servers show of their progress. Raises OSError, ValueError.
+    """
+    ours = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    unmap = ctypes.CDLL(None, use_errno=True).munmap
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    for line in maps.splitlines():
+        place, rights, *_ = line.split()  # proc_pid_maps(5)
+        start, end = (int(each, 16) for each in place.split("-"))
+        if "w" not in rights or not rights.endswith("s") or start == ours:
+            continue
+        if unmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start)):
+            raise OSError(ctypes.get_errno(), "munmap")
 
 
 def _data() -> int:

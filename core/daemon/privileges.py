@@ -83,15 +83,16 @@ class Confinement:
         Raises CthelperError.
         """
         with _named():
-            self._confine(_SERVER, sockets=True)
+            self._confine(_SERVER, bare=False)
 
     def confine_examiner(self) -> None:
         """Give up in this process all that it takes to import somebody's code.
 
-        It is a server's, without CAP_NET_ADMIN and sockets. Raises CthelperError.
+        It has what a server has, but for CAP_NET_ADMIN and netlink. Raises
+        CthelperError.
         """
         with _named():
-            self._confine((), sockets=False)
+            self._confine((), bare=True)
 
     def confine_supervisor(self) -> None:
         """Give up in this process all that no program it runs needs.
@@ -101,7 +102,7 @@ class Confinement:
         with _named():
             self._confine_supervisor()
 
-    def _confine(self, kept: Iterable[Capability], *, sockets: bool) -> None:
+    def _confine(self, kept: Iterable[Capability], *, bare: bool) -> None:
         if self.user is not None:
             capabilities.keep_when_user_changes()
             os.setgroups([])
@@ -121,7 +122,7 @@ class Confinement:
                 self.landlock, handled, landlock.reading(self.readable), alone=True
             )
         if self.seccomp:
-            seccomp.restrict(sockets=sockets)
+            seccomp.restrict(bare=bare)
 
     def _confine_supervisor(self) -> None:
         if os.geteuid() == 0:

@@ -13,6 +13,7 @@ an attacker would want. It is answered with EPERM, and the kernel's log says so.
 
 import ctypes
 import errno
+import mmap
 import os
 import socket
 from collections.abc import Collection, Iterable
@@ -72,6 +73,7 @@ _PROTOCOLS: Final = (0, 12)  # NETLINK_ROUTE, NETLINK_NETFILTER
 _MAX_LINKS: Final = 32  # linux/netlink.h
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _CLONE_THREAD: Final = 0x10000
+_SHARED: Final = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
 _WRITES: Final = os.O_WRONLY | os.O_RDWR
 _MAKES: Final = os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)
 # asm-generic/ioctls.h: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX; and
@@ -133,6 +135,10 @@ shmget shmat msgget semget mq_open
 )
 
 
+# What is shared and has no file (MAP_SHARED is a bit of MAP_SHARED_VALIDATE, too).
+_UNCOUNTED: Final = (Rule("mmap", (_bits(3, _SHARED, _SHARED),)),)
+
+
 def _allowed(pid: int, protocols: Collection[int]) -> Iterable[Rule]:
     """What a server needs; `pid` is its own, `protocols` are netlink's it may use."""
     yield from map(Rule, _PLAIN)
@@ -183,17 +189,18 @@ def available() -> bool:
     return _library() is not None
 
 
-def restrict(*, sockets: bool = True) -> None:
+def restrict(*, bare: bool = False) -> None:
     """Have nothing left but what a server needs, in this thread and those it starts.
 
-    Without `sockets` there are none, of netlink neither. libseccomp must be there, and
-    no_new_privs be set. Raises OSError.
+    With `bare` not even that: no socket of netlink, and no memory that RLIMIT_DATA does
+    not count. libseccomp must be there, and no_new_privs be set. Raises OSError.
     """
     pid = os.getpid()
-    protocols = _PROTOCOLS if sockets else ()
+    protocols = () if bare else _PROTOCOLS
     # The kernel takes the error of the filter that came last.
     _load(_ERRNO | errno.ENOSYS, _ALLOW, _allowed(pid, protocols), log=False)
-    _load(_ALLOW, _ERRNO | errno.EPERM, _refused(pid, protocols), log=True)
+    refused = [*_refused(pid, protocols), *(_UNCOUNTED if bare else ())]
+    _load(_ALLOW, _ERRNO | errno.EPERM, refused, log=True)
 
 
 def _load(default: int, action: int, rules: Iterable[Rule], *, log: bool) -> None:

@@ -20,6 +20,7 @@ from cthelper.core.daemon import capabilities, examiner, landlock, seccomp
 from cthelper.core.daemon.capabilities import Capability
 from cthelper.core.daemon.examiner import Examiner
 from cthelper.core.daemon.privileges import Confinement, plan
+from cthelper.core.daemon.progress import Progress
 from cthelper.core.errors import CthelperError, RegistryError
 from cthelper.core.examination import Ended, Examining
 from cthelper.core.registry import Found, Point
@@ -167,12 +168,15 @@ def test_thread_that_stays_holds_nothing_up(examine: Examine) -> None:
         "resource.setrlimit(resource.RLIMIT_DATA, (-1, -1))",
         "os.memfd_create('x')",
         "open('/proc/%d/mem' % os.getppid(), 'r+b')",
+        "mmap.mmap(-1, 4096)",
+        "mmap.mmap(-1, 4096, 3)",
     ],
 )
 def test_what_a_server_may_not_is_refused_with_the_line(
     examine: Examine, folder: Path, step: str
 ) -> None:
-    imports = f"import os, resource, socket, subprocess; FOLDER = {str(folder)!r}"
+    modules = "mmap, os, resource, socket, subprocess"
+    imports = f"import {modules}; FOLDER = {str(folder)!r}"
     error = error_of(examine, folder, f"{imports}\n{step}")
     assert error.startswith("x.py:2: ")
     assert any(
@@ -223,6 +227,24 @@ def test_nothing_that_is_open_here_is_there(
         with pytest.raises(BlockingIOError):
             os.read(reads, 10)
     assert capfd.readouterr() == ("", "")
+
+
+def test_memory_that_is_shared_with_servers_is_not_there(
+    examine: Examine, folder: Path
+) -> None:
+    progress = Progress()
+    progress.turn()
+    text = (
+        "import gc\n"
+        "from cthelper.core.daemon.progress import Progress\n"
+        "for each in gc.get_objects():\n"
+        "    if type(each) is Progress:\n"
+        "        each.turn()\n"
+    )
+    error = error_of(examine, folder, text)
+    assert error == "x.py:5: has its process end by SIGSEGV"
+    assert progress.mark.turns == 1
+    progress.close()
 
 
 def test_forged_answer_is_of_its_own_file(examine: Examine, folder: Path) -> None:
