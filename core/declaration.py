@@ -39,7 +39,7 @@ _Json = dict[str, object]
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class StandIn(Helper):
-    """A helper that was declared elsewhere. It is abstract: nothing can be run.
+    """A helper that was declared elsewhere: it is abstract still, with nothing to run.
 
     What it made of the options is for those that it was asked with.
     """
