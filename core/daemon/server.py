@@ -130,8 +130,7 @@ class Server:
         config = self._configure(sources)
         _agree(config, fingerprint(self._config))
         self._config = self._prepared = config
-        self._inspection.prepare(config)
-        self._inspection.commit()
+        self._inspection.load(config)
         for queue in self._queues.values():
             queue.filters(self._inspection.prefilters)
 

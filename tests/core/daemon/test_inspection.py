@@ -22,6 +22,7 @@ from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
 from cthelper.core.daemon.progress import NOT_BEGUN, Progress, Subject
+from cthelper.core.declaration import declare, stand_in
 from cthelper.core.engine import Decision
 from cthelper.core.errors import Malformed, NetlinkError, NotFound
 from cthelper.core.expecter import Expecter
@@ -159,7 +160,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-def inspection_of(config: Config, world: World, *own: Address) -> Inspection:
+def inspection_of(
+    config: Config, world: World, *own: Address, quarantine: Quarantine | None = None
+) -> Inspection:
     """What a server with this configuration does with packets."""
     follow: list[bool] = []
     return Inspection(
@@ -170,7 +173,7 @@ def inspection_of(config: Config, world: World, *own: Address) -> Inspection:
         follow.append,
         UNKNOWN,
         world.progress,
-        Quarantine(world.clock),
+        quarantine or Quarantine(world.clock),
     )
 
 
@@ -369,6 +372,21 @@ def test_helper_reads_until_the_kernel_has_a_configuration_without_it(
     assert ("expect 5000" in world.record) is read
     known = {"datagram"} if outcome == "abort" else {"line"}
     assert inspects.prefilters.keys() == known
+
+
+def test_helpers_take_the_place_of_their_stand_ins(world: World) -> None:
+    (helper,) = CONFIG.helpers.values()
+    declared = replace(helper, helper=stand_in(declare(Datagrams, "", None)))
+    quarantine = Quarantine(world.clock)
+    quarantine.hold_flow((ENTRY.id, ENTRY.zone))
+    inspects = inspection_of(
+        replace(CONFIG, helpers={"datagram": declared}), world, quarantine=quarantine
+    )
+    inspects.load(CONFIG)
+    other = replace(ENTRY, id=ENTRY.id + 1)
+    assert "expect 5000" in served(world, inspects, b"OPEN 5000", other, 1)
+    # Nor do they read what a server before has died of.
+    assert "expect 5001" not in served(world, inspects, b"OPEN 5001", ENTRY, 2)
 
 
 # Budgets.

@@ -223,6 +223,9 @@ class FakeInspection:
     def forget(self, _key: object) -> None:
         """It has none."""
 
+    def load(self, config: Config) -> None:
+        self._record.append(f"load {','.join(map(str, sorted(config.queues)))}")
+
     def prepare(self, config: Config) -> None:
         self._record.append(f"prepare {','.join(map(str, sorted(config.queues)))}")
 
@@ -325,7 +328,7 @@ def test_plugins_are_imported_before_it_says_that_it_serves(begin: Begin) -> Non
     world = begin(DECLARED, configured())
     assert world.said == {}
     assert world.sources == [b"the file"]
-    assert world.record == ["read 2077", "prepare 2077", "commit"]
+    assert world.record == ["read 2077", "load 2077"]
     assert world.queues[2077].filtered is FakeInspection.prefilters
 
 
