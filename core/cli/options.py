@@ -25,9 +25,11 @@ from cthelper.core.registry import (
     Broken,
     Found,
     Given,
+    Point,
     Taking,
     classes,
     find_helpers,
+    source_of,
 )
 from cthelper.core.sources import Declared, Sources
 from cthelper.core.trusted import privileged
@@ -148,8 +150,13 @@ def declared_by(sources: Sources, ask: Ask) -> Declared:
     taking = Examining(ask, sources.file.text)
     found = find_helpers(broken=broken, given=given, taking=taking)
     config = _parsed(sources.file, found, broken)
-    left = {each.name for each in broken}
-    points = [each for each in given.points if each.name not in left]
+    taken = {each.source for each in found.values()}
+    points: list[Point] = []
+    for point in given.points:
+        if source_of(point) in taken:
+            # Another name of the same class was refused, since it is taken.
+            taken.remove(source_of(point))
+            points.append(point)
     kept = Sources(sources.file, Given(given.plugins, points, broken))
     return Declared(config, kept.packed())
 

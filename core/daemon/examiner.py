@@ -119,6 +119,7 @@ def _started(
 ) -> tuple[int, int]:
     """The process, and where its answer can be read. Raises Ended."""
     ends: tuple[int, ...] = ()
+    parent = os.getpid()
     # A handler of this process is none for a signal that comes to the other one.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -130,7 +131,7 @@ def _started(
         raise Ended(f"cannot be examined: {error.strerror}") from None
     else:
         if pid == 0:
-            _become(work, module, confinement, page, writes)
+            _become(parent, work, module, confinement, page, writes)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(writes)
@@ -138,6 +139,7 @@ def _started(
 
 
 def _become(
+    parent: int,
     work: Callable[[], bytes],
     module: str,
     confinement: Confinement,
@@ -157,6 +159,8 @@ def _become(
             _limit(resource.RLIMIT_CORE, 0)
             confinement.confine_examiner()
             end_with_parent()
+            if os.getppid() != parent:
+                _exit(1)  # it died before
         except (CthelperError, OSError, ValueError) as error:
             told = refused(f"cannot be examined: {error}")
         else:

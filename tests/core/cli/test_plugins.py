@@ -21,9 +21,11 @@ from cthelper.core.daemon.channel import fingerprint
 from cthelper.core.daemon.examiner import Examiner
 from cthelper.core.daemon.privileges import find_user, plan
 from cthelper.core.errors import RegistryError
+from cthelper.core.registry import Given, Point
 from cthelper.core.sources import Sources, read_sources
 from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
+from tests.core.test_registry import good
 
 FTP: Final = ROOT / "plugins" / "ftp.py"
 CAPTURE: Final = ROOT / "pcaps" / "ftp" / "ftp-curl-pasv-pyftpdlib.pcap"
@@ -256,6 +258,29 @@ def test_what_could_not_be_examined_is_kept_from_servers(
     made = made_of(Sources.unpacked(declared.sources))
     assert made.warnings == declared.config.warnings
     assert fingerprint(made) == fingerprint(declared.config)
+
+
+def test_servers_have_the_entry_points_that_were_taken(
+    tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One name may be of several distributions, and one class have several names."""
+    points = [
+        Point("x", "absent_x:X", "one 1"),
+        Point("x", "site_x:X", "two 1"),
+        Point("y", "site_x:X", "two 1"),
+        Point("z", "absent_x:X", "two 1"),
+    ]
+    (tmp_path / "site_x.py").write_text(good("x", 7000, "X"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = read_sources(Path(config)).helpers.plugins
+    sources = Sources(read_file(Path(config)), Given(plugins, points))
+    declared = declared_by(sources, lambda work, *_: work())
+    kept = Sources.unpacked(declared.sources).helpers
+    assert kept.points == [points[1]]
+    assert [each.name for each in kept.broken] == ["x", "y", "z"]
+    made = made_of(Sources.unpacked(declared.sources))
+    assert fingerprint(made) == fingerprint(declared.config)
+    sys.modules.pop("site_x")
 
 
 @pytest.mark.usefixtures("installed")

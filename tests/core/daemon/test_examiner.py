@@ -92,6 +92,11 @@ def test_helper_is_what_it_declares_and_its_code_was_not_run_here(
         ("x = 1\n1 / 0", "x.py:2: ZeroDivisionError: division by zero"),
         ("def f():\n  g()\n\nf()", "x.py:2: NameError: name 'g' is not defined"),
         ("import sys\nsys.exit('no')", "x.py:2: SystemExit: no"),
+        (
+            good("x", 0, "X"),
+            "x.py:8: X.ports = (0,): must be one or more of 1 to 65535, each once, in "
+            "a tuple",
+        ),
         ("import os\n\nos._exit(3)", "x.py:3: ends its process (exit code 3)"),
         ("import os\nos._exit(0)", "x.py:2: ends its process (exit code 0)"),
         ("import os\nos.abort()", "x.py:2: has its process end by SIGABRT"),
