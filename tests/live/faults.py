@@ -65,6 +65,7 @@ BROKEN_PLUGINS: Final = {
     "needs a module that is not there": "import nothing_of_this_name\n",
     "raises at its import": "raise RuntimeError('at import')\n",
     "exits at its import": "raise SystemExit\n",
+    "ends its process at its import": "import os; os._exit(3)\n",
 }
 BROKEN_CONFIGS: Final = {
     "is no TOML": "[helpers.sunrpc\n",
