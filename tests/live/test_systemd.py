@@ -35,6 +35,30 @@ pytestmark = [
 _COMMAND: Final = """#!/bin/sh
 PYTHONPATH=/opt/tree/src exec /opt/tree/.venv/bin/python -B -m cthelper "$@"
 """
+# It is run by nobody who has a capability but CAP_NET_ADMIN, nor as root.
+_PLUGIN: Final = """
+import os
+from cthelper.core.api import Helper, Policy, Transport
+
+assert 0 not in os.getresuid()
+held = [each for each in open("/proc/self/status") if each.startswith("CapPrm")]
+assert int(held[0].split()[1], 16) in (0, 1 << 12), held
+try:
+    open("/run/cthelper/written", "w")
+except OSError:
+    pass
+else:
+    raise RuntimeError("it could write")
+
+class Answer(Helper):
+    name = "answer"
+    transports = frozenset({Transport.UDP})
+    ports = (4203,)
+    policies = (Policy("one", 1, 30),)
+
+    def on_message(self, message):
+        yield from ()
+"""
 # What waits for network-pre.target, as what brings the interfaces up does.
 _LATER: Final = """[Unit]
 Requires=network-pre.target
@@ -125,6 +149,31 @@ def test_reload_is_done_when_it_returns() -> None:
     assert not serves_mdns()
     assert "mdns" not in shown("StatusText")
     assert (shown("MainPID"), shown("ActiveState")) == (pid, "active")
+
+
+def test_plugin_is_examined_and_served_and_a_wrong_one_fails_the_reload() -> None:
+    folder = Path("/etc/cthelper/plugins")
+    folder.mkdir(mode=0o700)
+    plugin = folder / "answer.py"
+    before = shown("MainPID")
+    plugin.write_text(_PLUGIN)
+    plugin.chmod(0o600)
+    assert systemctl("reload", "cthelper") == 0, "\n".join(journal("-n", "20"))
+    assert "udp dport 4203" in table()
+    assert "answer" in shown("StatusText")
+    # A worker that begins imports it, too.
+    (worker,) = run("pgrep", "-P", before).stdout.split()
+    os.kill(int(worker), signal.SIGKILL)
+    await_that(lambda: run("pgrep", "-P", before).stdout.split() not in ([], [worker]))
+    await_that(lambda: shown("StatusText").startswith("1 of 1 workers serve "))
+    plugin.write_text("import os\n\nos._exit(3)\n")
+    assert systemctl("reload", "cthelper") != 0
+    assert f"{plugin}:3: ends its process (exit code 3)" in "\n".join(journal())
+    assert shown("MainPID") == before
+    plugin.unlink()
+    folder.rmdir()
+    assert systemctl("reload", "cthelper") == 0
+    assert "answer" not in shown("StatusText")
 
 
 @pytest.mark.parametrize(
