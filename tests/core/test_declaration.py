@@ -191,8 +191,6 @@ def test_helper_that_is_off_or_configured_wrongly_is_not_asked_for_more() -> Non
     "prefilter",
     [
         None,
-        Prefilter(answers=1),  # type: ignore[arg-type]
-        Prefilter(request=[]),  # type: ignore[arg-type]
         Prefilter(request=(Match(0, 8, 1),)),  # type: ignore[arg-type]
         Prefilter(reply=(((0, 8, 1),),)),  # type: ignore[arg-type]
         Prefilter(reply=((Match(-1, 8, 1),),)),
