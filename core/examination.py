@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cthelper.core import docstrings
 from cthelper.core.contract import check
 from cthelper.core.declaration import Declaration, declare, stand_in
 from cthelper.core.errors import CthelperError, RegistryError
@@ -140,7 +141,7 @@ def _declared(found: Found, text: str) -> Declaration:
     helper = found.helper
     check(helper)
     try:
-        return declare(helper, found.about, _table(text, helper.name))
+        return declare(helper, docstrings.of_module(helper), _table(text, helper.name))
     except RegistryError:
         raise
     except (Exception, SystemExit) as error:

@@ -16,7 +16,6 @@ from functools import cache
 from importlib import import_module
 from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
-from inspect import cleandoc
 from pathlib import Path
 from pkgutil import iter_modules
 from types import CodeType, ModuleType
@@ -46,8 +45,8 @@ Open = Callable[[Path], BinaryIO]
 class Found:
     """A helper and where it comes from: a module, a file, or `distribution`.
 
-    `about` is the documentation of its module. One that was examined elsewhere
-    (examination.py) has `name_at`, which is where its name is written.
+    One that was examined elsewhere (examination.py) has `about`, its module's
+    documentation, and `name_at`, which is where its name is written.
     """
 
     helper: type[Helper]
@@ -202,7 +201,7 @@ def _builtin() -> Iterator[Found]:
         except _ANY as error:  # a file of an upgrade that is half done
             raise RegistryError(_line(f"{name}: {_text(error)}")) from None
         for helper in _defined(module):
-            yield Found(helper, module.__name__, about=about(module))
+            yield Found(helper, module.__name__)
 
 
 @cache
@@ -229,14 +228,12 @@ class Importing:
                 f"{file}: defines no helper, which is a class of "
                 "cthelper.core.api.Helper"
             )
-        return [Found(each, str(file), about=about(module)) for each in helpers]
+        return [Found(each, str(file)) for each in helpers]
 
     def of_point(self, point: Point) -> Found:
         """What an entry point leads to. Raises RegistryError."""
         helper = _load(point)
-        module = sys.modules.get(helper.__module__)
-        name = point.distribution
-        return Found(helper, source_of(point), name, about(module))
+        return Found(helper, source_of(point), point.distribution)
 
 
 IMPORTING: Final = Importing()
@@ -245,11 +242,6 @@ IMPORTING: Final = Importing()
 def source_of(point: Point) -> str:
     """Where a helper comes from that an entry point leads to."""
     return f"{point.distribution} ({point.value})"
-
-
-def about(module: ModuleType | None) -> str:
-    """A module's documentation."""
-    return cleandoc(getattr(module, "__doc__", None) or "").strip()
 
 
 def installed_points() -> tuple[list[Point], list[Broken]]:

@@ -4,6 +4,7 @@
 import argparse
 import sys
 
+from cthelper.core import docstrings
 from cthelper.core.api import Helper
 from cthelper.core.cli.options import (
     Commands,
@@ -94,7 +95,8 @@ def _page(found: Found) -> str:
         if option.choices:
             choices = ", ".join(map(as_toml, option.choices))
             lines.append(f"               one of {choices}")
-    lines += [f"source         {found.source}", "", found.about]
+    about = found.about or docstrings.of_module(helper)
+    lines += [f"source         {found.source}", "", about]
     return "\n".join(lines)
 
 
