@@ -30,11 +30,13 @@ from cthelper.core.errors import (
 from cthelper.core.option import Option, OptionValue
 from cthelper.core.travel import reduced
 from cthelper.core.tuples import (
+    BROADCAST,
     ORIGINAL,
     REPLY,
     TCP,
     UDP,
     Address,
+    Destination,
     Direction,
     Endpoint,
     Network,
@@ -45,6 +47,7 @@ from cthelper.core.tuples import (
 __all__ = [
     "ANY",
     "API",
+    "BROADCAST",
     "DONE",
     "ON_LINK",
     "ORIGINAL",
@@ -54,6 +57,7 @@ __all__ = [
     "UDP",
     "Address",
     "Cursor",
+    "Destination",
     "Direction",
     "Done",
     "Effect",
@@ -83,9 +87,13 @@ __all__ = [
     "expect",
 ]
 
-API: Final = (1, 0)
+API: Final = (1, 1)
 """The version of what is here. Its second number grows with what is added, the first
-where a helper may have to be changed."""
+where a helper may have to be changed.
+
+1.1: `BROADCAST` among a helper's `destinations`; `Helper.enabled`; `Helper.template`;
+`Option.element` of a single value.
+"""
 
 # What an instance takes besides its attributes, in bytes, and how many items of each of
 # them are looked at.
@@ -362,13 +370,21 @@ class Helper(ABC):
 
     `name` is known to the kernel and to nft: 1 to 15 characters of a-z, 0-9, ``-``
     and ``_``. `ports` are the control ports that the ruleset tags by default, and
-    `destinations` the only addresses that it tags, where they are not all. `policies`
+    `destinations` the only addresses that it tags, where they are not all: networks,
+    and `BROADCAST` for what is a broadcast address by the host's routes, as no network
+    can say it and to tag all unicast to the port would queue it. `policies`
     holds one to four policies. Where `hooks` lacks PREROUTING, flows of other hosts
     open nothing. `lowest_port` is the lowest port that may be announced.
     `message_limit` bounds a message on TCP, in bytes. Without `nat` flows that are
     translated open nothing; with it the helper writes what it was granted. `api` is the
     version of `API` that the helper needs: a cthelper with a lower second number, or
     with another first one, refuses it.
+
+    Without `enabled` the helper is off unless the configuration turns it on: for what
+    not every gateway wants. A `template` is no helper by itself, but what the
+    configuration makes helpers of, each with a name, ports and a window of its own
+    (``[helpers.NAME]`` with ``type`` the template's name), for protocols that only the
+    user knows: its `ports` are empty.
     """
 
     __slots__ = ()
@@ -379,11 +395,13 @@ class Helper(ABC):
     policies: ClassVar[tuple[Policy, ...]]
     options: ClassVar[tuple[Option[Any], ...]] = ()
     hooks: ClassVar[frozenset[Hook]] = frozenset(Hook)
-    destinations: ClassVar[tuple[Network, ...]] = ()
+    destinations: ClassVar[tuple[Destination, ...]] = ()
     lowest_port: ClassVar[int] = 1024
     message_limit: ClassVar[int] = 16 * 1024
     nat: ClassVar[bool] = True
     api: ClassVar[tuple[int, int]] = (1, 0)
+    enabled: ClassVar[bool] = True
+    template: ClassVar[bool] = False
 
     @classmethod
     def tags_expected(cls, options: Mapping[str, OptionValue]) -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -24,12 +25,20 @@ from cthelper.core.api import (
     Prefilter,
     Transport,
 )
+from cthelper.core.contract import NAME_ALLOWED, is_name
 from cthelper.core.errors import ConfigError
 from cthelper.core.guard import DENIED_PORTS, Allowance, Limits, Rules
 from cthelper.core.ports import read_port, read_ports, spelled
 from cthelper.core.tables import Table, one_of, read_document, shown
 from cthelper.core.trusted import Untrusted, open_trusted
-from cthelper.core.tuples import Address, Tuple
+from cthelper.core.tuples import (
+    BROADCAST,
+    LIMITED_BROADCAST,
+    Address,
+    Destination,
+    Tuple,
+    may_be_broadcast,
+)
 
 DEFAULT_PATH: Final = Path("/etc/cthelper/cthelper.toml")
 DEFAULT_PLUGINS: Final = Path("/etc/cthelper/plugins")
@@ -52,6 +61,9 @@ _EVERYWHERE: Final[tuple[Network, ...]] = (
     IPv4Network("0.0.0.0/0"),
     IPv6Network("::/0"),
 )
+_MULTICAST: Final = IPv4Network("224.0.0.0/4")
+# Seconds that a helper of the user's own may keep a port open for answers.
+_WINDOW_LIMIT: Final = 120
 # What the kernel takes as an interface's name (dev_valid_name in net/core/dev.c) and
 # nft between quotes; a * at the end matches the rest.
 _INTERFACE = re.compile(r"[!-~]{1,15}")
@@ -123,11 +135,12 @@ class HelperConfig:
     """What is configured for one helper; table ``[helpers.NAME]``.
 
     `interfaces`, `sources` and `destinations` narrow the flows that the ruleset tags;
-    empty ones do not. `hooks` are where it tags them: without PREROUTING flows of
-    other hosts open nothing. `policies` are the helper's own with the configured
-    limits. With `fail_closed` packets that nobody can inspect are dropped. `queue` is
-    the one that the first server reads; where helpers that fail closed have the number
-    of others that do not, it is the first after theirs.
+    empty ones do not. BROADCAST among the last is all broadcast addresses. `hooks` are
+    where it tags them: without PREROUTING flows of other hosts open nothing. `policies`
+    are the helper's own with the configured limits. With `fail_closed` packets that
+    nobody can inspect are dropped. `queue` is the one that the first server reads;
+    where helpers that fail closed have the number of others that do not, it is the
+    first after theirs.
     """
 
     # Another process may have the helper declared (declaration.py), or imported.
@@ -141,7 +154,7 @@ class HelperConfig:
     nat: NatConfig = field(default_factory=NatConfig)
     interfaces: tuple[str, ...] = ()
     sources: tuple[Network, ...] = ()
-    destinations: tuple[Network, ...] = ()
+    destinations: tuple[Destination, ...] = ()
     fail_closed: bool = False
 
     @property
@@ -163,13 +176,20 @@ class HelperConfig:
     def tags(self, original: Tuple) -> bool:
         """Whether the ruleset attaches the helper to a flow with this original tuple.
 
-        A tuple does not tell its interface, so `interfaces` are not considered.
+        A tuple does not tell its interface, so `interfaces` are not considered; nor the
+        networks of the link, so what some network has as its broadcast address is one.
         """
         return (
             original.transport in self.helper.transports
             and original.destination.port in self.ports
-            and _within(original.source.address, self.sources)
-            and _within(original.destination.address, self.destinations)
+            and (
+                not self.sources
+                or any(original.source.address in each for each in self.sources)
+            )
+            and (
+                not self.destinations
+                or any(_holds(each, original) for each in self.destinations)
+            )
         )
 
 
@@ -322,14 +342,30 @@ def parse(
     tables = root.table("helpers")
     warnings: list[str] = []
     enabled: dict[str, HelperConfig] = {}
+    templates = {name: each for name, each in helpers.items() if each.template}
     for name, helper in helpers.items():
+        if helper.template:
+            continue
         before = len(problems)
-        config = _helper(tables.table(name), helper, daemon, denied, warnings)
+        table = tables.table(name)
+        if table.has("type"):
+            kind = table.text("type", "")
+            table.refuse("type", kind, f"{name} is taken by a helper that is installed")
+        config = _helper(table, helper, daemon, denied, warnings)
         if config is not None and len(problems) == before:
             enabled[name] = config
     for name in left_out:
         tables.table(name)
-    tables.close("helper")
+    for name, own in tables.having("type"):
+        before = len(problems)
+        made = _made(name, own, templates)
+        if made is None:
+            continue
+        config = _helper(own, made, daemon, denied, warnings)
+        if config is not None and len(problems) == before:
+            enabled[name] = config
+    hints = (f'one of your own has type = "{each}"' for each in sorted(templates))
+    tables.close("helper", " or ".join(hints))
     root.close()
     problems += _tagged_twice(enabled)
     result = Config(
@@ -466,6 +502,46 @@ def _budget(table: Table) -> Budget:
     return budget
 
 
+def _made(
+    name: str, table: Table, templates: Mapping[str, type[Helper]]
+) -> type[Helper] | None:
+    """The helper that a table with a `type` makes of a template; None: it is wrong."""
+    kind = table.choice("type", "", tuple(templates))
+    template = templates.get(kind)
+    if template is None:
+        return None
+    if name == kind or not is_name(name):
+        allowed = f"name of the table: {NAME_ALLOWED}, other than {kind}"
+        table.refuse("type", kind, allowed)
+        return None
+    plain = template.policies[0].timeout
+    window = table.integer("window", plain, 1, _WINDOW_LIMIT)
+    ports = _ports(table, "ports", (), template.transports)
+    table.require("ports", "such as [9999]")
+    return _template_as(template, name, ports, window)
+
+
+# The same class each time, as reloads compare configurations.
+@lru_cache(maxsize=256)
+def _template_as(
+    template: type[Helper], name: str, ports: tuple[int, ...], window: int
+) -> type[Helper]:
+    policies = tuple(replace(each, timeout=window) for each in template.policies)
+    return type(
+        template.__name__,
+        (template,),
+        {
+            "__doc__": template.__doc__,
+            "__module__": template.__module__,
+            "__slots__": (),
+            "name": name,
+            "ports": ports,
+            "policies": policies,
+            "template": False,
+        },
+    )
+
+
 def _helper(
     table: Table,
     helper: type[Helper],
@@ -477,9 +553,9 @@ def _helper(
 
     `warnings` takes what stands there without effect.
     """
-    enabled = table.boolean("enabled", default=True)
+    enabled = table.boolean("enabled", default=helper.enabled)
     ports = _ports(table, "ports", helper.ports, helper.transports)
-    if not ports:
+    if not ports and table.has("ports"):
         table.refuse("ports", [], "must name a port; enabled = false turns it off")
     # In one order, so that equal sets look the same (`fingerprint`).
     own = tuple(sorted(hook.value for hook in helper.hooks))
@@ -497,7 +573,7 @@ def _helper(
         nat=_nat(table.table("nat"), helper),
         interfaces=table.list_of("interfaces", _interface, ()),
         sources=table.list_of("sources", _network, ()),
-        destinations=table.list_of("destinations", _network, helper.destinations),
+        destinations=table.list_of("destinations", _destination, helper.destinations),
         fail_closed=table.boolean("fail_closed", default=False),
     )
     if table.text("queueing", ""):
@@ -507,9 +583,9 @@ def _helper(
         )
     table.close()
     versions = [
-        {each.version for each in networks}
-        for networks in (config.sources, config.destinations)
-        if networks
+        {4 if each is BROADCAST else each.version for each in places}
+        for places in (config.sources, config.destinations)
+        if places
     ]
     if len(versions) == 2 and versions[0].isdisjoint(versions[1]):
         table.refuse(
@@ -592,8 +668,8 @@ def _tagged_by_both(one: HelperConfig, other: HelperConfig) -> str | None:
         or not one.hooks & other.hooks
         or not _interfaces_meet(one.interfaces, other.interfaces)
         or not any(
-            _networks_meet(one.sources, other.sources, version)
-            and _networks_meet(one.destinations, other.destinations, version)
+            _places_meet(one.sources, other.sources, version)
+            and _places_meet(one.destinations, other.destinations, version)
             for version in (4, 6)
         )
     ):
@@ -611,15 +687,26 @@ def _same(one: str, other: str) -> bool:
     return a == b or (one != a and b.startswith(a)) or (other != b and a.startswith(b))
 
 
-def _networks_meet(
-    ours: tuple[Network, ...], theirs: tuple[Network, ...], version: int
+def _places_meet(
+    ours: tuple[Destination, ...], theirs: tuple[Destination, ...], version: int
 ) -> bool:
     """Whether an address of this IP version can be in both; no networks hold all."""
     return any(
-        one.version == version
-        and (one.network_address in other or other.network_address in one)
+        _place_meets(one, other, version)
         for one in ours or _EVERYWHERE
         for other in theirs or _EVERYWHERE
+    )
+
+
+def _place_meets(one: Destination, other: Destination, version: int) -> bool:
+    if one is BROADCAST or other is BROADCAST:
+        # Which networks the host has is not known here, but no group is broadcast.
+        return version == 4 and all(
+            each is BROADCAST or (each.version == 4 and not each.subnet_of(_MULTICAST))
+            for each in (one, other)
+        )
+    return one.version == version and (
+        one.network_address in other or other.network_address in one
     )
 
 
@@ -639,8 +726,13 @@ def _policies(table: Table, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     return tuple(result)
 
 
-def _within(address: Address, networks: tuple[Network, ...]) -> bool:
-    return not networks or any(address in network for network in networks)
+def _holds(place: Destination, original: Tuple) -> bool:
+    destination = original.destination.address
+    if place is BROADCAST:
+        return destination == LIMITED_BROADCAST or may_be_broadcast(
+            original.source.address, destination
+        )
+    return destination in place
 
 
 def _ports(
@@ -717,3 +809,12 @@ def _network(value: object) -> Network:
         return ip_network(value)
     except ValueError as error:
         raise ValueError(f"must be a network: {error}") from None
+
+
+def _destination(value: object) -> Destination:
+    if value == BROADCAST.value:
+        return BROADCAST
+    try:
+        return _network(value)
+    except ValueError as error:
+        raise ValueError(f'{error}, or "{BROADCAST}"') from None

@@ -25,8 +25,10 @@ from cthelper.core.api import (
     Transport,
 )
 from cthelper.core.errors import RegistryError
+from cthelper.core.tuples import Cast
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,14}")
+NAME_ALLOWED: Final = "must be 1 to 15 characters of a-z, 0-9, - and _, a letter first"
 _OPTION: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _POLICY_LIMIT: Final = 4
 # Of a datagram's payload, what a prefilter may look at, in bits.
@@ -42,6 +44,8 @@ _KEYS: Final = frozenset(
         "queue",
         "queueing",
         "fail_closed",
+        "type",
+        "window",
         "policies",
         "hooks",
         "guard",
@@ -131,6 +135,8 @@ def _check_fields(helper: type[Helper]) -> None:
         if not hasattr(helper, field):
             raise refusal(helper, field, "is missing")
     for field, (is_right, allowed) in _FIELDS.items():
+        if field == "ports" and helper.template is True and helper.ports == ():
+            continue
         if not is_right(getattr(helper, field)):
             raise refusal(helper, field, allowed)
 
@@ -156,11 +162,16 @@ def _is_match(value: object) -> bool:
     )
 
 
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_port(value: object) -> bool:
     return _is_number(value, 0xFFFF)
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> bool:
+    """Whether the kernel and nft take a value as the name of a helper or a policy."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
@@ -195,8 +206,8 @@ def _tuple_of(*kinds: type) -> Callable[[object], bool]:
 
 _FIELDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "name": (
-        _is_name,
-        "must be 1 to 15 characters of a-z, 0-9, - and _, a letter first",
+        is_name,
+        NAME_ALLOWED,
     ),
     "transports": (
         _some_of(Transport),
@@ -210,11 +221,13 @@ _FIELDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "options": (_tuple_of(Option), "must be a tuple of Option"),
     "hooks": (_some_of(Hook), "must name one Hook or more, in a frozenset"),
     "destinations": (
-        _tuple_of(IPv4Network, IPv6Network),
-        "must be a tuple of IPv4Network and IPv6Network",
+        _tuple_of(IPv4Network, IPv6Network, Cast),
+        "must be a tuple of IPv4Network, IPv6Network and BROADCAST",
     ),
     "lowest_port": (_is_port, "must be one of 1 to 65535"),
-    "nat": (lambda value: isinstance(value, bool), "must be True or False"),
+    "nat": (_is_bool, "must be True or False"),
+    "enabled": (_is_bool, "must be True or False"),
+    "template": (_is_bool, "must be True or False"),
     "message_limit": (
         lambda value: _is_number(value, sys.maxsize),
         "must be at least 1 byte",
@@ -249,7 +262,7 @@ def _check_policies(helper: type[Helper], policies: tuple[Policy, ...]) -> None:
     if not 1 <= len(policies) <= _POLICY_LIMIT:
         raise refusal(helper, "policies", "must be one to four")
     for policy in policies:
-        if not _is_name(policy.name):
+        if not is_name(policy.name):
             raise refusal(helper, "policies", f"has no usable name {policy.name!r}")
         if not _is_number(policy.max_expected, 255):
             raise refusal(helper, "policies", "must have max_expected 1 to 255")
@@ -283,7 +296,7 @@ def _is_usable(option: Option[Any]) -> bool:
         return len(choices) > 0 and all(each in choices for each in default)
     return (
         type(default) in (bool, int, str)
-        and option.element is None
+        and (option.element is None or not choices)
         and all(type(each) is type(default) for each in choices)
         and (not choices or default in choices)
     )

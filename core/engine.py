@@ -24,12 +24,12 @@ from cthelper.core.reader import Reader, Watch
 from cthelper.core.tuples import (
     ORIGINAL,
     TCP,
-    Address,
     Conntrack,
     Direction,
     Expectation,
     Network,
     is_group,
+    may_be_broadcast,
 )
 
 
@@ -280,21 +280,8 @@ class Engine:
         source = entry.original.source.address
         destination = entry.original.destination.address
         networks: tuple[Network, ...] = ()
-        if _may_be_broadcast(source, destination):
+        if may_be_broadcast(source, destination):
             # Nothing on-link is nothing to broadcast to.
             with suppress(ExpectationRefused):
                 networks = self._on_link(source)
         return is_group(destination, networks)
-
-
-def _may_be_broadcast(source: Address, destination: Address) -> bool:
-    """Whether some network with `source` has `destination` as its broadcast address.
-
-    To ask which networks there are is dear, and this is seldom true: all bits of the
-    two are alike but those at the end, which are ones.
-    """
-    if destination.version != 4 or source.version != 4:
-        return False
-    host = int(source) ^ int(destination)
-    mask = (1 << host.bit_length()) - 1
-    return host != 0 and int(destination) & mask == mask

@@ -23,7 +23,8 @@ class Option(Generic[_V]):
     The value's type is the default's: bool, int, str or a tuple. `choices` lists the
     values that are allowed, where not every value of the type is. A tuple is a list in
     TOML: `element` makes each of its values out of what stands there, and raises
-    ValueError with what is allowed; without it each is one of `choices`.
+    ValueError with what is allowed; without it each is one of `choices`. Of an option
+    that is no list `element` makes the value, such as a port or a word.
     """
 
     name: str

@@ -5,6 +5,7 @@ A helper declares its options once: the configuration is checked against them, a
 is where people read of them.
 """
 
+import re
 import textwrap
 from collections.abc import Iterable
 from typing import Final
@@ -15,8 +16,11 @@ from cthelper.core.config import DaemonConfig
 from cthelper.core.guard import Rules
 from cthelper.core.ports import spelled
 from cthelper.core.tables import as_toml
+from cthelper.core.tuples import BROADCAST
 
 _WIDTH: Final = 88
+# Of a helper whose ports only the user knows.
+_PORTS: Final = (9999,)
 
 _Key = tuple[str, object, str]
 """Name, default and meaning; empty: it needs no words."""
@@ -32,15 +36,16 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
 
     With `brief` only the helper's own options are explained.
     """
-    name = helper.name
+    name = "NAME" if helper.template else helper.name
+    broadcast = f'"{BROADCAST}": every broadcast address of IPv4.'
     rules = Rules(lowest_port=helper.lowest_port)
     hooks = sorted((hook.value for hook in helper.hooks), reverse=True)
     common: list[_Key] = [
-        ("enabled", True, ""),
+        ("enabled", helper.enabled, ""),
         ("queue", DaemonConfig().queue, "NFQUEUE number; by default that of [daemon]."),
         (
             "ports",
-            spelled(helper.ports),
+            spelled(helper.ports or _PORTS),
             'Control ports that the ruleset tags: numbers, ranges such as "6660-6669", '
             'names of services such as "sunrpc" (/etc/services).',
         ),
@@ -57,7 +62,11 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
             "flows leave through them. A * at the end matches any rest. Empty: all.",
         ),
         ("sources", (), "Only flows from and to these networks. Empty: all."),
-        ("destinations", helper.destinations, ""),
+        (
+            "destinations",
+            helper.destinations,
+            broadcast if BROADCAST in helper.destinations else "",
+        ),
         (
             "fail_closed",
             False,
@@ -70,7 +79,21 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
     options: list[_Key] = [
         (each.name, each.default, f"{each.meaning}.") for each in helper.options
     ]
-    keys = [*_without_meaning(common, brief), *options]
+    own: list[_Key] = []
+    if helper.template:
+        own = [
+            (
+                "type",
+                helper.name,
+                "Makes a helper of your own of this table, with a NAME of your own.",
+            ),
+            (
+                "window",
+                helper.policies[0].timeout,
+                "Seconds that a port stays open for answers, 1 to 120.",
+            ),
+        ]
+    keys = [*own, *_without_meaning(common, brief), *options]
     parts = [_table(f"helpers.{name}", keys)]
     for policy in helper.policies:
         limits: list[_Key] = [
@@ -135,7 +158,9 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
             ),
         ]
         parts.append(_table(f"helpers.{name}.nat", _without_meaning(nat, brief)))
-    return "\n".join(parts)
+    whole = "\n".join(parts)
+    # Else they would be the tables of a helper that is not there.
+    return re.sub(r"^\[", "#[", whole, flags=re.M) if helper.template else whole
 
 
 def _without_meaning(keys: list[_Key], brief: bool) -> list[_Key]:

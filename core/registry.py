@@ -201,7 +201,9 @@ def _builtin() -> Iterator[Found]:
         except _ANY as error:  # a file of an upgrade that is half done
             raise RegistryError(_line(f"{name}: {_text(error)}")) from None
         for helper in _defined(module):
-            yield Found(helper, module.__name__)
+            # What several of them have in common has no name.
+            if hasattr(helper, "name"):
+                yield Found(helper, module.__name__)
 
 
 @cache

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from datetime import date, time
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from cthelper.core.api import Option, OptionValue
 from cthelper.core.errors import ConfigError
@@ -137,6 +137,19 @@ class Table:
             value = {}
         return Table(self._full(key), value, self.problems)
 
+    def having(self, key: str) -> list[tuple[str, "Table"]]:
+        """The tables that are left and have this key, by their names."""
+        names = [
+            name
+            for name, value in self._values.items()
+            if isinstance(value, dict) and key in value
+        ]
+        return [(name, self.table(name)) for name in names]
+
+    def has(self, key: str) -> bool:
+        """Whether the key stands there, read already or not."""
+        return key in self._given
+
     def tables(self, key: str, such_as: str) -> tuple["Table", ...]:
         """The tables of a list, named by their places from 0 on; none where it is not.
 
@@ -193,6 +206,9 @@ class Table:
         if isinstance(default, tuple):
             read = option.element or one_of(option.choices)
             return self.list_of(option.name, read, default)
+        if option.element is not None:
+            read = cast("Callable[[object], bool | int | str]", option.element)
+            return self.value(option.name, read, default)
         value = self._pop(option.name, default)
         kind = type(default)
         if type(value) is not kind:
@@ -249,9 +265,10 @@ class Table:
         if key not in self._given:
             self.problems.append(f"{self._full(key)}: is missing, {such_as}")
 
-    def close(self, kind: str = "key") -> None:
-        """Note each key that is left, since nothing has read it."""
+    def close(self, kind: str = "key", hint: str = "") -> None:
+        """Note each key that is left, since nothing has read it, with a hint."""
         known = ", ".join(self._known) or "none"
+        known += f"; {hint}" if hint else ""
         for key, value in self._values.items():
             why = f"unknown {kind}{nearest(key, self._known)}, known are {known}"
             if isinstance(value, dict):

@@ -46,6 +46,20 @@ ORIGINAL: Final = Direction.ORIGINAL
 REPLY: Final = Direction.REPLY
 
 
+class Cast(enum.Enum):
+    """Addresses that no network holds."""
+
+    BROADCAST = "broadcast"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+BROADCAST: Final = Cast.BROADCAST
+"""Every broadcast address of IPv4: the limited one, and those of networks."""
+
+Destination = Network | Cast
+
 # A network of two addresses or of one has no broadcast address (RFC 3021).
 _POINT_TO_POINT: Final = 31
 LIMITED_BROADCAST: Final = IPv4Address("255.255.255.255")
@@ -63,6 +77,19 @@ def is_group(address: Address, networks: Iterable[Network] = ()) -> bool:
             for each in networks
         )
     )
+
+
+def may_be_broadcast(source: Address, destination: Address) -> bool:
+    """Whether some network with `source` has `destination` as its broadcast address.
+
+    To ask which networks there are is dear, and this is seldom true: all bits of the
+    two are alike but those at the end, which are ones.
+    """
+    if destination.version != 4 or source.version != 4:
+        return False
+    host = int(source) ^ int(destination)
+    mask = (1 << host.bit_length()) - 1
+    return host != 0 and int(destination) & mask == mask
 
 
 @lru_cache(maxsize=4096)

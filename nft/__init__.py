@@ -30,7 +30,7 @@ from cthelper.core.api import (
 from cthelper.core.config import Config, HelperConfig
 from cthelper.core.errors import RulesetError, lacking
 from cthelper.core.ports import spelled
-from cthelper.core.tuples import collapsed
+from cthelper.core.tuples import BROADCAST, Destination, collapsed
 
 TABLE: Final = "inet cthelper"
 
@@ -449,9 +449,10 @@ def _rules(config: Config, hook: Hook) -> str:
 def _helper_rules(config: HelperConfig, hook: Hook) -> list[str]:
     """Rules that attach the helper."""
     rules = []
-    for addresses in _address_matches(config.sources, config.destinations):
+    for addresses, last in _address_matches(config.sources, config.destinations):
         for transport in sorted(config.helper.transports):
-            parts = [*addresses, f"{transport} dport {_set(spelled(config.ports))}"]
+            ports = f"{transport} dport {_set(spelled(config.ports))}"
+            parts = [*addresses, ports, *last]
             if config.interfaces:
                 names = [f'"{name}"' for name in config.interfaces]
                 parts.insert(0, f"{_INTERFACE[hook]} {_set(names)}")
@@ -461,28 +462,31 @@ def _helper_rules(config: HelperConfig, hook: Hook) -> list[str]:
 
 
 def _address_matches(
-    sources: Sequence[Network], destinations: Sequence[Network]
-) -> list[list[str]]:
-    """The address matches of each rule.
+    sources: Sequence[Network], destinations: Sequence[Destination]
+) -> list[tuple[list[str], list[str]]]:
+    """The address matches of each rule, before that of the port and after it.
 
     One rule without any where no network is given, else one for each family in which
-    both a source and a destination can match.
+    both a source and a destination can match, and one for broadcast addresses, which
+    are looked up (nft_fib) for packets to the port alone.
     """
     if not sources and not destinations:
-        return [[]]
-    result = []
+        return [([], [])]
+    networks = [each for each in destinations if each is not BROADCAST]
+    result: list[tuple[list[str], list[str]]] = []
     for version, family in _FAMILY.items():
         # nft takes no set whose intervals overlap.
         ours = collapsed(sources, version)
-        theirs = collapsed(destinations, version)
-        if bool(ours) < bool(sources) or bool(theirs) < bool(destinations):
+        theirs = collapsed(networks, version)
+        if bool(ours) < bool(sources):
             continue
-        match = []
-        if ours:
-            match.append(f"{family} saddr {_set(ours)}")
+        match = [f"{family} saddr {_set(ours)}"] if ours else []
         if theirs:
-            match.append(f"{family} daddr {_set(theirs)}")
-        result.append(match)
+            result.append(([*match, f"{family} daddr {_set(theirs)}"], []))
+        elif not destinations:
+            result.append((match, []))
+        if version == 4 and BROADCAST in destinations:
+            result.append((match, [f"fib daddr type {BROADCAST}"]))
     return result
 
 

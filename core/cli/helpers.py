@@ -82,6 +82,10 @@ def _page(found: Found) -> str:
     ]
     if helper.destinations:
         lines.append(f"destinations   {', '.join(map(str, helper.destinations))}")
+    if helper.template:
+        lines.append(f'a template     for tables with type = "{helper.name}"')
+    elif not helper.enabled:
+        lines.append(f"off            until helpers.{helper.name}.enabled = true")
     lines.append(f"lowest port    {helper.lowest_port} may be announced")
     lines += [
         f"policy         {policy.name}: at most {policy.max_expected} expectations "
@@ -102,4 +106,5 @@ def _page(found: Found) -> str:
 
 def _ports(helper: type[Helper]) -> str:
     transports = ",".join(str(each) for each in sorted(helper.transports))
-    return f"{transports} {','.join(map(str, spelled(helper.ports)))}"
+    ports = ",".join(map(str, spelled(helper.ports))) or "by configuration"
+    return f"{transports} {ports}"

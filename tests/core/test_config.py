@@ -499,7 +499,7 @@ WRONG = [
     (
         'helpers.plain.destinations = ["lan"]',
         'helpers.plain.destinations = "lan": must be a network: '
-        "'lan' does not appear to be an IPv4 or IPv6 network",
+        "'lan' does not appear to be an IPv4 or IPv6 network, or \"broadcast\"",
     ),
     (
         "helpers.plain.sources = [1]",

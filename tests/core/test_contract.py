@@ -7,6 +7,7 @@ import pytest
 
 from cthelper.core.api import (
     API,
+    BROADCAST,
     TCP,
     UDP,
     Effects,
@@ -63,6 +64,10 @@ def refusal(helper: type[Helper]) -> str:
         {"policies": (Policy("data", 255, 86400),)},
         {"options": (Option("strict", True, "a switch"),)},
         {"options": (Option("words", (), "a list", element=str),)},
+        {"options": (Option("word", "", "a text", element=str),)},
+        {"destinations": (BROADCAST,)},
+        {"enabled": False},
+        {"template": True, "ports": ()},
         {"options": (Option("words", ("a",), "some of", ("a", "b")),)},
         {"nat": False},
         {"api": API},
@@ -107,7 +112,14 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
         ("ports", (True,), "must be one or more of 1 to 65535"),
         ("hooks", frozenset(), "must name one Hook or more, in a frozenset"),
         ("hooks", ("output",), "must name one Hook or more, in a frozenset"),
-        ("destinations", ("::/0",), "must be a tuple of IPv4Network and IPv6Network"),
+        (
+            "destinations",
+            ("::/0",),
+            "must be a tuple of IPv4Network, IPv6Network and BROADCAST",
+        ),
+        ("enabled", 1, "must be True or False"),
+        ("template", None, "must be True or False"),
+        ("ports", (), "must be one or more of 1 to 65535, each once, in a tuple"),
         ("lowest_port", "512", "must be one of 1 to 65535"),
         ("nat", 1, "must be True or False"),
         *(("api", value, API_FORM) for value in (1, "1.0", (1,), (1, "0"), [1, 0, 0])),
@@ -134,7 +146,7 @@ TIMEOUT = "must have a timeout of 1 to 86400 s"
         ),
         (
             "options",
-            (Option("x", 1, "", element=lambda value: value),),
+            (Option("x", 1, "", (1,), element=lambda value: value),),
             "has no usable default of x",
         ),
         ("tags_expected", True, "must be a class method"),
