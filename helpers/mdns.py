@@ -19,70 +19,53 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from cthelper.core.api import (
-    ON_LINK,
-    ORIGINAL,
-    UDP,
     Cursor,
-    Effects,
-    Helper,
-    Hook,
+    Endpoint,
     Malformed,
     Match,
     Message,
     OptionValue,
     Policy,
     Prefilter,
-    expect,
 )
+from cthelper.helpers.discovery import GroupQuery
 from cthelper.helpers.dns import read_header, read_question_classes
 
 _PORT: Final = 5353
-_GROUPS: Final = (IPv4Network("224.0.0.251"), IPv6Network("ff02::fb"))
 # Top bit of a question's class (RFC 6762, section 5.4).
 _UNICAST_RESPONSE: Final = 0x8000
 # A message, without its headers (RFC 6762, section 17).
 _LONGEST: Final = 9000
 
 
-class Mdns(Helper):
+class Mdns(GroupQuery):
     """Multicast DNS queries that are answered by unicast."""
 
     name = "mdns"
-    transports = frozenset({UDP})
     ports = (_PORT,)
     # Responders answer within half a second and askers ask again. One query takes an
     # expectation for each on-link prefix.
     policies = (Policy("answer", max_expected=8, timeout=10),)
-    hooks = frozenset({Hook.OUTPUT})
-    nat = False
-    destinations = _GROUPS
+    destinations = (IPv4Network("224.0.0.251"), IPv6Network("ff02::fb"))
 
     @classmethod
     def prefilter(cls, options: Mapping[str, OptionValue]) -> Prefilter:
         """Standard queries: the bit QR and the operation code are 0."""
         return Prefilter(request=((Match(16, 5, 0),),), reply=())
 
-    def on_message(self, message: Message) -> Effects:
-        """Expect the answers to a query that asks for unicast ones."""
-        if message.direction is not ORIGINAL or not _to_group(message):
-            return
+    def asks(self, message: Message) -> Endpoint | None:
+        """The port of a query that asks for unicast answers."""
         if len(message.payload) > _LONGEST:
             raise Malformed(f"message of {len(message.payload)} bytes")
         cursor = Cursor(message.payload)
         header = read_header(cursor)
         if not header.is_standard_query or header.questions == 0:
-            return
+            return None
         classes = read_question_classes(cursor, header.questions)
         one_shot = message.source.port != _PORT
         if not one_shot and not any(each & _UNICAST_RESPONSE for each in classes):
-            return
-        yield from expect(
-            message.source,
-            policy="answer",
-            source=ON_LINK,
-            source_port=message.destination.port,
-            permanent=True,
-        )
+            return None
+        return message.source
 
     def describe(self, message: Message) -> dict[str, str]:
         """Query or response, and how a query wants its answers."""
@@ -99,8 +82,3 @@ class Mdns(Helper):
             if message.source.port == _PORT
             else f"port {message.source.port}: one-shot",
         }
-
-
-def _to_group(message: Message) -> bool:
-    address = message.destination.address
-    return any(address in group for group in _GROUPS)

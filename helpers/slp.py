@@ -27,16 +27,12 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from cthelper.core.api import (
-    ANY,
-    ON_LINK,
     ORIGINAL,
     TCP,
-    UDP,
     Cursor,
     Done,
     Effects,
-    Helper,
-    Hook,
+    Endpoint,
     Malformed,
     Message,
     Option,
@@ -44,6 +40,7 @@ from cthelper.core.api import (
     Policy,
     expect,
 )
+from cthelper.helpers.discovery import RESPONDERS, GroupQuery, any_sport
 
 _PORT: Final = 427
 # Version 2, and version 1 at large and for its directory agents.
@@ -82,18 +79,6 @@ _REQUESTS: Final = {
     (1, 9): (_RESPONDERS, _AUTHORITY, "scopes"),
 }
 
-_RESPONDERS_FROM: Final = Option(
-    "responders",
-    "on-link",
-    "on-link: hosts of the asker's networks may answer; any: everybody may, where "
-    "multicast is routed",
-    choices=("on-link", "any"),
-)
-_ANY_SPORT: Final = Option(
-    "any_sport",
-    False,
-    "true: answers may come from any port; false: from the port that was asked, 427",
-)
 _V1: Final = Option("v1", False, "true: requests of version 1 open the port, too")
 _OVERFLOW: Final = Option(
     "overflow",
@@ -113,18 +98,15 @@ class _Header:
     language: bytes
 
 
-class Slp(Helper):
+class Slp(GroupQuery):
     """Requests of the Service Location Protocol to a group."""
 
     name = "slp"
-    transports = frozenset({UDP})
     ports = (_PORT,)
     # A second more than an asker repeats its request (RFC 2608, section 13). One
     # request takes an expectation for each on-link prefix.
     policies = (Policy("answer", max_expected=8, timeout=16),)
-    options = (_RESPONDERS_FROM, _ANY_SPORT, _V1, _OVERFLOW)
-    hooks = frozenset({Hook.OUTPUT})
-    nat = False
+    options = (RESPONDERS, any_sport(_PORT), _V1, _OVERFLOW)
     lowest_port = _PORT
 
     @classmethod
@@ -136,8 +118,40 @@ class Slp(Helper):
         """Expect the answers to a request, and what follows one that overflows."""
         if message.depth:
             yield from _follow(message)
-        elif message.direction is ORIGINAL:
-            yield from _answers(message)
+        elif message.direction is not ORIGINAL:
+            return
+        elif message.source.port == _PORT:
+            yield Done(f"port {_PORT} itself is never opened")
+        elif not self.reached(message):
+            yield Done("it goes to no group, and is answered in the flow itself")
+        elif (endpoint := self.asks(message)) is not None:
+            goes_on = self.name if _OVERFLOW.of(message) else None
+            yield from self.answers(message, endpoint, helper=goes_on)
+
+    def reached(self, message: Message) -> bool:
+        """Whether the destination is a group of this protocol, or a broadcast address.
+
+        Most groups are no networks of a few: the ruleset tags all destinations.
+        """
+        address = message.destination.address
+        if isinstance(address, IPv6Address):
+            packed = address.packed
+            return (
+                packed[0] == 0xFF
+                and packed[1] in _SCOPES
+                and int.from_bytes(packed[2:]) in _GROUP_IDS
+            )
+        if address.is_multicast:
+            return address in _GROUPS
+        return message.group
+
+    def asks(self, message: Message) -> Endpoint | None:
+        """The port that asked, if this is a request of a version that is served."""
+        cursor = Cursor(message.payload)
+        header = _read_header(cursor)
+        if header.version == 1 and not _V1.of(message):
+            return None
+        return message.source if _read_strings(cursor, header) else None
 
     def describe(self, message: Message) -> dict[str, str]:
         """The header, and the strings of a request."""
@@ -157,30 +171,6 @@ class Slp(Helper):
         return fields | {name: _text(value) for name, value in strings.items()}
 
 
-def _answers(message: Message) -> Effects:
-    """Expect the answers, if this is a request. A flow that can bring none is done."""
-    if message.source.port == _PORT:
-        yield Done(f"port {_PORT} itself is never opened")
-        return
-    if not _to_group(message):
-        yield Done("it goes to no group, and is answered in the flow itself")
-        return
-    cursor = Cursor(message.payload)
-    header = _read_header(cursor)
-    if header.version == 1 and not _V1.of(message):
-        return
-    if not _read_strings(cursor, header):
-        return
-    yield from expect(
-        message.source,
-        policy="answer",
-        source=ON_LINK if _RESPONDERS_FROM.of(message) == "on-link" else ANY,
-        source_port=None if _ANY_SPORT.of(message) else message.destination.port,
-        permanent=True,
-        helper=Slp.name if _OVERFLOW.of(message) else None,
-    )
-
-
 def _follow(message: Message) -> Effects:
     """Expect the connection that an answer with the overflow flag leads to.
 
@@ -192,19 +182,6 @@ def _follow(message: Message) -> Effects:
         header = _read_header(Cursor(message.payload))
         if header.overflow and header.function in _REPLIES:
             yield from expect(message.source, policy="answer", transport=TCP)
-
-
-def _to_group(message: Message) -> bool:
-    """Whether the destination is a group of this protocol, or a broadcast address."""
-    address = message.destination.address
-    if isinstance(address, IPv6Address):
-        prefix, scope, group = address.packed[0], address.packed[1], address.packed[2:]
-        return (
-            prefix == 0xFF and scope in _SCOPES and int.from_bytes(group) in _GROUP_IDS
-        )
-    if address.is_multicast:
-        return address in _GROUPS
-    return message.group
 
 
 def _read_header(cursor: Cursor) -> _Header:

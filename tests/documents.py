@@ -10,7 +10,7 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,25 +31,62 @@ PICTURE: Final = "docs/how-it-works.txt"
 
 _CONFIG: Final = "core/cthelper.toml"
 _MARK: Final = "# The helpers. "
+_OFF: Final = """# Off, since few gateways ask so; without its mark a line turns one on.
+# `cthelper helpers NAME` explains their keys. A protocol that is not among these has a
+# table of its own, with type = "discovery": see discovery.toml.
+[helpers]
+"""
 _GENERATED: Final = (
     "<!-- Written by script/docs; a test holds it and the code together. -->"
 )
 
 # What each helper is for, and the flows that it expects.
 _PURPOSES: Final = {
+    "bacnet": (
+        "BACnet/IP: Who-Is and Who-Has of this host, by broadcast",
+        "the unicast answers of devices on the link",
+    ),
+    "coap": (
+        "CoAP: requests of this host to a group of devices",
+        "the unicast answers of devices on the link, by configuration of all",
+    ),
     "dhcpv6": (
         "DHCPv6: what this host, as client, by configuration as relay, sends to "
         "ff02::1:2 and ff05::1:3",
         "the unicast answers of servers and relays",
     ),
+    "discovery": (
+        "what you configure: queries of this host to a group or by broadcast",
+        "the unicast answers of hosts on the link, by configuration of all",
+    ),
+    "gvcp": (
+        "GigE Vision: searches of this host for cameras, by broadcast",
+        "the unicast answers of cameras on the link",
+    ),
+    "knx": (
+        "KNXnet/IP: searches of this host for gateways",
+        "the unicast answers of gateways on the link",
+    ),
+    "llmnr": (
+        "LLMNR: names that this host asks for",
+        "the unicast answers of hosts on the link",
+    ),
     "mdns": (
         "Multicast DNS: one-shot and QU queries of this host",
+        "the unicast answers of hosts on the link",
+    ),
+    "netbios-ns": (
+        "NetBIOS: names that this host asks for by broadcast",
         "the unicast answers of hosts on the link",
     ),
     "slp": (
         "SLPv2 requests of this host by multicast and broadcast; SLPv1 by "
         "configuration",
         "the unicast answers of agents on the link",
+    ),
+    "ssdp": (
+        "UPnP: searches of this host (M-SEARCH)",
+        "the unicast answers of devices on the link",
     ),
     "sunrpc": (
         "portmapper v2, rpcbind v3 and v4: GETPORT, GETADDR, GETVERSADDR, GETADDRLIST; "
@@ -60,10 +97,15 @@ _PURPOSES: Final = {
         "Oracle TNS: REDIRECT, its descriptor inline or in DATA",
         "the client's connection to the announced endpoint",
     ),
+    "wsd": (
+        "WS-Discovery: Probe and Resolve of this host",
+        "the unicast answers of devices on the link",
+    ),
 }
 
 # The highest line of each C helper that the reading of it refers to (conntrack-tools at
-# commit 475cf4d, src/helpers): it has at least so many.
+# commit 475cf4d, src/helpers): it has at least so many. Of others it has none, or one
+# that was not compared.
 _THEIRS: Final = {"dhcpv6": 122, "mdns": 206, "sunrpc": 449, "slp": 69, "tns": 377}
 # Wire code, by the helper that it is counted with.
 _WIRE: Final = {
@@ -130,15 +172,21 @@ def generate() -> dict[str, str]:
     }
 
 
-def _config(helpers: Iterable[type[Helper]]) -> str:
+def _config(helpers: Collection[type[Helper]]) -> str:
     whole = (ROOT / _CONFIG).read_text("utf-8")
     head, mark, rest = whole.partition(_MARK)
     note, _, _ = rest.partition("\n\n")
+    ordinary = [each for each in helpers if each.enabled and not each.template]
+    off = [
+        f"#{each.name}.enabled = true  # {title(each)}\n"
+        for each in helpers
+        if not each.enabled
+    ]
     tables = [
         f"# {title(helper)}\n{table(helper, brief=number > 0)}"
-        for number, helper in enumerate(helpers)
+        for number, helper in enumerate(ordinary)
     ]
-    return f"{head}{mark}{note}\n\n" + "\n".join(tables)
+    return "\n".join([f"{head}{mark}{note}\n", f"{_OFF}{''.join(off)}", *tables])
 
 
 def _reference(helpers: Iterable[type[Helper]]) -> str:
@@ -213,13 +261,13 @@ def _lines() -> Iterator[list[str]]:
     for file in sorted((ROOT / "helpers").glob("*.py")):
         if file.stem == "__init__":
             continue
-        helper = _WIRE.get(file.stem, file.stem)
+        helper = _WIRE.get(file.stem, file.stem.replace("_", "-"))
         text = file.read_text("utf-8")
         count = counts.setdefault(helper, [0, 0])
         count[0] += len(text.splitlines())
         count[1] += len(_code_lines(text))
     for helper, (lines, code) in sorted(counts.items()):
-        yield [f"`{helper}`", str(lines), str(code), str(_THEIRS[helper])]
+        yield [f"`{helper}`", str(lines), str(code), str(_THEIRS.get(helper, "-"))]
 
 
 def _code_lines(text: str) -> set[int]:

@@ -56,6 +56,9 @@ def test_every_key_is_there() -> None:
         *("destinations", "fail_closed", "policies", "guard"),
     }
     for name, helper in builtin_helpers().items():
+        if helper.template or not helper.enabled:
+            assert name not in written["helpers"]
+            continue
         nat = {"nat"} if helper.nat else set()
         options = {option.name for option in helper.options}
         table = written["helpers"][name]
@@ -67,3 +70,12 @@ def test_every_key_is_there() -> None:
         assert set(table["policies"]) == {policy.name for policy in helper.policies}
         for policy in table["policies"].values():
             assert set(policy) == {"max_expected", "timeout"}
+
+
+def test_helpers_that_are_off_are_turned_on_in_a_line_each() -> None:
+    off = {name for name, each in builtin_helpers().items() if not each.enabled}
+    line = re.compile(r"^#(?=([a-z-]+)\.enabled = true  # )", re.MULTILINE)
+    assert set(line.findall(SHIPPED)) == off
+    on = read(line.sub("", SHIPPED)).helpers
+    assert on.keys() == read("").helpers.keys() | off
+    assert off.isdisjoint(read("").helpers)

@@ -21,12 +21,14 @@ from cthelper.core.errors import Busy, NetlinkError, lacking
 from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import NetlinkSocket
 from cthelper.core.registry import builtin_helpers
+from cthelper.helpers.discovery import Discovery
 from tests.cases import cases
 from tests.core.cli.runner import Runner
 
 MODULE = ": a kernel module may be missing, `cthelper doctor` says which"
 RULESETS = [("ruleset", action) for action in ("check", "install", "remove")]
 INSTALLED = ", ".join(builtin_helpers())
+KNOWN = ", ".join(name for name, each in builtin_helpers().items() if not each.template)
 
 
 # Usage.
@@ -130,7 +132,8 @@ TAKES_CONFIG = [
         ),
         (
             "[helpers.none]\n",
-            f"[helpers.none]: unknown helper, known are {INSTALLED}",
+            f"[helpers.none]: unknown helper, known are {KNOWN}; "
+            'one of your own has type = "discovery"',
         ),
     ],
     ids=["value", "option", "unknown helper"],
@@ -235,7 +238,26 @@ def test_toml_of_a_helper_is_its_configuration(run: Runner) -> None:
 
 def test_toml_of_all_helpers_is_a_whole_configuration(run: Runner) -> None:
     tables = tomllib.loads(run("helpers", "--toml").output)["helpers"]
-    assert tables.keys() == builtin_helpers().keys()
+    helpers = builtin_helpers().items()
+    assert list(tables) == [name for name, each in helpers if not each.template]
+
+
+def test_page_says_whether_a_helper_is_off_or_a_template(run: Runner) -> None:
+    lines = run("helpers", "ssdp").output.splitlines()
+    assert "off            until helpers.ssdp.enabled = true" in lines
+    lines = run("helpers", "discovery").output.splitlines()
+    assert "control ports  udp by configuration" in lines
+    assert 'a template     for tables with type = "discovery"' in lines
+
+
+def test_toml_of_a_template_is_one_of_its_tables(run: Runner) -> None:
+    text = run("helpers", "--toml", "discovery").output
+    assert tomllib.loads(text) == {}
+    whole = re.sub(r"^#(?=\[|[a-z0-9_]+ = )", "", text, flags=re.MULTILINE)
+    named = whole.replace("helpers.NAME", "helpers.kasa")
+    config = parse(named, Path("toml"), builtin_helpers())
+    assert config.helpers["kasa"].ports == (9999,)
+    assert config.helpers["kasa"].destinations == Discovery.destinations
 
 
 def test_page_of_a_helper_names_the_only_destinations(run: Runner) -> None:
