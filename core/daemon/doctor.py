@@ -36,6 +36,7 @@ from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, kernel_module
 from cthelper.core.queue.backends import LIBRARY, NATIVE, choose
 from cthelper.core.queue.binding import bound_queues
+from cthelper.core.tuples import BROADCAST
 
 _OLDEST_KERNEL: Final = (6, 1)
 _OLDEST_NFT: Final = (1, 0)
@@ -57,6 +58,7 @@ _MODULES: Final = (
 _OBJECTS: Final = ("nft_objref", "NFT_OBJREF", "rules that name their helper")
 _OBJECTS_BUILT_IN: Final = (6, 2)
 _HASHES: Final = ("nft_hash", "NFT_HASH", "rules that share flows out to workers")
+_ROUTES: Final = ("nft_fib_inet", "NFT_FIB_INET", "rules for broadcast addresses")
 _GLUED: Final = "queued packets carry their conntrack entry"
 
 
@@ -132,7 +134,7 @@ def examine(read_config: Callable[[], Config], host: Host) -> Iterator[Finding]:
         yield Finding(Health.OK, f"configuration: {', '.join(config.helpers)}")
         yield queue_backend(config)
         yield from confinement(config.daemon.user)
-        yield from spreading(config, host)
+        yield from configured_modules(config, host)
         yield from names(config, host)
         yield from queues(config)
         yield ruleset(config)
@@ -195,10 +197,12 @@ def modules(host: Host) -> Iterator[Finding]:
         yield _module(host, *_OBJECTS)
 
 
-def spreading(config: Config, host: Host) -> Iterator[Finding]:
-    """What rules for several workers need besides."""
+def configured_modules(config: Config, host: Host) -> Iterator[Finding]:
+    """What rules for several workers, or for broadcast addresses, need besides."""
     if config.daemon.workers > 1:
         yield _module(host, *_HASHES)
+    if any(BROADCAST in each.destinations for each in config.helpers.values()):
+        yield _module(host, *_ROUTES)
 
 
 def _module(host: Host, module: str, symbol: str, purpose: str) -> Finding:

@@ -8,7 +8,7 @@ shares no code with us.
 """
 
 from collections.abc import Collection
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,12 @@ from cthelper import testing
 from cthelper.core.offline.events import Event, Summary
 from cthelper.core.tuples import Address
 from cthelper.helpers.dhcpv6 import Dhcpv6
+from cthelper.helpers.discovery import GroupQuery
+from cthelper.helpers.llmnr import Llmnr
+from cthelper.helpers.netbios_ns import NetbiosNs
 from cthelper.helpers.slp import Slp
+from cthelper.helpers.ssdp import Ssdp
+from cthelper.helpers.wsd import Wsd
 from cthelper.testing import expectations
 from tests.helpers.captures import (
     PCAPS,
@@ -156,6 +161,31 @@ def published(name: str) -> Path:
     if not capture.exists():
         pytest.skip(f"{name} is not there")
     return capture
+
+
+@pytest.mark.parametrize(
+    ("name", "helper", "network", "count"),
+    [
+        ("ndpi-netbios.pcap", NetbiosNs, "10.0.4.0/23", 246),
+        ("ndpi-ssdp-m-search-ua.pcap", Ssdp, None, 4),
+        ("ndpi-upnp.pcap", Wsd, None, 14),
+        ("suri-output-eve-ftp-data.pcap", Llmnr, None, 100),
+        ("suri-output-eve-ftp-data.pcap", NetbiosNs, None, 51),
+        ("suri-output-eve-ftp-data.pcap", Ssdp, None, 30),
+        ("suri-sip-method_sip.pcap", NetbiosNs, None, 111),
+    ],
+)
+def test_each_published_query_opens_its_port(
+    name: str, helper: type[GroupQuery], network: str | None, count: int
+) -> None:
+    # As many as tshark finds of the kind, be they read as this host's own.
+    settings = f"helpers.{helper.name}.enabled = true"
+    networks = [] if network is None else [ip_network(network)]
+    events = testing.replay(
+        published(name), helper, settings=settings, networks=networks
+    )
+    frames = {frame for frame, _ in expectations(events)}
+    assert (len(frames), testing.failures(events)) == (count, [])
 
 
 @pytest.mark.parametrize("name", ["ndpi-srvloc-v1.pcapng", "ndpi-srvloc.pcap"])

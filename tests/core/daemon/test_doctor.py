@@ -239,8 +239,15 @@ def test_objects_are_a_module_of_old_kernels_alone(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_hashes_are_needed_for_several_workers(folder: Folder, workers: int) -> None:
     several = config(f"daemon.workers = {workers}\n")
-    found = list(doctor.spreading(several, folder.host))
+    found = list(doctor.configured_modules(several, folder.host))
     assert [each.health for each in found] == [FAILURE] * (workers - 1)
+
+
+def test_routes_are_looked_up_for_broadcasts(folder: Folder) -> None:
+    asking = parse("helpers.gvcp.enabled = true", Path("test.toml"), builtin_helpers())
+    (found,) = doctor.configured_modules(asking, folder.host)
+    assert found.health is FAILURE
+    assert "nft_fib_inet" in found.what
 
 
 GLUE = "CONFIG_NETFILTER_NETLINK_GLUE_CT"
