@@ -156,6 +156,7 @@ def test_wheel_has_code_data_and_documents_and_no_tests(wheel: Path) -> None:
         "cthelper/py.typed",
         "cthelper/nft/cthelper.nft",
         "cthelper/core/cthelper.toml",
+        "cthelper/core/discovery.toml",
         "cthelper/core/cli/templates/tcp.py.in",
         "cthelper/testing.py",
         "cthelper/core/daemon/cthelper.service",

@@ -61,7 +61,7 @@ def config_seeds() -> Iterator[bytes]:
     lines = [
         line.removeprefix("#")
         for line in shipped.splitlines()
-        if re.match(r"#?([a-z_.]+ =|\[)", line)
+        if re.match(r"#?([a-z_.-]+ =|\[)", line)
     ]
     tables: list[list[str]] = []
     for line in lines:
@@ -71,6 +71,7 @@ def config_seeds() -> Iterator[bytes]:
     for table in tables:
         yield "\n".join(table).encode()
     yield "\n".join(lines).encode()
+    yield (_ROOT / "core/discovery.toml").read_bytes()
 
 
 _VALUES: Final = (

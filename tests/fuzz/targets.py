@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Final
 
 from cthelper.core.api import TCP, UDP
+from cthelper.helpers.bacnet import Bacnet
+from cthelper.helpers.coap import Coap
 from cthelper.helpers.dhcpv6 import Dhcpv6
+from cthelper.helpers.gvcp import Gvcp
+from cthelper.helpers.knx import Knx
+from cthelper.helpers.llmnr import Llmnr
 from cthelper.helpers.mdns import Mdns
+from cthelper.helpers.netbios_ns import NetbiosNs
 from cthelper.helpers.slp import Slp
+from cthelper.helpers.ssdp import Ssdp
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.helpers.tns import Tns
+from cthelper.helpers.wsd import Wsd
 from cthelper.plugins.ftp import Ftp
 from tests.fuzz import kernel, network, parsers, settings, spoken, wire
 from tests.fuzz.conversation import HEAD, Conversations
@@ -184,7 +192,12 @@ _WIRE: Final = (
     Target("replay", wire.replay, wire.replay_seeds, _SCRIPT, 8192),
 )
 
-_MESSAGES: Final = parsers.Messages(tuple(_CONVERSATIONS.values()))
+# Of these a datagram is all: they have no state, and no target of their own.
+_QUERIES: Final = tuple(
+    Conversations(each, UDP, "discovery", (f"helpers.{each.name}.enabled = true",))
+    for each in (Bacnet, Coap, Gvcp, Knx, Llmnr, NetbiosNs, Ssdp, Wsd)
+)
+_MESSAGES: Final = parsers.Messages((*_CONVERSATIONS.values(), *_QUERIES))
 _PARSERS: Final = (
     Target("dns", parsers.dns, parsers.dns_seeds, cost=Cost.WHOLE, part=4),
     Target("record", parsers.record, parsers.record_seeds, cost=Cost.WHOLE, part=6),

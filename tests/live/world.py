@@ -73,6 +73,7 @@ _MODULES = (
     "nft_chain_nat",
     "nft_numgen",
     "nft_hash",
+    "nft_fib_inet",
     "veth",
 )
 
