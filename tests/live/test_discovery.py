@@ -8,7 +8,7 @@ One daemon serves the whole module.
 import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,8 +42,11 @@ CONFIG = (
         for each in PROTOCOLS
     )
 )
-# Some listen until they are ended, and upnpc asks again for 8 s.
+# Some listen until they are ended, and upnpc asks again for 8 s. Meanwhile the peers of
+# the tests' own go on.
 ASKER_SECONDS = 14.0
+# Those that each kind of answer is forged to; what is expected for the others is alike.
+FORGED = ("lamp", "llmnr", "netbios-ns", "ssdp")
 
 WAYS = [
     pytest.param(protocol, group, id=f"{protocol}, {group}")
@@ -59,8 +62,9 @@ class Story:
     world: World
     daemon: Daemon
     responder: Responder
+    pool: ThreadPoolExecutor
     without: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
-    found: dict[str, dict[str, str]] = field(default_factory=dict)
+    printed: dict[str, dict[str, Future[str]]] = field(default_factory=dict)
 
     def ask(self, protocol: Protocol, group: str) -> bytes | None:
         """What a query is answered; None where that is dropped."""
@@ -115,14 +119,18 @@ class Story:
             scope = socket.if_nametoindex(ETH)
         return link_local(self.world.gateway, WAN), port, 0, scope
 
-    def run_askers(self) -> dict[str, str]:
-        """What the real programs print, all at once."""
-        with ThreadPoolExecutor(len(ASKERS)) as pool:
-            done = pool.map(self.printed, ASKERS)
-            return dict(zip(ASKERS, done, strict=True))
+    def run_askers(self, chapter: str) -> None:
+        """Have the real programs ask, all at once."""
+        self.printed[chapter] = {
+            name: self.pool.submit(self._run, argv)
+            for name, (argv, _) in ASKERS.items()
+        }
 
-    def printed(self, name: str) -> str:
-        argv, _ = ASKERS[name]
+    def found(self, chapter: str, name: str) -> bool:
+        """Whether a program was answered."""
+        return ASKERS[name][1] in self.printed[chapter][name].result()
+
+    def _run(self, argv: tuple[str, ...]) -> str:
         done = self.world.gateway.run(*argv, timeout=ASKER_SECONDS)
         return done.stdout + done.stderr
 
@@ -135,29 +143,24 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     with (
         Responder(world.server) as responder,
         Daemon(world.gateway, tmp_path_factory.mktemp("daemon")) as daemon,
+        ThreadPoolExecutor(len(ASKERS)) as pool,
     ):
         start_servers(world.server)
-        story = Story(world, daemon, responder)
-        story.found["without"] = story.run_askers()
+        story = Story(world, daemon, responder, pool)
+        story.run_askers("without")
         for protocol in PROTOCOLS:
             for group in protocol.groups:
                 way = protocol.name, group
                 story.without[way] = story.ask(protocol, group)
+        wait(story.printed["without"].values())
         daemon.start(CONFIG)
-        story.found["with"] = story.run_askers()
+        story.run_askers("with")
         yield story
 
 
 @pytest.mark.parametrize("name", ASKERS)
 def test_real_asker_finds_nothing_without_the_daemon(story: Story, name: str) -> None:
-    assert ASKERS[name][1] not in story.found["without"][name]
-
-
-@pytest.mark.parametrize("name", ASKERS)
-def test_real_askers_all_at_once_find_it_with_the_daemon(
-    story: Story, name: str
-) -> None:
-    assert ASKERS[name][1] in story.found["with"][name]
+    assert not story.found("without", name)
 
 
 @pytest.mark.parametrize(("protocol", "group"), WAYS)
@@ -191,11 +194,20 @@ def test_two_askers_at_once_are_answered_each(story: Story, name: str) -> None:
             assert asker.recv(65535) == protocol.answer(protocol.query)
 
 
+@pytest.mark.parametrize("name", ASKERS)
+def test_real_askers_all_at_once_find_it_with_the_daemon(
+    story: Story, name: str
+) -> None:
+    assert story.found("with", name)
+
+
 def test_forged_and_late_answers_are_dropped(story: Story) -> None:
     """From another port, from a host that is not on the link, and after the window."""
     asked: list[tuple[socket.socket, socket.socket, Protocol]] = []
     try:
         for protocol in PROTOCOLS:
+            if protocol.name not in FORGED:
+                continue
             group = protocol.groups[0]
             asker = story.asker(protocol, group)
             receiver = story.receiver(asker, protocol)
