@@ -531,8 +531,7 @@ def _template_as(
         template.__name__,
         (template,),
         {
-            "__doc__": template.__doc__,
-            "__module__": template.__module__,
+            "__module__": __name__,
             "__slots__": (),
             "name": name,
             "ports": ports,
