@@ -122,11 +122,13 @@ class GroupQuery(Helper):
     def reached(self, message: Message) -> bool:
         """Whether the message goes to a group of the protocol's, or by broadcast."""
         address = message.destination.address
-        if message.group and address.version == 4 and not address.is_multicast:
-            return BROADCAST in self.destinations
-        return any(
-            place is not BROADCAST and address in place for place in self.destinations
-        )
+        for place in self.destinations:
+            if place is not BROADCAST:
+                if address in place:
+                    return True
+            elif message.group and not address.is_multicast:
+                return True
+        return False
 
     def answered_from(self, message: Message) -> int | None:
         """The port that answers come from, 1 to 65535; None: any."""
