@@ -38,8 +38,8 @@ from tests.core.builders import conntrack
 
 OTHERS = "".join(
     f"helpers.{name}.enabled = false\n"
-    for name in builtin_helpers()
-    if name not in ("sunrpc", "tns")
+    for name, each in builtin_helpers().items()
+    if each.enabled and not each.template and name not in ("sunrpc", "tns")
 )
 MOVED = "[helpers.tns]\nqueue = 2090\n"
 SECONDS = 10.0
