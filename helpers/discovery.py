@@ -15,9 +15,10 @@ Security. Whoever is on the link may send to the open port from the port that wa
 forged answers, which the asker must tell from others in any case. What another host
 sends opens nothing, nor does a forged query, as it comes in and is not sent. A process
 of this host has the port opened that it holds itself, so that a user's process may be
-reached from the link, for the window; where that must not be, take the helper away or
-limit `interfaces`. Where the asker's port is the service's own, all that listens there
-can be reached from the link: `own_port` says whether it is opened.
+reached from the link, for the window; where that must not be, leave the helper off, or
+narrow `interfaces`. Where the asker's port is the service's own, all that listens there
+can be reached from the link: `own_port` says whether it is opened. With `answer_port`
+any process that asks opens that one port, whoever holds it.
 
 ``[helpers.NAME]`` with ``type = "discovery"`` makes a helper of a protocol that is not
 known here, by configuration alone: `ports`, `destinations`, `window` in seconds, the

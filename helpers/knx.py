@@ -6,9 +6,11 @@ It says in a HPAI where the answer is to go: an address and a port of UDP; zeros
 where the packet came from, for askers behind NAT. Gateways answer by unicast, mostly
 from port 3671. There is IPv4 alone. Tunnels and routing are not served.
 
-Security. The HPAI must name the asker, else its question opens nothing: not a third
-host's port, nor a group. The port is open for 10 s to hosts of the link that send from
-port 3671.
+Security. The HPAI must name the asker's address, else its question opens nothing: not a
+third host's port, nor a group. But it may name a port that another process holds, so
+that any process of this host can have a port above 1023 opened, for 10 s, to hosts of
+the link that send from port 3671. Ports that must stay closed to the link belong into
+`denied_ports`.
 """
 
 from collections.abc import Mapping
