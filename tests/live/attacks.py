@@ -23,6 +23,7 @@ from contextlib import (
 )
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from cthelper.core.netlink.ctnetlink import Ctnetlink
@@ -48,19 +49,32 @@ table inet firewall {{
 }}
 """
 
+# Linux 6.1 refuses a name that the namespace has which the link is made in.
+_LINK, _MAC = "servers", "02:00:00:00:77:09"
+_SERVERS_LINKS: Final = f"""
+ip -batch - <<'EOF'
+link set lo up
+address add {EVIL}/24 brd + dev {_LINK}
+address add {HONEST_SERVER}/24 brd + dev {_LINK}
+link set {_LINK} up
+route add default via {GATEWAY_WAN}
+EOF
+ethtool -K {_LINK} tx off >/dev/null
+"""
+
 
 class HonestServer(threading.Thread):
     """A portmapper, whose service is at ever another port, where it hears datagrams."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, namespace: Namespace) -> None:
         super().__init__(daemon=True)
-        self._world = world
-        with world.server.entered():
+        with namespace.entered():
             self._calls = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._calls.settimeout(0.2)
         self._calls.bind((HONEST_SERVER, 111))
         self._ended = threading.Event()
-        self.port = 40_000
+        # Below those that the kernel chooses, which other servers have.
+        self.port = 31_000
 
     def run(self) -> None:
         """Answer until `end`."""
@@ -85,21 +99,33 @@ class Lab:
     def __init__(self, world: World) -> None:
         self.world = world
         self.pids: list[int] = []
-        self._addresses("add")
-        self._server = HonestServer(world)
-        self._server.start()
+        with ExitStack() as stack:
+            folder = stack.enter_context(TemporaryDirectory(prefix="attacks-"))
+            self.server = Namespace("servers", Path(folder), mounts=False)
+            """Where both servers are."""
+            stack.callback(self.server.close)
+            # On the link of the world's server, whose rpcbind may have port 111 of all
+            # its addresses. The gateway remembers the MAC address of one before.
+            world.server.tell(
+                f"ip link add link {ETH} name {_LINK} address {_MAC}"
+                f" netns {self.server.pid} type macvlan mode private"
+            )
+            self.server.tell(_SERVERS_LINKS)
+            stack.callback(world.reset)
+            self._addresses("add")
+            stack.callback(self._addresses, "del")
+            self._server = HonestServer(self.server)
+            self._server.start()
+            stack.callback(self._server.end)
+            self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Leave the world as it was."""
-        self._server.end()
-        self._addresses("del")
-        self.world.reset()
+        self._stack.close()
 
     def _addresses(self, do: str) -> None:
         for address in (HONEST, THIRD):
             self.world.client.tell(f"ip address {do} {address}/24 dev {ETH}")
-        for address in (EVIL, HONEST_SERVER):
-            self.world.server.tell(f"ip address {do} {address}/24 dev {ETH}")
 
     @contextmanager
     def limited(self) -> Iterator[None]:
@@ -119,8 +145,7 @@ class Lab:
 
     def forget(self) -> None:
         """Let the gateway's kernel forget all flows and expectations."""
-        self.world.conntrack("-F")
-        self.world.conntrack("-F", "expect")
+        self.world.forget()
         time.sleep(0.5)
 
     def opened(self, attack: "Attack") -> list[str]:
@@ -137,11 +162,6 @@ class Lab:
     def client(self) -> Namespace:
         """Where the attacker, the honest client and the third host are."""
         return self.world.client
-
-    @property
-    def server(self) -> Namespace:
-        """Where both servers are."""
-        return self.world.server
 
     # Traffic
 

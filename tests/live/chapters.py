@@ -78,8 +78,7 @@ def entries(world: World) -> str:
 
 def forget(world: World) -> None:
     """Remove the gateway's connections and expectations, and keep its rules."""
-    world.conntrack("-F")
-    world.conntrack("-F", "expect")
+    world.forget()
 
 
 def forget_answers(world: World, port: int) -> None:

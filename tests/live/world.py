@@ -26,6 +26,8 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import IO, Any, Literal, NamedTuple, Self
 
+from tests.live.forget import forget_entries, forget_expectations
+
 CLIENT = "10.77.1.2"
 CLIENT6 = "fd77:1::2"
 GATEWAY_LAN = "10.77.1.1"
@@ -75,6 +77,7 @@ _MODULES = (
     "nft_hash",
     "nft_fib_inet",
     "veth",
+    "macvlan",
 )
 
 # Duplicate address detection would keep every IPv6 address tentative for a second.
@@ -524,8 +527,13 @@ class World:
         The servers keep running.
         """
         self.gateway.run("nft", "flush", "ruleset", check=True)
-        self.gateway.run("conntrack", "-F", check=True)
-        self.gateway.run("conntrack", "-F", "expect", check=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the gateway's connections and its expectations."""
+        with self.gateway.entered():
+            forget_entries()
+            forget_expectations()
 
     def firewall(self, more: str = "", *, flush: bool = False) -> None:
         """Give the gateway a user's rule set, the table `inet firewall`, and more.
