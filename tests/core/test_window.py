@@ -131,13 +131,22 @@ TALK = [
 ]
 
 
-@given(
-    st.lists(st.lists(forged(), max_size=3), min_size=40, max_size=40),
-    st.sets(st.integers(1, 20), max_size=5),
-)
+@st.composite
+def disturbed(draw: st.DrawFn) -> tuple[set[int], list[list[Forged]]]:
+    """Where the talk is cut, and what is forged after each of its segments."""
+    cuts = draw(st.sets(st.integers(1, 20), max_size=5))
+    segments = 2 + sum(1 for _, text in TALK for _ in cut(text, cuts))
+    after = st.lists(
+        st.lists(forged(), max_size=3), min_size=segments, max_size=segments
+    )
+    return cuts, draw(after)
+
+
+@given(disturbed())
 def test_forged_segments_between_change_no_message(
-    between: list[list[Forged]], cuts: set[int]
+    disturbances: tuple[set[int], list[list[Forged]]],
 ) -> None:
+    cuts, between = disturbances
     connection = Connection()
     forgeries = iter(between)
     opened = []
