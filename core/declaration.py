@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 from mypy_extensions import mypyc_attr
 
 from cthelper.core.api import (
+    BROADCAST,
     Helper,
     Hook,
     Match,
     Matches,
-    Network,
     Option,
     OptionValue,
     Policy,
@@ -32,6 +32,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.contract import check_prefilter, check_values, place
 from cthelper.core.tables import Table, as_toml, printable
+from cthelper.core.tuples import Destination
 
 _T = TypeVar("_T")
 _Json = dict[str, object]
@@ -117,7 +118,8 @@ class Declaration:
     policies: tuple[Policy, ...]
     options: tuple[Option[Any], ...]
     hooks: frozenset[Hook]
-    destinations: tuple[Network, ...]
+    destinations: tuple[Destination, ...]
+    enabled: bool
     lowest_port: int
     message_limit: int
     nat: bool
@@ -141,6 +143,7 @@ class Declaration:
             "options": [_packed_option(each) for each in self.options],
             "hooks": sorted(each.value for each in self.hooks),
             "destinations": [str(each) for each in self.destinations],
+            "enabled": self.enabled,
             "lowest_port": self.lowest_port,
             "message_limit": self.message_limit,
             "nat": self.nat,
@@ -166,7 +169,8 @@ class Declaration:
             policies=read.each("policies", _policy),
             options=read.each("options", _option),
             hooks=frozenset(Hook(each) for each in read.each("hooks", _text)),
-            destinations=read.each("destinations", _network),
+            destinations=read.each("destinations", _destination),
+            enabled=_flag(read.value("enabled")),
             lowest_port=_whole(read.value("lowest_port")),
             message_limit=_whole(read.value("message_limit")),
             nat=_flag(read.value("nat")),
@@ -206,7 +210,7 @@ def declare(helper: type[Helper], about: str, configured: object) -> Declaration
         options.append(declared)
     prefilter, tags_expected = Prefilter(), False
     # Of what is turned off nothing more is asked.
-    if not problems and given.get("enabled") is not False:
+    if not problems and given.get("enabled", helper.enabled) is not False:
         prefilter = check_prefilter(helper, helper.prefilter(values))
         tags_expected = bool(helper.tags_expected(values))
     return Declaration(
@@ -218,6 +222,7 @@ def declare(helper: type[Helper], about: str, configured: object) -> Declaration
         options=tuple(options),
         hooks=helper.hooks,
         destinations=helper.destinations,
+        enabled=helper.enabled,
         lowest_port=helper.lowest_port,
         message_limit=helper.message_limit,
         nat=helper.nat,
@@ -236,7 +241,7 @@ def stand_in(declared: Declaration) -> type[Helper]:
         each: getattr(declared, each)
         for each in (
             *("name", "transports", "ports", "policies", "options", "hooks"),
-            *("destinations", "lowest_port", "message_limit", "nat", "api"),
+            *("destinations", "enabled", "lowest_port", "message_limit", "nat", "api"),
         )
     }
     fields |= {
@@ -391,8 +396,9 @@ def _transport(value: object) -> Transport:
     raise ValueError("has a transport that is none")
 
 
-def _network(value: object) -> Network:
-    return ip_network(_of(value, str))
+def _destination(value: object) -> Destination:
+    text = _of(value, str)
+    return BROADCAST if text == str(BROADCAST) else ip_network(text)
 
 
 def _policy(value: object) -> Policy:

@@ -230,12 +230,23 @@ class Importing:
                 f"{file}: defines no helper, which is a class of "
                 "cthelper.core.api.Helper"
             )
-        return [Found(each, str(file)) for each in helpers]
+        return [Found(_no_template(each), str(file)) for each in helpers]
 
     def of_point(self, point: Point) -> Found:
         """What an entry point leads to. Raises RegistryError."""
         helper = _load(point)
-        return Found(helper, source_of(point), point.distribution)
+        return Found(_no_template(helper), source_of(point), point.distribution)
+
+
+def _no_template(helper: type[Helper]) -> type[Helper]:
+    """A plugin's helper. Raises RegistryError for a template.
+
+    What it is asked for its table is asked of a process that ends (declaration.py),
+    before there are tables of what the configuration makes of it.
+    """
+    if helper.template is True:
+        raise refusal(helper, "template", "must be False in a plugin")
+    return helper
 
 
 IMPORTING: Final = Importing()

@@ -127,6 +127,12 @@ def test_helpers_of_a_folder_stand_beside_the_built_in_ones(folder: Path) -> Non
     assert list(folder.glob("__pycache__")) == []
 
 
+def test_template_of_a_plugin_is_refused(folder: Path) -> None:
+    file = write(folder / "one.py", good() + "    template = True\n")
+    assert complaint(folder).startswith(f"{file}:")
+    assert complaint(folder).endswith("template = True: must be False in a plugin")
+
+
 def test_file_is_a_plugin_wherever_it_lies(tmp_path: Path) -> None:
     file = write(tmp_path / "with-any name", good())
     assert find_helpers(None, [file])["dropped"].source == str(file)
