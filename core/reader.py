@@ -46,6 +46,21 @@ Reaction = Generator[object, Grant | None, None]
 """What a helper says that it does, which of a plugin may be anything."""
 
 
+class _Running:
+    """Whether code of a helper runs, which alone may be interrupted.
+
+    A flag, since compiled code has no frames that could be looked at. It is set for a
+    moment longer than the helper runs: what is raised then is taken for the helper's.
+    """
+
+    def __init__(self) -> None:
+        self.helper = False
+
+
+RUNNING: Final = _Running()
+"""What daemon/interruption.py asks before it interrupts."""
+
+
 class Watch(Protocol):
     """Looks on while helpers read: for replay, which shows it."""
 
@@ -85,19 +100,24 @@ class Reader:
             try:
                 self._read(packet, flow, config, outcome)
             except Malformed as error:
+                RUNNING.helper = False
                 outcome.events.append(Damaged(str(error)))
                 flow.count_damage(packet.direction)
             except StreamLost as lost:
+                RUNNING.helper = False
                 flow.finish(lost.reason)
                 outcome.finish = lost.detail
             if flow.helper is not None:
+                RUNNING.helper = True
                 flow.kept = flow.helper.footprint()
+                RUNNING.helper = False
             if outcome.patches or outcome.unwritten is not None:
                 self._settle(packet, flow, outcome)
             else:
                 self.repeat(packet, flow.side(packet.direction), outcome)
         # The one place where a helper's bug arrives, be it an Overrun or SystemExit.
         except BaseException as bug:
+            RUNNING.helper = False
             self._withdraw(outcome)
             if isinstance(bug, MemoryError):
                 flow.finish("memory")  # not the helper's fault, nor the flow's
@@ -124,8 +144,12 @@ class Reader:
             pending = self._pending(side.stream, packet, flow)
             if pending is None:
                 return
-        helper = flow.helper or config.helper()
-        flow.helper = helper
+        helper = flow.helper
+        if helper is None:
+            RUNNING.helper = True
+            helper = config.helper()
+            RUNNING.helper = False
+            flow.helper = helper
         messages = self._messages(helper, side, packet, pending)
         for number, (position, payload) in enumerate(messages):
             if number == self.messages:
@@ -149,17 +173,22 @@ class Reader:
             )
             if self._watch is not None:
                 self._watch.message(helper, message)
+            RUNNING.helper = True
             try:
                 reaction: Reaction = helper.on_message(message)
                 effect = next(reaction)
             except StopIteration:
+                RUNNING.helper = False
                 continue
             except RewriteRefused as unwritten:
+                RUNNING.helper = False
                 outcome.unwritten = unwritten
                 continue
             except ExpectationRefused as refused:
+                RUNNING.helper = False
                 outcome.events.append(Refused(refused.reason, refused.detail, None))
                 continue
+            RUNNING.helper = False
             done = self._react(
                 *(reaction, effect, message, entry, config, position, outcome)
             )
@@ -213,7 +242,9 @@ class Reader:
         while pending:
             position = end - len(pending)
             with memoryview(pending) as view:
+                RUNNING.helper = True
                 length = helper.frame(view.toreadonly())
+                RUNNING.helper = False
             if length is None:
                 if len(pending) > limit:
                     raise Oversized(f"no complete message in {len(pending)} bytes")
@@ -262,7 +293,7 @@ class Reader:
                         except HelperFault as fault:
                             # By way of the helper, whose line is to be named.
                             with suppress(StopIteration):
-                                reaction.throw(fault)
+                                _resume(reaction, None, fault)
                             raise
                     case Rewrite((start, stop), data):
                         # Without NAT what was granted is what stands there.
@@ -274,10 +305,7 @@ class Reader:
                         done = effect
                     case _:
                         assert_never(effect)
-                if refused is None:
-                    effect = reaction.send(answer)
-                else:
-                    effect = reaction.throw(refused)
+                effect = _resume(reaction, answer, refused)
         except StopIteration:
             pass
         except RewriteRefused as unwritten:
@@ -339,6 +367,17 @@ class Reader:
         where = _place(error, config.helper)
         text = f"{type(error).__name__}: {error}"
         return Fault(text, where, quarantined)
+
+
+def _resume(
+    reaction: Reaction, answer: Grant | None, error: Exception | None
+) -> object:
+    """What a helper yields next, once it is told; raises what it raises."""
+    RUNNING.helper = True
+    try:
+        return reaction.send(answer) if error is None else reaction.throw(error)
+    finally:
+        RUNNING.helper = False
 
 
 def _place(error: BaseException, helper: type[Helper]) -> str:

@@ -5,8 +5,9 @@ Where the supervisor dies the kernel sends it: so a server that nobody watches a
 comes to its loop, where it sees that, and ends.
 
 Python runs the handler between two of its instructions, and in those of C that wait or
-may take long (sleep, regular expressions, big numbers). It raises where a helper runs,
-and nowhere else: cthelper's own code is never left halfway.
+may take long (sleep, regular expressions, big numbers); compiled code runs it only
+where it calls what is not compiled. It raises where a helper runs, and nowhere else:
+cthelper's own code is never left halfway.
 """
 
 import ctypes
@@ -14,17 +15,13 @@ import signal
 from types import FrameType
 from typing import Final
 
-from cthelper.core import reader
 from cthelper.core.errors import Overrun
+from cthelper.core.reader import RUNNING
 
 SIGNAL: Final = signal.SIGUSR1
 """What interrupts a helper."""
 
 _PR_SET_PDEATHSIG: Final = 1  # include/uapi/linux/prctl.h
-_READER: Final = reader.__name__
-# Its methods that call helpers; others call Python's library.
-_RUN_HELPERS: Final = ("_read", "_messages", "_react")
-_OURS: Final = f"{reader.__name__.rpartition('.')[0]}."
 
 
 def allow() -> None:
@@ -45,19 +42,6 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def _interrupt(_number: int, frame: FrameType | None) -> None:
-    if _in_helper(frame):
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    if RUNNING.helper:
         raise Overrun("it took longer than budget.deadline allows")
-
-
-def _in_helper(frame: FrameType | None) -> bool:
-    """Whether the innermost thing that the reader called is a helper's."""
-    called = ""
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__"))
-        if name == _READER:
-            runs = frame.f_code.co_name in _RUN_HELPERS
-            return runs and called != "" and not called.startswith(_OURS)
-        called = name
-        frame = frame.f_back
-    return False
