@@ -332,6 +332,7 @@ def test_bytes_that_become_others_when_they_come_again_are_found() -> None:
 # Somebody who sends in the name of another.
 
 
+@pytest.mark.interpreted
 def test_forged_bytes_that_are_read_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytes([0, 0, 0, 9]) + bytes(8) + bytes([2, 0x18, 5]) + b"\x55" * 8
     forgery(data)
@@ -341,6 +342,7 @@ def test_forged_bytes_that_are_read_are_found(monkeypatch: pytest.MonkeyPatch) -
         forgery(data)
 
 
+@pytest.mark.interpreted
 def test_forged_end_of_inspection_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytes([0, 2, 0x18, 5]) + b"\x55" * 8
     monkeypatch.setattr("cthelper.core.stream._PASSED_OVER", 0)

@@ -31,12 +31,18 @@ PAGES: Final = (
 DOCUMENTS: Final = "share/doc/cthelper"
 
 
+# Where script/compiled has one installation in use, another is to be made all the same.
+_ENVIRONMENT: Final = {
+    name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+}
+
+
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """What a command prints, which must succeed."""
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, **variables},
+        env={**_ENVIRONMENT, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -176,6 +176,7 @@ class NetlinkSocket:
             self._socket.close()
             raise _failure(error, "set up netlink socket") from None
         self._socket.setblocking(waits)
+        self._filter: object = None
         self._sequence = 0
         self.overruns = 0
 
@@ -250,16 +251,15 @@ class NetlinkSocket:
     def filter(self, *filters: Filter) -> None:
         """Have only those events come that filters let pass. Raises NetlinkError."""
         instructions = program(filters)
-        buffer = ctypes.create_string_buffer(instructions)
+        # Kept, since compiled code lets go of what it does not mention any more: what
+        # the kernel is to read would be gone when it reads.
+        buffer = self._filter = ctypes.create_string_buffer(instructions)
         count = len(instructions) // _INSTRUCTION.size
         value = _PROGRAM.pack(count, ctypes.addressof(buffer))
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, value)
         except OSError as error:
             raise _failure(error, "filter netlink events") from None
-        finally:
-            # Compiled code lets go of what it does not mention any more.
-            del buffer
 
     def join(self, group: int) -> None:
         """Be a member of a group. Raises NetlinkError."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cthelper.core.api import Address, Malformed
 from cthelper.helpers.tns_descriptor import (
     ADDRESS_LIMIT,
+    Place,
     ServerAddress,
     is_whole,
     parse_addresses,
@@ -296,8 +297,8 @@ addresses_ = st.builds(
     protocol=st.sampled_from(["tcp", "tcps"]),
     host=st.ip_addresses() | names,
     port=st.integers(0, 65535),
-    host_place=st.just((0, 0)),
-    port_place=st.just((0, 0)),
+    host_place=st.just(Place(0, 0, 0)),
+    port_place=st.just(Place(0, 0, 0)),
 )
 
 

@@ -153,6 +153,7 @@ def test_nothing_but_a_helper_is_interrupted() -> None:
     pytest.fail("a test was interrupted")
 
 
+@pytest.mark.interpreted
 def test_cthelper_is_not_interrupted_while_a_helper_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
