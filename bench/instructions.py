@@ -9,9 +9,11 @@ that runs the first transactions alone, and one that runs more, and what both ha
 to do falls out of the difference. What the kernel does is not counted, and of what
 feeds a server some 2,000 instructions for each packet are.
 
-With --check nothing is written: counts are held against those in a file, and the exit
-status is 1 where one has grown too much. They are Python's as well as ours, so those of
-another minor version or machine are not compared.
+What is counted is this installation, compiled or interpreted (`script/compiled`); what
+the file has of the other one stays. With --check nothing is written: counts are held
+against those in the file, and the exit status is 1 where one has grown too much. They
+are Python's as well as ours, so those of another minor version or machine are not
+compared.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from typing import Any, Final
 
 from bench.table import with_counted
 from bench.transactions import BATCH, CASES, Case
+from cthelper.core.compiled import COMPILED
 from cthelper.core.daemon.memory_settings import settle
 
 # After the first ones Python has made its bytecode fast; then so many are counted.
@@ -43,10 +46,18 @@ _VALGRIND: Final = (
 )
 
 Document = Mapping[str, Any]
-"""What is written as JSON: ``python``, ``machine`` and ``instructions`` by case."""
+"""What is written as JSON: ``python``, ``machine`` and ``instructions``.
+
+These are by build, compiled or interpreted, and by case.
+"""
+
+Counts = Mapping[str, int]
+"""Instructions by case."""
+
+BUILD: Final = "compiled" if COMPILED else "interpreted"
 
 
-def measure() -> dict[str, Any]:
+def measure() -> Counts:
     """Count all cases. Ends the benchmark where that fails."""
     if shutil.which(_VALGRIND[0]) is None:
         sys.exit("bench: valgrind is not installed: script/setup bench")
@@ -71,13 +82,15 @@ def measure() -> dict[str, Any]:
             for name, both in forked.items()
         }
     return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "instructions": {
-            name: round((more - less) / _COUNTED)
-            for name, (less, more) in counts.items()
-        },
+        name: round((more - less) / _COUNTED) for name, (less, more) in counts.items()
     }
+
+
+def document(found: Counts, kept: Document | None) -> Document:
+    """What to write: the counts of this build, and what is known of the other one."""
+    here = {"python": platform.python_version(), "machine": platform.machine()}
+    known = {} if kept is None or unlike(here, kept) else kept["instructions"]
+    return {**here, "instructions": {**known, BUILD: found}}
 
 
 def total(text: str) -> int:
@@ -115,8 +128,14 @@ def _forked(case: Case, transactions: int) -> int:
 
 def section(found: Document) -> str:
     """The counts as a section of docs/bench.md, without its heading."""
+    builds = sorted(found["instructions"].items())
+    heads = "".join(f" {build} |" for build, _ in builds)
+    names = dict.fromkeys(name for _, counts in builds for name in counts)
     rows = "".join(
-        f"| {name} | {count:,} |\n" for name, count in found["instructions"].items()
+        f"| {name} |"
+        + "".join(f" {counts.get(name, 0):,} |" for _, counts in builds)
+        + "\n"
+        for name in names
     )
     return f"""\
 What `script/instructions` counted: instructions of a transaction in user space, with
@@ -126,8 +145,8 @@ is from the queue to the verdict, with the native backend, and with expectations
 their acknowledgements. A GETPORT is a call and its reply. What each is,
 `bench/transactions.py` says.
 
-| transaction | instructions |
-|---|---|
+| transaction |{heads}
+|---|{"---|" * len(builds)}
 {rows}"""
 
 
@@ -145,9 +164,8 @@ def unlike(found: Document, kept: Document) -> str | None:
     )
 
 
-def grown(found: Document, kept: Document) -> list[str]:
+def grown(ours: Counts, theirs: Counts) -> list[str]:
     """What costs over a tenth more than it did, or is not in both."""
-    ours, theirs = found["instructions"], kept["instructions"]
     complaints = [
         f"{name}: {count:,} instructions, {count / theirs[name] - 1:.0%} over "
         f"{theirs[name]:,}"
@@ -179,15 +197,22 @@ def main() -> int:
             print(f"instructions: {why}")
             return 0
     found = measure()
-    for name, count in found["instructions"].items():
+    for name, count in found.items():
         print(f"{count:>10,}  {name}")
     if options.json is not None:
-        text = json.dumps(found, indent=1)
+        before: Document | None = None
+        if options.json.exists():
+            before = json.loads(options.json.read_text("utf-8"))
+        written = document(found, before)
+        text = json.dumps(written, indent=1)
         options.json.write_text(f"{text}\n", encoding="utf-8")
-    if options.table is not None:
-        page = options.table.read_text("utf-8")
-        options.table.write_text(with_counted(page, section(found)), encoding="utf-8")
-    complaints = [] if kept is None else grown(found, kept)
+        if options.table is not None:
+            page = options.table.read_text("utf-8")
+            page = with_counted(page, section(written))
+            options.table.write_text(page, encoding="utf-8")
+    complaints = (
+        [] if kept is None else grown(found, kept["instructions"].get(BUILD, {}))
+    )
     for each in complaints:
         print(f"instructions: {each}; script/instructions counts anew")
     return int(bool(complaints))

@@ -17,11 +17,11 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Final
 from unittest.mock import patch
 
 from cthelper.core.config import Config, parse
-from cthelper.core.daemon import inspection, server
+from cthelper.core.daemon import server
 from cthelper.core.daemon.channel import Channel
 from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.log import Log
@@ -31,7 +31,8 @@ from cthelper.core.daemon.server import Server
 from cthelper.core.engine import Engine
 from cthelper.core.guard import Guard
 from cthelper.core.netlink import encoding
-from cthelper.core.netlink import socket as netlink_socket
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.socket import NETLINK_ROUTE, NetlinkSocket
 from cthelper.core.quarantine import Quarantine
 from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import (
@@ -229,18 +230,6 @@ def _ct(entry: Conntrack) -> bytes:
     )
 
 
-class _KernelEnd(socket.socket):
-    """An end of a pair, of which is asked what only a netlink socket can do."""
-
-    def bind(self, _address: object) -> None:
-        """It is connected."""
-
-    def setsockopt(self, level: int, option: int, *value: Any) -> None:
-        """Set what a Unix socket has, too."""
-        if level != _SOL_NETLINK:
-            super().setsockopt(level, option, *value)
-
-
 class _Source:
     """Events and links, of which there is nothing to tell."""
 
@@ -271,12 +260,14 @@ class _Daemon:
         (number,) = config.queues_of(0)
         queue, self._queue = _pair(stack)
         theirs, self._ctnetlink = _pair(stack)
-        netlink = stack.enter_context(_KernelEnd(fileno=theirs.detach()))
+        netlink = NetlinkSocket(NETLINK_ROUTE)
+        netlink.close()
+        netlink._socket = theirs
         for module, name, value in (
-            (inspection, "time", SimpleNamespace(perf_counter=clock)),
+            (server, "time", SimpleNamespace(monotonic=clock, perf_counter=clock)),
+            (server, "Ctnetlink", lambda: Ctnetlink(netlink)),
             # Whether this kernel has such a table must not matter.
-            (inspection, "ExpectationTable", partial(ExpectationTable, most=_NOWHERE)),
-            (server, "time", SimpleNamespace(monotonic=clock)),
+            (server, "ExpectationTable", partial(ExpectationTable, most=_NOWHERE)),
             (server, "Log", partial(Log, output=io.StringIO())),
             (server, "Links", lambda: _Source(stack)),
             (server, "Events", lambda: _Source(stack)),
@@ -287,18 +278,16 @@ class _Daemon:
         channel, other = Channel.pair()
         for end in (channel, other):
             stack.callback(end.close)
-        sockets = {**vars(socket), "socket": lambda *_: netlink}
-        with patch.object(netlink_socket, "socket", SimpleNamespace(**sockets)):
-            self._server = Server(
-                0,
-                config,
-                [SimpleNamespace(number=number, socket=queue)],  # type: ignore[list-item]
-                lambda _: config,
-                channel,
-                UNKNOWN,
-                Progress(),
-                Quarantine(clock),
-            )
+        self._server = Server(
+            0,
+            config,
+            [SimpleNamespace(number=number, socket=queue)],  # type: ignore[list-item]
+            lambda _: config,
+            channel,
+            UNKNOWN,
+            Progress(),
+            Quarantine(clock),
+        )
         self._id = 0
         self._sequence = 0
 

@@ -23,6 +23,7 @@ PROTOCOLS: Final = (ROOT / "docs" / "protocols.md").read_text("utf-8")
 FAULTS: Final = {"dhcpv6": 11, "mdns": 6, "rpc": 12, "slp": 9, "tns": 12}
 
 
+@pytest.mark.interpreted
 def test_generated_documents_are_as_the_code_is() -> None:
     done = subprocess.run(
         [sys.executable, "script/docs", "--check"],

@@ -5,15 +5,14 @@ The one rule: every expectation is acknowledged by the kernel before the
 packet that announces it is released.
 """
 
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
+from cthelper.core import expecter, ledger
 from cthelper.core.api import Prefilter
 from cthelper.core.config import Config
-from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.gate import Gate, tell_refused
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import Kernel
@@ -22,12 +21,8 @@ from cthelper.core.engine import Decision, Engine
 from cthelper.core.expecter import Expecter
 from cthelper.core.flows import Flow
 from cthelper.core.guard import Guard
-from cthelper.core.masters import Masters
-from cthelper.core.netlink.ctnetlink import (
-    Ctnetlink,
-    ExpectationMade,
-    ExpectationMet,
-)
+from cthelper.core.masters import Masters, Updater
+from cthelper.core.netlink.ctnetlink import ExpectationMade, ExpectationMet
 from cthelper.core.netlink.links import Links
 from cthelper.core.outcome import Damaged, Event, Fault, Finished, Refused
 from cthelper.core.quarantine import Quarantine
@@ -41,13 +36,31 @@ _LOOPBACK: Final = 1
 """The interface lo in every namespace (LOOPBACK_IFINDEX in net/flow.h); 0 is none."""
 
 
+class Requests(expecter.Kernel, Updater, Protocol):
+    """What is asked of the kernel, see `Ctnetlink`."""
+
+    @property
+    def port(self) -> int:
+        """What events name the asker by."""
+
+
+class Table(Protocol):
+    """What is asked of the table of expectations, see `ExpectationTable`."""
+
+    def lives(self, expectation: Expectation) -> bool:
+        """Whether one is in it."""
+
+    def room(self) -> ledger.Room | None:
+        """How many are in it, and how many there may be; None: nobody knows."""
+
+
 class Inspection:
     """Runs the helpers of a configuration over the packets of queues.
 
-    `clock` gives seconds and only moves forward. `follow` has `told` be called, or no
-    more (`Expecter`). `kernel` is what this one does. `progress` is told of each packet
-    that a helper may read, `quarantine` is of servers before this one. Methods raise
-    QueueError.
+    `clock` gives seconds and only moves forward, and so does `timer`, which is asked
+    around each packet. `follow` has `told` be called, or no more (`Expecter`). `kernel`
+    is what this one does. `progress` is told of each packet that a helper may read,
+    `quarantine` is of servers before this one. Methods raise QueueError.
     """
 
     def __init__(
@@ -60,17 +73,19 @@ class Inspection:
         kernel: Kernel,
         progress: Progress,
         quarantine: Quarantine,
+        ctnetlink: Requests,
+        table: Table,
+        timer: Callable[[], float],
     ) -> None:
         self._config = self._prepared = config
         self._links = links
         self._log = log
         self._clock = clock
         self._progress = progress
-        self._ctnetlink = ctnetlink = Ctnetlink()
+        self._ctnetlink = ctnetlink
         self._masters = Masters(ctnetlink, log, clock, mark=config.daemon.mark)
         self._expecter = Expecter(ctnetlink, self._masters, log, clock, follow)
         self._gate = Gate(log, clock, self._give_up, adjusts_twice=kernel.adjusts_twice)
-        table = ExpectationTable(ctnetlink)
         self._engine = Engine(
             config.helpers,
             guard=Guard(
@@ -85,7 +100,7 @@ class Inspection:
             placer=self._expecter,
             quarantine=quarantine,
             budget=config.budget,
-            timer=time.perf_counter,
+            timer=timer,
         )
         self._evicted: Counter[str] = Counter()
 

@@ -24,6 +24,7 @@ from cthelper.core.daemon.channel import (
     fingerprint,
     taken,
 )
+from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.memory_settings import settle
@@ -37,6 +38,7 @@ from cthelper.core.errors import (
     RestartNeeded,
 )
 from cthelper.core.netlink.ctnetlink import (
+    Ctnetlink,
     EntryGone,
     Events,
     ExpectationMade,
@@ -100,9 +102,19 @@ class Server:
         self._events = Events()
         self._progress = progress
         self._list = open_list()
+        ctnetlink = Ctnetlink()
         self._inspection = Inspection(
-            *(config, self._links, self._log, time.monotonic, self._follow),
-            *(kernel, progress, quarantine),
+            config,
+            self._links,
+            self._log,
+            time.monotonic,
+            self._follow,
+            kernel,
+            progress,
+            quarantine,
+            ctnetlink,
+            ExpectationTable(ctnetlink),
+            time.perf_counter,
         )
         self._overruns = 0
         self._bindings: dict[int, Binding] = {}

@@ -101,10 +101,13 @@ class ExpectationMet:
 
 
 class Ctnetlink:
-    """Requests to ctnetlink. Every method raises NetlinkError."""
+    """Requests to ctnetlink, by a socket of its own unless it is given one.
 
-    def __init__(self) -> None:
-        self._socket = NetlinkSocket(NETLINK_NETFILTER)
+    Every method raises NetlinkError.
+    """
+
+    def __init__(self, netlink: NetlinkSocket | None = None) -> None:
+        self._socket = netlink or NetlinkSocket(NETLINK_NETFILTER)
 
     def close(self) -> None:
         """Close the socket."""

@@ -16,20 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from types import FrameType, SimpleNamespace
-from typing import Any, Final, NamedTuple
-from unittest.mock import patch
+from types import FrameType
+from typing import Any, Final
 
-import pytest
-
-from cthelper.core.api import Address, Helper
-from cthelper.core.compiled import COMPILED
+from cthelper.core.api import Address, Helper, Network
 from cthelper.core.config import Config, parse
-from cthelper.core.daemon import inspection
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
 from cthelper.core.daemon.progress import Progress
+from cthelper.core.ledger import Room
 from cthelper.core.netlink.ctnetlink import ExpectationMet
 from cthelper.core.offline.conntrack import Seen, State, Table
 from cthelper.core.offline.entries import Entry
@@ -69,13 +65,6 @@ Step = bytes | float
 """A packet that comes, or seconds in which none does."""
 
 
-class _Room(NamedTuple):
-    """How many expectations there are, and how many there may be."""
-
-    held: int
-    most: int
-
-
 class _Kernel(ModelKernel):
     """The model as the daemon asks it; it remembers all that was ever expected."""
 
@@ -86,9 +75,9 @@ class _Kernel(ModelKernel):
         self.made: dict[str, Expectation] = {}
         self._most = most
 
-    def room(self) -> _Room:
+    def room(self) -> Room:
         """As /proc and the kernel's statistics say it."""
-        return _Room(len(self._table.live(self.now)), self._most)
+        return Room(len(self._table.live(self.now)), self._most)
 
     def lives(self, expectation: Expectation) -> bool:
         """Whether one is there that covers it."""
@@ -106,12 +95,16 @@ class _Kernel(ModelKernel):
         self.made[str(new)] = new
 
 
-class _Links(Links):
+class _Links:
     """The gateway's own addresses, and the networks of its link to the clients."""
 
     def __init__(self, own: Iterable[str], networks: Iterable[str]) -> None:
-        super().__init__(tuple(map(ip_network, networks)), warn=lambda _: None)
+        self._model = Links(tuple(map(ip_network, networks)), warn=lambda _: None)
         self._own = frozenset(map(ip_address, own))
+
+    def on_link(self, address: Address) -> tuple[Network, ...]:
+        """The networks of the hosts that share a link with it."""
+        return self._model.on_link(address)
 
     def is_local(self, address: Address) -> bool:
         """Whether it is the gateway's own."""
@@ -174,10 +167,6 @@ class Scene:
         count: bool = True,
     ) -> None:
         known = register([*builtin_helpers().values(), *plugins])
-        if COMPILED:
-            pytest.skip(
-                "a kernel, a clock and a counter of calls stand in (interpreted)"
-            )
         self.config: Config = parse(settings, Path("attack.toml"), known)
         self.now = 1000.0
         self.table = Table(
@@ -193,22 +182,19 @@ class Scene:
         own = (wire.GATEWAY, wire.GATEWAY6, wire.GATEWAY_LOCAL6)
         self._links = _Links(own, (wire.LINK, wire.LINK6))
         self._calls = 0
-        stand_ins: dict[str, Any] = {
-            "Ctnetlink": lambda: self.kernel,
-            "ExpectationTable": lambda _: self.kernel,
-            "time": SimpleNamespace(perf_counter=self._timer),
-        }
-        with patch.multiple(inspection, create=True, **stand_ins):
-            self.inspection = Inspection(
-                self.config,
-                self._links,  # type: ignore[arg-type]
-                self.log,
-                self._clock,
-                self._follow,
-                UNKNOWN,
-                Progress(),
-                Quarantine(self._clock),
-            )
+        self.inspection = Inspection(
+            self.config,
+            self._links,  # type: ignore[arg-type]
+            self.log,
+            self._clock,
+            self._follow,
+            UNKNOWN,
+            Progress(),
+            Quarantine(self._clock),
+            self.kernel,
+            self.kernel,
+            self._timer,
+        )
         self._follows = False
         self._packets = 0
         self._ids = 0

@@ -11,6 +11,8 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+import pytest
+
 from cthelper.core.tuples import UDP
 from tests.attacks import floods, wire
 from tests.attacks.honest import SESSIONS
@@ -108,6 +110,7 @@ def test_flow_of_dear_packets_is_soon_read_no_more(
     honest(scene, SESSIONS[helper], 1)
 
 
+@pytest.mark.interpreted
 def test_source_above_its_share_is_inspected_no_more_and_others_are() -> None:
     scene = Scene("budget.source_cpu = 5")
     session = SESSIONS["tns"]

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Counted instructions: what is counted, and when one has grown too much."""
 
+import platform
 from contextlib import ExitStack
 
 import pytest
 
-from bench.instructions import grown, section, total, unlike
+from bench.instructions import BUILD, document, grown, section, total, unlike
 from bench.table import with_compared, with_counted
 from bench.transactions import BATCH, CASES, Case
+from cthelper.core.compiled import COMPILED
 from cthelper.core.engine import Decision
 
+COUNTS = {"one": 1000, "other": 20_000}
 KEPT = {
     "python": "3.11.2",
     "machine": "x86_64",
-    "instructions": {"one": 1000, "other": 20_000},
+    "instructions": {"interpreted": COUNTS, "compiled": {"one": 300}},
 }
-
-
-def counted(**instructions: int) -> dict[str, object]:
-    return {**KEPT, "instructions": instructions}
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -41,13 +40,13 @@ def test_instructions_are_the_sum_that_cachegrind_tells() -> None:
 
 
 def test_count_that_has_grown_by_over_a_tenth_is_named() -> None:
-    assert grown(counted(one=1100, other=22_001), KEPT) == [
+    assert grown({"one": 1100, "other": 22_001}, COUNTS) == [
         "other: 22,001 instructions, 10% over 20,000"
     ]
 
 
 def test_case_that_is_new_or_gone_is_named() -> None:
-    assert grown(counted(one=1, third=1), KEPT) == [
+    assert grown({"one": 1, "third": 1}, COUNTS) == [
         *("other: not in both", "third: not in both")
     ]
 
@@ -68,9 +67,26 @@ def test_counts_are_of_one_version_of_python_and_one_machine(
     assert why is None or python.rpartition(".")[0] in why
 
 
+def test_counts_of_the_other_build_stay() -> None:
+    here = {"python": platform.python_version(), "machine": platform.machine()}
+    kept = {**here, "instructions": {"compiled": COUNTS, "interpreted": COUNTS}}
+    other = "interpreted" if COMPILED else "compiled"
+    for before, left in (
+        (kept, [other]),
+        ({**kept, "python": "3.1.0"}, []),
+        (None, []),
+    ):
+        written = document({"one": 7}, before)
+        counts = written["instructions"]
+        assert counts.pop(BUILD) == {"one": 7}
+        assert list(counts) == left
+        assert written["python"] == platform.python_version()
+
+
 def test_page_keeps_what_the_other_script_has_written() -> None:
     page = with_counted("# Compared\n\nold\n", section(KEPT))
-    assert "| other | 20,000 |\n" in page
+    assert "| transaction | compiled | interpreted |\n|---|---|---|\n" in page
+    assert "| one | 300 | 1,000 |\n" in page
     page = with_compared(page, "# Compared\n\nnew\n")
     assert page.startswith("# Compared\n\nnew\n\n## Instructions\n\nWhat ")
     assert with_counted(page, "again\n").endswith("\n## Instructions\n\nagain\n")

@@ -164,6 +164,7 @@ def test_configuration_that_is_not_there_is_2_and_one_line(
 # Errors of the kernel.
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     ("errno", "advice"),
     [

@@ -8,6 +8,8 @@ import errno
 import io
 import json
 import struct
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +18,7 @@ import pytest
 
 from cthelper.core.api import Effects, Helper, Message
 from cthelper.core.config import Budget, Config, DaemonConfig, HelperConfig
-from cthelper.core.daemon import inspection
-from cthelper.core.daemon.expectation_table import ExpectationTable
+from cthelper.core.daemon.expectation_table import MOST, ExpectationTable
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.probe import UNKNOWN
@@ -47,8 +48,6 @@ from cthelper.core.tuples import (
 from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple, udp
 from tests.core.host import Clock, Datagrams, Lines, configured
 from tests.core.offline.tracking import wanted
-
-pytestmark = pytest.mark.interpreted
 
 CONFIG: Final = Config(
     helpers={"datagram": configured(Datagrams)}, daemon=DaemonConfig(mark=0x40)
@@ -154,14 +153,17 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World()
-    monkeypatch.setattr(inspection, "Ctnetlink", lambda: made)
-    return made
+def world() -> World:
+    return World()
 
 
 def inspection_of(
-    config: Config, world: World, *own: Address, quarantine: Quarantine | None = None
+    config: Config,
+    world: World,
+    *own: Address,
+    quarantine: Quarantine | None = None,
+    most: Path = MOST,
+    timer: Callable[[], float] = time.perf_counter,
 ) -> Inspection:
     """What a server with this configuration does with packets."""
     follow: list[bool] = []
@@ -174,6 +176,9 @@ def inspection_of(
         UNKNOWN,
         world.progress,
         quarantine or Quarantine(world.clock),
+        world,  # type: ignore[arg-type]
+        ExpectationTable(world, most),  # type: ignore[arg-type]
+        timer,
     )
 
 
@@ -287,6 +292,7 @@ def test_expectation_that_the_kernel_refuses_is_told_and_the_packet_goes_on(
     assert str(told["expects"]) in str(told["detail"])
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("others", [True, False])
 def test_only_what_others_have_put_in_is_told_to_the_expecter(
     world: World,
@@ -409,9 +415,7 @@ def test_evicted_flows_are_told_and_counted(world: World) -> None:
     assert world.log.counters["evicted.flows"] == 4
 
 
-def test_source_that_takes_too_much_is_told_of_once(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_source_that_takes_too_much_is_told_of_once(world: World) -> None:
     timer = Clock()
 
     class Slow(Datagrams):
@@ -419,9 +423,9 @@ def test_source_that_takes_too_much_is_told_of_once(
             timer.now += 0.3
             yield from ()
 
-    monkeypatch.setattr("time.perf_counter", timer)
     patient = replace(CONFIG, budget=Budget(deadline=1000))
-    inspects = inspection_of(replace(patient, helpers=enabled(Slow)), world)
+    slow = replace(patient, helpers=enabled(Slow))
+    inspects = inspection_of(slow, world, timer=timer)
     entries = [replace(ENTRY, id=number) for number in range(9)]
     assert served(world, inspects, b"NOTHING", entries[0], 1) == [Verdict(1)]
     for number, entry in enumerate(entries[1:], 2):
@@ -491,6 +495,7 @@ BATCH: Final = [
 AROUND: Final = [Verdict(1, conntrack=KEPT), Verdict(3, conntrack=KEPT)]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(
     "error",
     [
@@ -516,6 +521,7 @@ def test_bug_ends_the_inspection_of_its_flow_and_of_no_other(
     assert "expect 5003" in world.record
 
 
+@pytest.mark.interpreted
 def test_packet_of_a_bug_is_dropped_where_its_helper_fails_closed(world: World) -> None:
     helper = replace(configured(Datagrams), queue=World.number, fail_closed=True)
     closed = replace(CONFIG, helpers={"datagram": helper})
@@ -525,6 +531,7 @@ def test_packet_of_a_bug_is_dropped_where_its_helper_fails_closed(world: World) 
     assert world.serves(inspects, BATCH) == [AROUND[0], dropped, AROUND[1]]
 
 
+@pytest.mark.interpreted
 def test_packet_of_a_bug_goes_on_with_its_sequence_numbers_adjusted_once(
     world: World, inspects: Inspection
 ) -> None:
@@ -535,6 +542,7 @@ def test_packet_of_a_bug_goes_on_with_its_sequence_numbers_adjusted_once(
     assert world.serves(inspects, batch) == [Verdict(1, Action.STOP)]
 
 
+@pytest.mark.interpreted
 def test_all_are_answered_even_where_a_bug_cannot_be_told_of(
     world: World, inspects: Inspection
 ) -> None:
@@ -626,15 +634,12 @@ def test_other_limits_hold_from_a_reload_on_and_what_lives_counts(
 
 
 def test_quarter_of_the_kernels_table_is_left_to_others(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path
 ) -> None:
     most = tmp_path / "most"
     most.write_text("120")
-    monkeypatch.setattr(
-        inspection, "ExpectationTable", lambda one: ExpectationTable(one, most)
-    )
     world.held = 89
-    inspects = inspection_of(limited(), world)
+    inspects = inspection_of(limited(), world, most=most)
     assert "expect 5000" in served(world, inspects, b"OPEN 5000", ENTRY, 1)
     served(world, inspects, b"OPEN 5001", ENTRY, 2)
     assert refusals(world) == {"refused.live-all": 1}

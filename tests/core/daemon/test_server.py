@@ -42,8 +42,6 @@ from cthelper.core.queue.binding import Binding, BoundQueue
 from cthelper.core.queue.protocol import Statistics
 from cthelper.core.registry import builtin_helpers
 
-pytestmark = pytest.mark.interpreted
-
 SECONDS = 10.0
 
 
@@ -262,7 +260,9 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
             "Events": world.events_source,
             "Links": lambda: FakeSource(world.pair()[0]),
             "waker_pair": world.pair,
-            "Inspection": lambda *given: FakeInspection(world, *given),
+            "Inspection": lambda *given: FakeInspection(world, *given[:-3]),
+            "Ctnetlink": lambda: world,
+            "ExpectationTable": lambda asked: asked,
             "Log": lambda *given, **more: Log(*given, **more, output=world.output),
             "open_list": lambda: None,
             "bound_queues": lambda _: world.bound(),

@@ -104,6 +104,7 @@ def events(kernel: Kernel) -> Events:
     return Events()
 
 
+@pytest.mark.interpreted
 @cases(
     "message,passes",
     {
