@@ -349,7 +349,7 @@ def code() -> Finding:
         return Finding(Health.OK, "code: compiled by mypyc")
     return Finding(
         Health.WARNING,
-        "code: interpreted, which takes about three times the CPU",
+        "code: interpreted, which takes about twice the CPU",
         "install gcc and python3-dev, then install cthelper again",
     )
 
