@@ -349,7 +349,7 @@ def code() -> Finding:
         return Finding(Health.OK, "code: compiled by mypyc")
     return Finding(
         Health.WARNING,
-        "code: interpreted, which takes about twice the CPU",
+        "code: interpreted, which takes about twice the instructions",
         "install gcc and python3-dev, then install cthelper again",
     )
 
