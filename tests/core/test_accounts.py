@@ -18,6 +18,9 @@ from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Direction, Status, 
 from tests.core.builders import conntrack, flow_tuple, tcp, udp
 from tests.core.host import FIRST, Clock, Datagrams, Lines, configured, on_link
 
+# Compiled, sources would share by chance (`world`).
+pytestmark = pytest.mark.interpreted
+
 SERVER = "198.51.100.7"
 
 
@@ -415,7 +418,6 @@ def test_another_budget_counts_for_flows_that_have_begun(flows: Flows) -> None:
     assert flows.datagram(entry, 1).events == (Finished("source-cpu"),)
 
 
-@pytest.mark.interpreted
 def test_what_fails_is_paid_for(flows: Flows, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = flows.entry("192.0.2.1")
 

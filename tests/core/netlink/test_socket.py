@@ -224,6 +224,7 @@ def test_what_fails_on_the_socket_itself_is_an_error_of_netlink(
     assert caught.value.reason == reason
 
 
+@pytest.mark.interpreted
 def test_answer_that_does_not_come_is_waited_for_in_vain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
