@@ -42,10 +42,9 @@ class BuildExtensions(build_ext):
                 for folder, names in project["tool"]["cthelper"]["compiled"].items()
                 for name in names
             ]
+            # It takes two minutes to compile as it is.
             self.distribution.ext_modules += mypycify(
-                modules,
-                group_name="cthelper",
-                opt_level=os.environ.get("CTHELPER_OPT", "1"),
+                modules, group_name="cthelper", opt_level="1", debug_level="0"
             )
             self.initialize_options()
             self.finalize_options()
