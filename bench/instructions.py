@@ -88,9 +88,14 @@ def measure() -> Counts:
 
 def document(found: Counts, kept: Document | None) -> Document:
     """What to write: the counts of this build, and what is known of the other one."""
-    here = {"python": platform.python_version(), "machine": platform.machine()}
+    here = _here()
     known = {} if kept is None or unlike(here, kept) else kept["instructions"]
     return {**here, "instructions": {**known, BUILD: found}}
+
+
+def _here() -> dict[str, str]:
+    """What counts of other places are not compared with."""
+    return {"python": platform.python_version(), "machine": platform.machine()}
 
 
 def total(text: str) -> int:
@@ -191,8 +196,7 @@ def main() -> int:
     kept: Document | None = None
     if options.check is not None:
         kept = json.loads(options.check.read_text("utf-8"))
-        here = {"python": platform.python_version(), "machine": platform.machine()}
-        why = unlike(here, kept)
+        why = unlike(_here(), kept)
         if why is not None:
             print(f"instructions: {why}")
             return 0
