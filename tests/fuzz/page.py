@@ -66,8 +66,8 @@ Whatever reads bytes of strangers, of the kernel or of files is a target
 (`tests/fuzz/targets.py`). `script/fuzz` runs them with atheris, which sees what code
 the bytes reach; the captures in `pcaps/`, conversations that none of them holds, and
 what long runs have reached (`tests/fuzz/corpus`) are what it begins with. The ordinary
-tests read all of these once, and what was found and mended
-(`tests/fuzz/findings`). `script/test` fuzzes each target for 12 seconds.
+tests read all of these once, and what was found and mended (`tests/fuzz/findings`).
+`script/test` fuzzes each target for 9 seconds, and compiled for 3.
 
 What holds of each input:
 
