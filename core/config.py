@@ -48,6 +48,10 @@ _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
 _MARK_LIMIT: Final = 0xFFFFFFFF
 _SIZE_LIMIT: Final = 1 << 20
+# Of a helper's name (NF_CT_HELPER_NAME_LEN), and what is put after one that a module of
+# the kernel has.
+_NAME_LENGTH: Final = 15
+_OURS: Final = "-u"
 # Hosts that anybody may announce without a warning: those of a cluster.
 _FEW_HOSTS: Final = 16
 _ALLOWANCE: Final = '{ from = "10.0.0.10", hosts = ["10.0.0.0/28"], ports = [1521] }'
@@ -140,7 +144,8 @@ class HelperConfig:
     are the helper's own with the configured limits. With `fail_closed` packets that
     nobody can inspect are dropped. `queue` is the one that the first server reads;
     where helpers that fail closed have the number of others that do not, it is the
-    first after theirs.
+    first after theirs. `known_as` is the name that it is registered with where that is
+    not the helper's own.
     """
 
     # Another process may have the helper declared (declaration.py), or imported.
@@ -156,6 +161,12 @@ class HelperConfig:
     sources: tuple[Network, ...] = ()
     destinations: tuple[Destination, ...] = ()
     fail_closed: bool = False
+    known_as: str = ""
+
+    @property
+    def name(self) -> str:
+        """What nft and conntrack know the helper as."""
+        return self.known_as or self.helper.name
 
     @property
     def prefilter(self) -> Prefilter:
@@ -195,7 +206,7 @@ class HelperConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration. `helpers` holds the enabled ones, by name.
+    """The whole configuration. `helpers` holds the enabled ones, by their `name`.
 
     `limits` is what all of them together may have, `warnings` say what stands in the
     file without effect.
@@ -313,12 +324,14 @@ def parse(
     helpers: Mapping[str, type[Helper]],
     *,
     left_out: Collection[str] = (),
+    modules: Mapping[str, str] | None = None,
 ) -> Config:
     """The configuration in `text`, which came from the file `path`.
 
     `helpers` are those installed, or stand-ins of them, by name; tables of those
-    `left_out`, since they are broken, are not looked at. Raises ConfigError with all
-    that is wrong.
+    `left_out`, since they are broken, are not looked at. `modules` are the kernel's
+    that have helpers' names: such a helper is known as that with ``-u``, where the
+    configuration does not say. Raises ConfigError with all that is wrong.
     """
     root = read_document(text, path)
     problems = root.problems
@@ -368,11 +381,15 @@ def parse(
     tables.close("helper", " or ".join(hints))
     root.close()
     problems += _tagged_twice(enabled)
+    enabled = _renamed(enabled, modules or {}, warnings)
+    problems += _known_twice(enabled)
     result = Config(
         daemon=daemon,
         budget=budget,
         limits=limits,
-        helpers=_separated(enabled, daemon.workers),
+        helpers={
+            each.name: each for each in _separated(enabled.values(), daemon.workers)
+        },
         warnings=tuple(f"{path}: {each}" for each in warnings),
     )
     if sound:
@@ -395,20 +412,56 @@ def _tagged_twice(helpers: Mapping[str, HelperConfig]) -> Iterator[str]:
             )
 
 
-def _separated(
-    helpers: Mapping[str, HelperConfig], workers: int
+def _renamed(
+    helpers: Mapping[str, HelperConfig],
+    modules: Mapping[str, str],
+    warnings: list[str],
 ) -> dict[str, HelperConfig]:
+    """The helpers, those with another name whose own a module of the kernel has."""
+    renamed = {}
+    for name, config in helpers.items():
+        module = modules.get(config.name)
+        renamed[name] = config
+        if module is None:
+            continue
+        if config.known_as:
+            warnings.append(
+                f'helpers.{name}.known_as = "{config.known_as}": the kernel module '
+                f"{module} has this name: set another one"
+            )
+            continue
+        other = f"{name[: _NAME_LENGTH - len(_OURS)]}{_OURS}"
+        renamed[name] = replace(config, known_as=other)
+        warnings.append(
+            f"the kernel module {module} has the name {name}: helper {name} is known "
+            f'as {other}, in rules, too: ct helper "{other}"'
+        )
+    return renamed
+
+
+def _known_twice(helpers: Mapping[str, HelperConfig]) -> Iterator[str]:
+    """What is wrong where two helpers would be registered with one name."""
+    by_name: dict[str, str] = {}
+    for name, config in helpers.items():
+        other = by_name.setdefault(config.name, name)
+        if other != name:
+            yield (
+                f'helpers.{name}.known_as = "{config.name}": is the name of helper '
+                f"{other}: set another one"
+            )
+
+
+def _separated(
+    helpers: Collection[HelperConfig], workers: int
+) -> Iterator[HelperConfig]:
     """The helpers, those that fail closed with queues apart from all others'.
 
     Whether packets pass a full queue or are dropped is the queue's, not the helper's.
     """
-    shared = {each.queue for each in helpers.values() if not each.fail_closed}
-    return {
-        name: replace(each, queue=each.queue + workers)
-        if each.fail_closed and each.queue in shared
-        else each
-        for name, each in helpers.items()
-    }
+    shared = {each.queue for each in helpers if not each.fail_closed}
+    for each in helpers:
+        apart = each.fail_closed and each.queue in shared
+        yield replace(each, queue=each.queue + workers) if apart else each
 
 
 def _wrong_queues(config: Config) -> Iterator[str]:
@@ -574,6 +627,7 @@ def _helper(
         sources=table.list_of("sources", _network, ()),
         destinations=table.list_of("destinations", _destination, helper.destinations),
         fail_closed=table.boolean("fail_closed", default=False),
+        known_as=table.value("known_as", _known_as, ""),
     )
     if table.text("queueing", ""):
         warnings.append(
@@ -785,6 +839,12 @@ def _user(value: object) -> str:
     if not isinstance(value, str) or not _USER.fullmatch(value) or value == "root":
         raise ValueError("must be the name of a user, not root")
     return value
+
+
+def _known_as(value: object) -> str:
+    if value == "" or is_name(value):
+        return str(value)
+    raise ValueError(NAME_ALLOWED)
 
 
 def _interface(value: object) -> str:

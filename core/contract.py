@@ -44,6 +44,7 @@ _KEYS: Final = frozenset(
         "queue",
         "queueing",
         "fail_closed",
+        "known_as",
         "type",
         "window",
         "policies",

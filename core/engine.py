@@ -167,7 +167,7 @@ class Engine:
                 payer = accounts.of(entry.original, direction, assured=entry.assured)
                 if accounts.overspent(payer, entry.original):
                     return NOTHING
-            flow = Flow.begin(entry, config.helper)
+            flow = Flow.begin(entry, config.helper, config.name)
             flow.depth = self._grants.depth(entry)
             flow.group = self._to_group(entry)
             self.flows.add(flow)

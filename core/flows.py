@@ -123,8 +123,8 @@ class Flow:
         self.weight = weight
 
     @classmethod
-    def begin(cls, entry: Conntrack, helper: type[Helper]) -> "Flow":
-        """A flow of which nothing has been read yet."""
+    def begin(cls, entry: Conntrack, helper: type[Helper], name: str) -> "Flow":
+        """A flow of which nothing has been read yet; `name` is its helper's."""
         sent = answered = _UDP
         if entry.original.transport is TCP:
             limit = helper.message_limit
@@ -132,7 +132,7 @@ class Flow:
         return cls(
             key_of(entry),
             entry.original,
-            helper.name,
+            name,
             sent,
             answered,
         )

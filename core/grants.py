@@ -133,7 +133,9 @@ class Grants:
         class_, policy = find_policy(config.policies, wish)
         opening = self._opening(wish, message, entry, config)
         networks = self._networks(wish, opening)
-        name = config.helper.name
+        name = config.name
+        # As the helper knows itself.
+        helper = name if wish.helper == config.helper.name else wish.helper
         wanted: list[Expectation] = []
         for network in networks:
             expectation = Expectation(
@@ -146,7 +148,7 @@ class Grants:
                 timeout=policy.timeout,
                 class_=class_,
                 permanent=wish.permanent,
-                helper=wish.helper,
+                helper=helper,
                 zone=entry.zone,
                 translation=opening.translation,
             )
@@ -157,7 +159,7 @@ class Grants:
         asker = _asker(name, message, entry)
         moves = placer is not None
         self.guard.charge(message.now, asker, config.guard, wanted, moves=moves)
-        if wish.helper == name:
+        if helper == name:
             self._chain(entry, message.depth)
         if placer is None:
             granted = Granted(Grant(opening.destination), tuple(wanted))
@@ -188,7 +190,7 @@ class Grants:
             )
         announcer = message.source.address
         if entry.translated and not config.helper.nat:
-            name = config.helper.name
+            name = config.name
             raise ExpectationRefused(
                 "nat", f"{entry.original} is translated, which {name} does not support"
             )

@@ -75,6 +75,12 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
             "passes. Helpers that fail closed have queues apart: where others have the "
             "same number, they take the next one (after those of all workers).",
         ),
+        (
+            "known_as",
+            "",
+            "Name that nft and conntrack know it as. Empty: its own, with -u at the "
+            "end where a module of the kernel has that.",
+        ),
     ]
     options: list[_Key] = [
         (each.name, each.default, f"{each.meaning}.") for each in helper.options

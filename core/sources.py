@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a configuration is made of, read at one time: its text, and where helpers are.
+"""What a configuration is made of, read at one time: its text, where helpers are, and
+whose names modules of the kernel have.
 
 Who may read the files hands it to processes that may not; all make the same of it.
 """
 
 import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -16,10 +18,14 @@ from cthelper.core.registry import Broken, Given, Point, installed_points, read_
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The configuration's file, and the helpers that are not built in."""
+    """The configuration's file, and the helpers that are not built in.
+
+    `modules` are the kernel's that have names of helpers, by these.
+    """
 
     file: ConfigFile
     helpers: Given
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     def packed(self) -> bytes:
         """It, for another process."""
@@ -28,12 +34,13 @@ class Sources:
             str(path): base64.b64encode(data).decode() for path, data in plugins.items()
         }
         file = [str(self.file.path), self.file.text]
-        return json.dumps([file, code, list(points), list(broken)]).encode()
+        modules = dict(self.modules)
+        return json.dumps([file, code, list(points), list(broken), modules]).encode()
 
     @classmethod
     def unpacked(cls, data: bytes) -> Self:
         """What another process has packed."""
-        (path, text), code, points, broken = json.loads(data)
+        (path, text), code, points, broken, modules = json.loads(data)
         return cls(
             ConfigFile(Path(path), text),
             Given(
@@ -41,6 +48,7 @@ class Sources:
                 [Point(*each) for each in points],
                 [Broken(*each) for each in broken],
             ),
+            modules,
         )
 
 

@@ -222,7 +222,7 @@ def _declared(text: str) -> Counter[tuple[str, str]]:
 
 
 def _objects(config: HelperConfig, loaded: Collection[str]) -> str:
-    name = config.helper.name
+    name = config.name
     several = len(config.helper.transports) > 1
     note = "\t# An object serves one transport, and IPv4 and IPv6 alike.\n"
     return "".join(
@@ -240,7 +240,7 @@ def _objects(config: HelperConfig, loaded: Collection[str]) -> str:
 
 
 def _object(config: HelperConfig, transport: Transport) -> str:
-    return f"{config.helper.name}-{transport}"
+    return f"{config.name}-{transport}"
 
 
 def _expected(config: Config) -> str:
@@ -250,7 +250,7 @@ def _expected(config: Config) -> str:
     """
     rules = [
         f"meta l4proto {transport} ct state related "
-        f'ct helper "{each.helper.name}" ct helper set "{_object(each, transport)}"'
+        f'ct helper "{each.name}" ct helper set "{_object(each, transport)}"'
         for each in config.helpers.values()
         if each.tags_expected
         for transport in sorted(each.helper.transports)
@@ -305,7 +305,7 @@ def _queueing(config: Config) -> str:
     flows: list[str] = []
     chains = []
     for group in _groups(config):
-        flows.append("# " + ", ".join(each.helper.name for each in group))
+        flows.append("# " + ", ".join(each.name for each in group))
         to = _to_queue(config, group[0])
         for flow in _inspected(group):
             if flow.reads == [""]:
@@ -404,7 +404,7 @@ def _inspected(group: Sequence[HelperConfig]) -> Iterator[_Flow]:
             for transport in sorted(config.helper.transports):
                 yield _Flow(
                     f"{_object(config, transport)}-expected",
-                    f'meta l4proto {transport} ct helper "{config.helper.name}"',
+                    f'meta l4proto {transport} ct helper "{config.name}"',
                     _reads([config], transport),
                 )
 
@@ -442,7 +442,7 @@ def _rules(config: Config, hook: Hook) -> str:
         f"\t\t{rule}\n"
         for helper in config.helpers.values()
         if hook in helper.hooks
-        for rule in [f"# {helper.helper.name}", *_helper_rules(helper, hook)]
+        for rule in [f"# {helper.name}", *_helper_rules(helper, hook)]
     )
 
 

@@ -32,6 +32,7 @@ PURE: Final = frozenset(
         "flows",
         "grants",
         "guard",
+        "kernel_modules",
         "ledger",
         "masters",
         "nat",

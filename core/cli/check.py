@@ -9,6 +9,7 @@ from cthelper.core.cli.options import (
     add_config,
     complain,
     left_out,
+    modules_of,
     taking_for,
     warn,
     warned,
@@ -48,7 +49,13 @@ def _check(options: argparse.Namespace) -> int:
         warn(left_out(each))
     names = {each.name for each in broken}
     try:
-        config = warned(parse(file.text, file.path, classes(found), left_out=names))
+        config = warned(
+            parse(
+                *(file.text, file.path, classes(found)),
+                left_out=names,
+                modules=modules_of(found),
+            )
+        )
         nft.render(config)
     except ConfigError as error:
         problems += error.lines

@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -20,6 +21,7 @@ from cthelper.core.config import (
 from cthelper.core.daemon.standard_error import priority
 from cthelper.core.errors import RegistryError
 from cthelper.core.examination import Ask, Examining
+from cthelper.core.kernel_modules import loaded_module
 from cthelper.core.registry import (
     IMPORTING,
     Broken,
@@ -115,7 +117,15 @@ def configured(
     """
     broken: list[Broken] = []
     taking = IMPORTING if runs else taking_for(file)
-    return _parsed(file, _found(file, options, broken, taking), broken)
+    found = _found(file, options, broken, taking)
+    # What is replayed meets no kernel.
+    return _parsed(file, found, broken, {} if runs else modules_of(found))
+
+
+def modules_of(found: Mapping[str, Found]) -> dict[str, str]:
+    """The kernel's modules that have names of these helpers, by these."""
+    modules = {name: loaded_module(name) for name in found}
+    return {name: module for name, module in modules.items() if module is not None}
 
 
 def taking_for(file: ConfigFile) -> Taking:
@@ -149,7 +159,8 @@ def declared_by(sources: Sources, ask: Ask) -> Declared:
     given = sources.helpers
     taking = Examining(ask, sources.file.text)
     found = find_helpers(broken=broken, given=given, taking=taking)
-    config = _parsed(sources.file, found, broken)
+    modules = modules_of(found)
+    config = _parsed(sources.file, found, broken, modules)
     taken = {each.source for each in found.values()}
     points: list[Point] = []
     for point in given.points:
@@ -157,7 +168,7 @@ def declared_by(sources: Sources, ask: Ask) -> Declared:
             # Another name of the same class was refused, since it is taken.
             taken.remove(source_of(point))
             points.append(point)
-    kept = Sources(sources.file, Given(given.plugins, points, broken))
+    kept = Sources(sources.file, Given(given.plugins, points, broken), modules)
     return Declared(config, kept.packed())
 
 
@@ -170,13 +181,19 @@ def made_of(sources: Sources) -> Config:
     found = find_helpers(broken=broken, given=sources.helpers)
     if len(broken) > len(sources.helpers.broken):
         raise RegistryError(broken[-1].reason)
-    return _parsed(sources.file, found, broken)
+    return _parsed(sources.file, found, broken, sources.modules)
 
 
-def _parsed(file: ConfigFile, found: dict[str, Found], broken: list[Broken]) -> Config:
-    helpers = classes(found)
+def _parsed(
+    file: ConfigFile,
+    found: dict[str, Found],
+    broken: list[Broken],
+    modules: Mapping[str, str],
+) -> Config:
     names = {each.name for each in broken}
-    config = parse(file.text, file.path, helpers, left_out=names)
+    config = parse(
+        file.text, file.path, classes(found), left_out=names, modules=modules
+    )
     told = tuple(map(left_out, broken))
     return replace(config, warnings=told + config.warnings)
 

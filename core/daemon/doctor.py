@@ -14,6 +14,7 @@ from typing import Final
 from cthelper import nft
 from cthelper.core.compiled import COMPILED
 from cthelper.core.config import Config
+from cthelper.core.daemon.helper_rules import meant
 from cthelper.core.daemon.mark_conflicts import conflicts
 from cthelper.core.daemon.privileges import NoSuchUser, plan
 from cthelper.core.daemon.probe import (
@@ -32,8 +33,9 @@ from cthelper.core.errors import (
     RulesetError,
     advice,
 )
+from cthelper.core.kernel_modules import loaded_module
 from cthelper.core.netlink.ctnetlink import Ctnetlink
-from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, kernel_module
+from cthelper.core.netlink.nfnetlink_cthelper import HelperTable
 from cthelper.core.queue.backends import LIBRARY, NATIVE, choose
 from cthelper.core.queue.binding import bound_queues
 from cthelper.core.tuples import BROADCAST
@@ -356,16 +358,39 @@ def code() -> Finding:
 
 def names(config: Config, host: Host) -> Iterator[Finding]:
     """Whether the kernel's own helpers leave the configured names free."""
-    for name in config.helpers:
-        module = kernel_module(name)
-        if (host.root / "sys/module" / module).exists():
+    for name, each in config.helpers.items():
+        own = each.helper.name
+        module = loaded_module(name, host.root)
+        other = loaded_module(own, host.root)
+        if module is not None:
             yield Finding(
                 Health.FAILURE,
                 f"helper name {name} is taken by the kernel module {module}",
-                f"rmmod {module}",
+                f"set another one in helpers.{own}.known_as",
             )
+        elif name != own and other is not None:
+            yield Finding(
+                Health.OK,
+                f"helper {own} is known as {name}, since the kernel module {other} has "
+                "its name",
+            )
+            yield from _rules_of(own, name, other)
         else:
             yield Finding(Health.OK, f"helper name {name}")
+
+
+def _rules_of(own: str, known_as: str, module: str) -> Iterator[Finding]:
+    """Whether rules that are loaded mean the kernel's helper and not ours."""
+    try:
+        rules = meant(nft.loaded_ruleset())
+    except RulesetError:
+        return  # `ruleset` tells of it
+    if own in rules and known_as not in rules:
+        yield Finding(
+            Health.WARNING,
+            f'{rules[own]} matches ct helper "{own}", which is the helper of {module}',
+            f'let it match "{known_as}", so that it accepts what ours expects',
+        )
 
 
 def queues(config: Config) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cthelper import nft
+from cthelper.core.daemon.helper_rules import named
 
 _ALL: Final = 0xFFFFFFFF
 _CT_MARK: Final = {"ct": {"key": "mark"}}
@@ -46,7 +47,7 @@ def of_rules(
     rules = [each["rule"] for each in ruleset if "rule" in each]
     seers = [*_routing_seers(bit, routing), *_packet_mark_seers(bit, rules)]
     for rule in rules:
-        name = _name(rule)
+        name = named(rule)
         for statement in rule.get("expr", []):
             if any(_bits(each, _CT_MARK) & bit for each in _compared(statement)):
                 yield Conflict(
@@ -100,12 +101,7 @@ def _packet_mark_seers(bit: int, rules: list[dict[str, Any]]) -> Iterator[str]:
     for rule in rules:
         for statement in rule.get("expr", []):
             if any(_bits(each, _PACKET_MARK) & bit for each in _compared(statement)):
-                yield _name(rule)
-
-
-def _name(rule: Mapping[str, Any]) -> str:
-    place = " ".join(str(rule[key]) for key in ("family", "table", "chain"))
-    return f"rule {place} handle {rule['handle']}"
+                yield named(rule)
 
 
 def _compared(statement: Any) -> list[Any]:

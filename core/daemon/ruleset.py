@@ -31,7 +31,7 @@ def registrations(helpers: Iterable[HelperConfig]) -> list[Registration]:
     """The registrations that these helpers need: a family and a transport each."""
     return [
         Registration(
-            name=config.helper.name,
+            name=config.name,
             family=family,
             transport=transport,
             queue=config.queue,

@@ -100,7 +100,7 @@ class HelperTable:
             module = kernel_module(registration.name)
             raise NameTaken(
                 f"helper name {registration.name!r} is taken by the kernel module "
-                f"{module}: rmmod {module}"
+                f"{module}: set another one in known_as of the helper's table"
             ) from None
 
     def delete(self, registration: Registration) -> bool:

@@ -181,7 +181,7 @@ class Entry:
             original=self.original,
             reply=self.reply,
             status=status,
-            helper=None if self.helper is None else self.helper.helper.name,
+            helper=None if self.helper is None else self.helper.name,
             timeout=max(0, int(self.expires - now)),
             master=None if self.master is None else self.master.original,
         )

@@ -57,7 +57,7 @@ class Expectations:
         nf_conntrack_netlink.c): one that covers the same, whoever's, is refreshed. For
         another as in a verdict (ctnetlink_glue_attach_expect).
         """
-        name = "" if master.helper is None else master.helper.helper.name
+        name = "" if master.helper is None else master.helper.name
         wanted = Expected(expectation, master, frame, name)
         if self._nat is not None:
             end = self._nat.shown(expectation, master.tuples)

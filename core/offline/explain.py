@@ -233,7 +233,7 @@ class _Story:
         `known`: the capture holds what would have announced it.
         """
         for config in self._helpers:
-            name, port = config.helper.name, original.destination.port
+            name, port = config.name, original.destination.port
             if original.transport not in config.helper.transports:
                 continue
             if port in config.ports:

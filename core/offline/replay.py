@@ -296,7 +296,7 @@ class Replay:
         if self.onlooker is not None:
             self._count(entry, seen)
         if seen.missed is not None:
-            name = seen.missed.helper.name
+            name = seen.missed.name
             self._finish(
                 entry.original, name, "mid-stream", "first segment seen is the server's"
             )
@@ -509,7 +509,7 @@ class Replay:
                 last_frame=self._frame,
                 last_time=self._time,
                 flow=entry.original,
-                helper=None if entry.helper is None else entry.helper.helper.name,
+                helper=None if entry.helper is None else entry.helper.name,
                 packets=0,
                 finished=None,
             )

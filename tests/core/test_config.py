@@ -281,7 +281,7 @@ INTERFACE = (
 )
 PLAIN_KEYS = (
     "enabled, ports, hooks, queue, policies, guard, nat, "
-    "interfaces, sources, destinations, fail_closed, queueing"
+    "interfaces, sources, destinations, fail_closed, known_as, queueing"
 )
 DAEMON_KEYS = (
     "queue, workers, receive_buffer, flow_limit, log_level, log_format, backend, "

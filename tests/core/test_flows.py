@@ -31,7 +31,7 @@ class Silent(Helper):
 
 
 def begun(table: FlowTable, entry: Conntrack) -> Flow:
-    flow = Flow.begin(entry, Silent)
+    flow = Flow.begin(entry, Silent, Silent.name)
     table.add(flow)
     return flow
 
@@ -197,7 +197,7 @@ def test_removed_flow_is_forgotten_without_being_counted() -> None:
 
 
 def test_first_reason_for_finishing_stays() -> None:
-    flow = Flow.begin(conntrack(), Silent)
+    flow = Flow.begin(conntrack(), Silent, Silent.name)
     flow.helper = Silent()
     assert flow.side(ORIGINAL).stream is not None
     flow.finish("gap")
@@ -208,7 +208,7 @@ def test_first_reason_for_finishing_stays() -> None:
 
 
 def test_flow_is_quiet_when_it_is_finished_and_nothing_was_rewritten() -> None:
-    flow = Flow.begin(conntrack(), Silent)
+    flow = Flow.begin(conntrack(), Silent, Silent.name)
     assert not flow.quiet
     flow.finish("done")
     assert [flow.quiet] == [True]
@@ -217,7 +217,7 @@ def test_flow_is_quiet_when_it_is_finished_and_nothing_was_rewritten() -> None:
 
 
 def test_flow_of_datagrams_keeps_no_streams() -> None:
-    flow = Flow.begin(conntrack(flow_tuple(UDP)), Silent)
+    flow = Flow.begin(conntrack(flow_tuple(UDP)), Silent, Silent.name)
     assert flow.side(ORIGINAL).stream is flow.side(REPLY).stream is None
 
 

@@ -53,7 +53,7 @@ def test_every_key_is_there() -> None:
     assert written["plugins"] == {"folder": str(DEFAULT_PLUGINS)}
     common = {
         *("enabled", "queue", "ports", "hooks", "interfaces", "sources"),
-        *("destinations", "fail_closed", "policies", "guard"),
+        *("destinations", "fail_closed", "known_as", "policies", "guard"),
     }
     for name, helper in builtin_helpers().items():
         if helper.template or not helper.enabled:

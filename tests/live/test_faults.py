@@ -150,9 +150,7 @@ FAULTS: Final = {
     "queue taken after a death": Fault(strike=faults.take_queue_of_the_dead),
     "module before the start": Fault(strike=faults.load_module_before_start),
     "module before a reload": Fault(
-        strike=faults.load_module_before_reload,
-        tells=("reload-refused",),
-        lost=WAITING,
+        strike=faults.load_module_before_reload, lost=WAITING
     ),
     "module beside a plugin": Fault(strike=faults.load_module_late),
     # Operators

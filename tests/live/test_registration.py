@@ -26,6 +26,7 @@ from cthelper.core.errors import (
     RestartNeeded,
     RulesetError,
 )
+from cthelper.core.kernel_modules import loaded_module
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import (
     HelperTable,
@@ -309,11 +310,13 @@ def test_name_that_a_kernel_module_serves_is_taken_until_it_is_removed(
     wanted = replace(UDP4, name="tftp")
     subprocess.run(["modprobe", "nf_conntrack_tftp"], check=True)
     try:
-        with pytest.raises(NameTaken, match="rmmod nf_conntrack_tftp"):
+        with pytest.raises(NameTaken, match="nf_conntrack_tftp: set another one"):
             table.put(wanted)
+        assert loaded_module("tftp") == "nf_conntrack_tftp"
         assert named(table, "tftp") == []
     finally:
         subprocess.run(["rmmod", "nf_conntrack_tftp"], check=True)
+    assert loaded_module("tftp") is None
     table.put(wanted)
     assert named(table, "tftp") == [wanted]
 

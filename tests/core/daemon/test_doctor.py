@@ -437,8 +437,64 @@ def test_name_that_a_kernel_module_serves_is_a_failure(folder: Folder) -> None:
     _, finding = doctor.names(config(), folder.host)
     assert str(finding) == (
         "FAIL     helper name sunrpc is taken by the kernel module "
-        "nf_conntrack_sunrpc: rmmod nf_conntrack_sunrpc"
+        "nf_conntrack_sunrpc: set another one in helpers.sunrpc.known_as"
     )
+
+
+KNOWN_AS = '[helpers.sunrpc]\nknown_as = "sunrpc-u"\n'
+
+
+def ruleset_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Folder, *names: object
+) -> list[str]:
+    """What is found where rules match these helpers and a module has one's name."""
+    folder.write("sys/module/nf_conntrack_sunrpc/refcnt", "0")
+    rule = {"family": "inet", "table": "filter", "chain": "forward", "handle": 7}
+    key = {"ct": {"key": "helper"}}
+    matches = [{"match": {"op": "==", "left": key, "right": each}} for each in names]
+    ruleset = [{"rule": {**rule, "expr": matches}}]
+    monkeypatch.setattr(nft, "loaded_ruleset", lambda: ruleset)
+    return [str(each) for each in doctor.names(config(KNOWN_AS), folder.host)][1:]
+
+
+RENAMED = (
+    "ok       helper sunrpc is known as sunrpc-u, since the kernel module "
+    "nf_conntrack_sunrpc has its name"
+)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [(), ("mdns",), ("sunrpc-u",), ("sunrpc", "sunrpc-u"), ({"set": ["sunrpc-u"]},)],
+)
+def test_another_name_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, folder: Folder, names: tuple[object, ...]
+) -> None:
+    assert ruleset_with(monkeypatch, folder, *names) == [RENAMED]
+
+
+@pytest.mark.parametrize("named", ["sunrpc", {"set": ["mdns", "sunrpc"]}])
+def test_rules_that_mean_the_kernels_helper_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, folder: Folder, named: object
+) -> None:
+    assert ruleset_with(monkeypatch, folder, named) == [
+        RENAMED,
+        'warning  rule inet filter forward handle 7 matches ct helper "sunrpc", which '
+        'is the helper of nf_conntrack_sunrpc: let it match "sunrpc-u", so that it '
+        "accepts what ours expects",
+    ]
+
+
+def test_rules_that_cannot_be_listed_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, folder: Folder
+) -> None:
+    def refused() -> list[dict[str, object]]:
+        raise RulesetError("nft: no")
+
+    folder.write("sys/module/nf_conntrack_sunrpc/refcnt", "0")
+    monkeypatch.setattr(nft, "loaded_ruleset", refused)
+    found = [str(each) for each in doctor.names(config(KNOWN_AS), folder.host)]
+    assert found[1:] == [RENAMED]
 
 
 def test_names_of_disabled_helpers_do_not_matter(folder: Folder) -> None:

@@ -112,7 +112,7 @@ def entry_of(*, confirmed: bool, id_: int = 1) -> Conntrack:
 
 def decision(*ports: int, packet: bytes | None = None) -> Decision:
     return Decision(
-        flow=Flow.begin(entry_of(confirmed=True), Silent),
+        flow=Flow.begin(entry_of(confirmed=True), Silent, Silent.name),
         expectations=tuple(wanted(port) for port in ports),
         packet=packet,
     )
