@@ -25,6 +25,7 @@ ABOUT: Final = {
     "rpcbind": "calls and results of portmapper and rpcbind, read, written and read",
     "messages": "messages to all helpers, without an engine; what prefilters leave out",
     "config": "configuration: any text, and most often one that is TOML still",
+    "examined": "what the process answers that a plugin is examined in",
     "netlink": "answers and events of the kernel: entries, expectations, errors",
     "native": "a queue in C and the one in Python, which must do the same",
     "sanitized": "the same, with AddressSanitizer and UBSan and without coverage",

@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Configuration: any text is one, or ConfigError with lines for people."""
+"""Configuration, and what an examined plugin answers: any bytes are one, or an error
+with lines for people.
+"""
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from cthelper import nft
+from cthelper.core import reference
 from cthelper.core.api import Helper
 from cthelper.core.config import ConfigFile, parse, plugin_folder
-from cthelper.core.errors import ConfigError
-from cthelper.core.registry import builtin_helpers, register
+from cthelper.core.contract import check_values
+from cthelper.core.declaration import facts
+from cthelper.core.errors import ConfigError, RegistryError
+from cthelper.core.examination import Examining, answer
+from cthelper.core.registry import (
+    Found,
+    builtin_helpers,
+    classes,
+    find_helpers,
+    register,
+)
 from cthelper.plugins.ftp import Ftp
 from tests.fuzz.script import Mutate
 
@@ -53,6 +66,84 @@ def _parse(text: str) -> None:
     for warning in found.warnings:
         assert warning.isprintable(), f"not to be shown: {warning!r}"
     assert nft.render(found).endswith("\n")
+
+
+_FILE: Final = Path("plugin.py")
+
+
+def examined(data: bytes) -> None:
+    """What a process answers that a plugin was examined in: helpers, or errors."""
+    refused: list[RegistryError] = []
+    found: list[Found] = []
+    try:
+        found = Examining(lambda *_: data, "").of_file(_FILE, b"", refused.append)
+    except RegistryError as error:
+        refused.append(error)
+    assert found or refused or data.strip() == b"[]"
+    for problem in refused:
+        for line in str(problem).split("\n"):
+            assert line.isprintable(), f"not to be shown: {line!r}"
+    for each in found:
+        check_values(each.helper)
+        reference.table(each.helper).encode()
+        enabled = f"[helpers.{each.helper.name}]\nenabled = true\n"
+        try:
+            known = parse(enabled, _PATH, classes({each.helper.name: each}))
+        except ConfigError:
+            continue
+        assert nft.render(known).endswith("\n")
+        for helper in known.helpers.values():
+            facts(helper.helper, helper.options)
+
+
+def examined_seeds() -> Iterator[bytes]:
+    """What the helpers of ours declare, one by one and all, and an error."""
+    found = [each for each in find_helpers().values() if not each.helper.template]
+    for each in found:
+        yield answer([each], [], "")
+    yield answer(found, [RegistryError("plugin.py:3: is wrong")], "")
+
+
+def mutated_answer(data: bytes, limit: int, seed: int, *, mutate: Mutate) -> bytes:
+    """Another answer, most often one that is JSON still."""
+    random = Random(seed)
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError):
+        return mutate(data, limit)[:limit]
+    if random.random() < 0.2 or not isinstance(entries, list) or not entries:
+        return mutate(data, limit)[:limit]
+    # What stands somewhere is something else, or what stands elsewhere.
+    inside: Any = entries
+    while True:
+        keys = _keys(inside)
+        if not keys:
+            return mutate(data, limit)[:limit]
+        key = random.choice(keys)
+        if not _keys(inside[key]) or random.random() < 0.2:
+            break
+        inside = inside[key]
+    value = random.choice(_ANSWERS)
+    inside[key] = value
+    return json.dumps(entries).encode()[:limit]
+
+
+def _keys(value: Any) -> list[Any]:
+    """Where there is something in a value of JSON."""
+    match value:
+        case dict():
+            return list(value)
+        case list():
+            return list(range(len(value)))
+    return []
+
+
+_ANSWERS: Final[tuple[Any, ...]] = (
+    *(None, True, 0, 1, -1, 15, 1 << 16, 1 << 70, 0.5, float("inf"), float("nan")),
+    *("", "x", "tcp", "udp", "broadcast", "::/0", "10.0.0.0/8", "a\nb", "\x1b[31m"),
+    *("prerouting", "data", "x" * 5000, "\ud800", [], {}, [[]], [[[0, 8, 1]]]),
+    *(["data", 1, 30], {"name": "depth", "default": 1, "meaning": "x", "choices": []}),
+)
 
 
 def config_seeds() -> Iterator[bytes]:

@@ -215,6 +215,11 @@ _PARSERS: Final = (
         part=2,
     ),
     Target("config", settings.config, settings.config_seeds, settings.mutated_text),
+    Target(
+        *("examined", settings.examined, settings.examined_seeds),
+        settings.mutated_answer,
+        20_000,
+    ),
 )
 _KERNEL: Final = (
     Target(
