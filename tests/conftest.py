@@ -11,6 +11,7 @@ import os
 import pytest
 from hypothesis import settings
 
+from cthelper.core.cli import options
 from cthelper.core.compiled import COMPILED
 from tests import parts, sanitized
 
@@ -52,3 +53,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written anew."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(autouse=True)
+def _plain_names(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Helpers have their own names, whatever this machine's kernel has built in."""
+    if request.node.get_closest_marker("live") is None:
+        monkeypatch.setattr(options, "loaded_module", {}.get)
