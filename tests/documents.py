@@ -93,6 +93,10 @@ _PURPOSES: Final = {
         "by configuration DUMP, CALLIT, BCAST, INDIRECT; UDP and TCP",
         "the client's flows to the announced services; answers to a broadcast call",
     ),
+    "tftp": (
+        "TFTP: RRQ and WRQ",
+        "the server's answer, from a port of its own, to the port that asked",
+    ),
     "tns": (
         "Oracle TNS: REDIRECT, its descriptor inline or in DATA",
         "the client's connection to the announced endpoint",

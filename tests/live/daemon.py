@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cthelper.core.registry import builtin_helpers
 from tests.live.world import Namespace, until
 
 CTHELPER: tuple[str, ...] = (sys.executable, "-B", "-m", "cthelper")
@@ -18,9 +19,13 @@ CTHELPER: tuple[str, ...] = (sys.executable, "-B", "-m", "cthelper")
 _STEP_SECONDS = 90.0
 
 
-def disabled(*names: str) -> str:
-    """Configuration that disables these helpers."""
-    return "".join(f"[helpers.{name}]\nenabled = false\n" for name in names)
+def alone(*names: str) -> str:
+    """Configuration that disables all helpers but these, where they are not off."""
+    return "".join(
+        f"[helpers.{name}]\nenabled = false\n"
+        for name, helper in builtin_helpers().items()
+        if helper.enabled and not helper.template and name not in names
+    )
 
 
 def equal_limits(seconds: int) -> str:

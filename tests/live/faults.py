@@ -46,20 +46,6 @@ _RELOAD_SECONDS: Final = 2.0
 _MODULE: Final = "nf_conntrack_tftp"
 _DAY: Final = 86400.0
 
-# A helper whose name a module of the kernel's has, too.
-TFTP: Final = """
-from cthelper.core.api import *
-
-class Tftp(Helper):
-    name = "tftp"
-    transports = frozenset({UDP})
-    ports = (69,)
-    policies = (Policy("transfer", 1, 30),)
-
-    def on_message(self, message):
-        yield from expect(message.source, policy="transfer")
-"""
-
 BROKEN_PLUGINS: Final = {
     "is no Python": "def on_message(:\n",
     "needs a module that is not there": "import nothing_of_this_name\n",
@@ -305,10 +291,10 @@ def take_queue_of_the_dead(scene: Scene) -> None:
 
 
 def load_module_before_start(scene: Scene) -> None:
-    """A module of the kernel's has a plugin's name when the daemon starts."""
+    """A module of the kernel's has a helper's name when the daemon starts."""
     scene.stop()
-    with module(_MODULE), _plugin(scene, TFTP) as config:
-        scene.daemon.start(config)
+    with module(_MODULE):
+        scene.daemon.start(_with_tftp(scene))
         assert _MODULE in scene.told("config-warning")[0]["detail"]
         scene.recover(_SECONDS)
         scene.stop()
@@ -316,23 +302,22 @@ def load_module_before_start(scene: Scene) -> None:
 
 
 def load_module_before_reload(scene: Scene) -> None:
-    """A module of the kernel's has the name of a plugin that a reload brings.
+    """A module of the kernel's has the name of a helper that a reload turns on.
 
     When the module goes the kernel drops what waits in any queue.
     """
-    with module(_MODULE), _plugin(scene, TFTP) as config:
-        assert "tftp-u" in scene.reload(config, "reloaded")["helpers"]
+    with module(_MODULE):
+        assert "tftp-u" in scene.reload(_with_tftp(scene), "reloaded")["helpers"]
         scene.recover(_SECONDS)
     scene.reload(scene.config, "reloaded")
 
 
 def load_module_late(scene: Scene) -> None:
-    """A module of the kernel's wants the name of a plugin that serves."""
-    with _plugin(scene, TFTP) as config:
-        scene.reload(config, "reloaded")
-        refused = subprocess.run(["modprobe", _MODULE], capture_output=True)
-        assert refused.returncode != 0
-        scene.recover(_SECONDS)
+    """A module of the kernel's wants the name of a helper that serves."""
+    scene.reload(_with_tftp(scene), "reloaded")
+    refused = subprocess.run(["modprobe", _MODULE], capture_output=True)
+    assert refused.returncode != 0
+    scene.recover(_SECONDS)
     scene.reload(scene.config, "reloaded")
 
 
@@ -363,7 +348,7 @@ def reload_broken_plugins(scene: Scene) -> None:
     for what, text in BROKEN_PLUGINS.items():
         with _plugin(scene, text) as config:
             error = scene.reload(config, "reload-refused")["error"]
-            assert "tftp.py" in error, what
+            assert "plugin.py" in error, what
             scene.recover(_SECONDS)
     scene.reload(scene.config, "reloaded")
 
@@ -376,7 +361,7 @@ def start_with_broken_plugins(scene: Scene) -> None:
             scene.daemon.configure(config)
             done = scene.run("run")
             assert (done.returncode, what) == (2, what), done.stderr
-            assert "tftp.py" in done.stderr
+            assert "plugin.py" in done.stderr
     scene.start()
 
 
@@ -446,12 +431,19 @@ def set_clock(scene: Scene) -> None:
 # What these have in common
 
 
+def _with_tftp(scene: Scene) -> str:
+    """The configuration, with the helper that a module of the kernel's is for, too."""
+    off = "[helpers.tftp]\nenabled = false\n"
+    assert off in scene.config
+    return scene.config.replace(off, "")
+
+
 @contextmanager
 def _plugin(scene: Scene, text: str) -> Iterator[str]:
-    """A plugin, tftp.py, and the configuration that has it."""
+    """A plugin, plugin.py, and the configuration that has it."""
     folder = scene.folder / "plugins"
     folder.mkdir(mode=0o755, exist_ok=True)
-    file = folder / "tftp.py"
+    file = folder / "plugin.py"
     file.write_text(text)
     try:
         yield f'{scene.config}[plugins]\nfolder = "{folder}"\n'

@@ -152,7 +152,7 @@ FAULTS: Final = {
     "module before a reload": Fault(
         strike=faults.load_module_before_reload, lost=WAITING
     ),
-    "module beside a plugin": Fault(strike=faults.load_module_late),
+    "module beside a helper": Fault(strike=faults.load_module_late),
     # Operators
     "wrong configuration, reload": Fault(
         strike=faults.reload_broken_configurations, tells=("reload-refused",)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.daemon import Daemon, disabled
+from tests.live.daemon import Daemon, alone
 from tests.live.gateway import registered, tables
 from tests.live.traffic import PORT, Echo, expected
 from tests.live.world import World
@@ -14,7 +14,7 @@ from tests.live.world import World
 pytestmark = pytest.mark.live
 
 CONFIG = (
-    disabled("dhcpv6", "slp", "tns", "mdns")
+    alone("sunrpc")
     + f'[helpers.sunrpc]\nports = [111, {PORT}]\n[daemon]\nuser = "nobody"\n'
 )
 HELPER = """

@@ -26,17 +26,18 @@ def test_commands_give_what_the_page_shows(desk: Path) -> None:
 
 
 def test_module_of_the_page_is_a_sound_helper(desk: Path) -> None:
-    helper = find_helpers(None, [desk / "tftp.py"])["tftp"].helper
+    helper = find_helpers(None, [desk / "xdmcp.py"])["xdmcp"].helper
     check(helper)
-    assert helper.ports == (69,)
+    assert helper.ports == (177,)
 
 
 def test_code_of_the_page_is_typed_and_in_form(desk: Path) -> None:
     settings = str(ROOT / "pyproject.toml")
+    files = "xdmcp.py test_xdmcp.py"
     for line in (
-        "mypy --strict tftp.py test_tftp.py",
-        f"ruff format --check --no-cache --config {settings} tftp.py test_tftp.py",
-        f"ruff check --no-cache --ignore S101 --config {settings} tftp.py test_tftp.py",
+        f"mypy --strict {files}",
+        f"ruff format --check --no-cache --config {settings} {files}",
+        f"ruff check --no-cache --ignore S101 --config {settings} {files}",
     ):
         done = subprocess.run(
             [sys.executable, "-m", *line.split()],
