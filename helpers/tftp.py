@@ -19,11 +19,11 @@ No message holds an endpoint, so that nothing is rewritten behind NAT: the expec
 is for the port that the request's own flow is translated to.
 
 Security. What is opened is the very port that asked, to the server that was asked, for
-30 s, as long as conntrack keeps a flow that nobody has answered. A port below 1024 is
-not opened: a service listens there, or the request is forged. A server that answers
-from another address is not let in, nor would a client take it (section 4). A request to
-a group or by broadcast opens nothing; servers are not to answer it (RFC 1123, section
-4.2.3.5).
+30 s, as long as conntrack keeps a flow that nobody has answered: to whom the request
+alone opens that port from 69. A port below 1024 is not opened: a service listens there,
+or the request is forged. A server that answers from another address is not let in, nor
+would a client take it (section 4). A request to a group or by broadcast opens nothing;
+servers are not to answer it (RFC 1123, section 4.2.3.5).
 """
 
 from collections.abc import Mapping

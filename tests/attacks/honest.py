@@ -82,6 +82,11 @@ def _slp(number: int) -> list[bytes]:
     return [datagram(way, wire.slp_request())]
 
 
+def _tftp(number: int) -> list[bytes]:
+    way = udp_flow((HONEST, _OWN_PORT + number), (HONEST_SERVER, 69))
+    return [datagram(way, wire.tftp())]
+
+
 def _dhcpv6(_number: int) -> list[bytes]:
     way = udp_flow((GATEWAY_LOCAL6, 546), (DHCPV6_GROUP, 547))
     return [datagram(way, wire.dhcpv6())]
@@ -110,6 +115,12 @@ SESSIONS: Final = {
         _slp,
         lambda number: f"udp {LINK} port 427 > {GATEWAY}:{_OWN_PORT + number}",
         lambda number: ((_NEIGHBOUR, 427), (GATEWAY, _OWN_PORT + number)),
+    ),
+    "tftp": Session(
+        UDP,
+        _tftp,
+        lambda number: f"udp {HONEST_SERVER} > {HONEST}:{_OWN_PORT + number}",
+        lambda number: ((HONEST_SERVER, _DATA), (HONEST, _OWN_PORT + number)),
     ),
     "dhcpv6": Session(
         UDP,

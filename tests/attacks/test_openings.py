@@ -426,6 +426,7 @@ def _asks(
 
 _MDNS: Final = (wire.MDNS_GROUP, 5353)
 _SLP: Final = (wire.SLP_GROUP, 427)
+_TFTP: Final = (EVIL, 69)
 _DHCP: Final = (wire.DHCPV6_GROUP, 547)
 
 FORGED_REQUESTS: Final = {
@@ -485,6 +486,36 @@ FORGED_REQUESTS: Final = {
     ),
     "DHCPv6 of a neighbour": _asks(
         "dhcpv6", ("fe80::66", 546), _DHCP, wire.dhcpv6(), "refused.forwarded"
+    ),
+    "TFTP from a reserved port": _asks(
+        "tftp", (VICTIM, 1023), _TFTP, wire.tftp(), "refused.low-port"
+    ),
+    "TFTP from the port of a service": _asks(
+        "tftp", (VICTIM, 3389), _TFTP, wire.tftp(), "refused.denied-port"
+    ),
+    "TFTP to a group": _asks(
+        "tftp", (VICTIM, 40000), ("224.0.1.2", 69), wire.tftp(), "refused.group"
+    ),
+    "TFTP by broadcast": _asks(
+        "tftp", (GATEWAY, 40000), ("192.0.2.255", 69), wire.tftp(), "refused.group"
+    ),
+    # The kernel's own helper opens the port for it.
+    "TFTP, two bytes": _asks(
+        "tftp", (VICTIM, 40000), _TFTP, wire.tftp()[:2], "malformed"
+    ),
+    "TFTP without a mode": _asks(
+        "tftp", (VICTIM, 40000), _TFTP, wire.tftp(mode=b"binary"), "malformed"
+    ),
+    "TFTP's transfer in the flow itself": _asks(
+        "tftp", (VICTIM, 40000), _TFTP, b"\0\4\0\1"
+    ),
+    "TFTP, a request of the server's": Attack(
+        helper="tftp",
+        steps=lambda: [
+            datagram(udp_flow((VICTIM, 40000), _TFTP), b"\0\4\0\1"),
+            datagram(udp_flow(_TFTP, (VICTIM, 40000)), wire.tftp()),
+        ],
+        silent=True,
     ),
     "CALLIT that is not served": _asks(
         "sunrpc", (VICTIM, 40000), (EVIL, 111), wire.callit(1)
@@ -554,6 +585,20 @@ def test_window_for_replies_is_short(
     scene.wait(2)
     assert not scene.admits(UDP, (source[0] + "a" * (":" in source[0]), source[1]), to)
     assert scene.live == []
+
+
+def test_answer_to_a_request_of_tftp_is_the_servers_and_one() -> None:
+    scene = Scene()
+    session = SESSIONS["tftp"]
+    scene.play(session.packets(1))
+    (server, port), to = session.opens(1)
+    assert not scene.admits(UDP, (EVIL, port), to)
+    assert not scene.admits(UDP, (server, port), (to[0], to[1] + 1))
+    assert scene.admits(UDP, (server, port), to)
+    assert not scene.admits(UDP, (server, port + 1), to)
+    scene.play(session.packets(1))
+    scene.wait(31.0)
+    assert not scene.admits(UDP, (server, port + 2), to)
 
 
 def test_own_address_that_comes_from_the_link_opens_nothing() -> None:

@@ -252,6 +252,11 @@ SLP_GROUP: Final = "239.255.255.253"
 DHCPV6_GROUP: Final = "ff02::1:2"
 
 
+def tftp(file: bytes = b"pxelinux.0", mode: bytes = b"octet") -> bytes:
+    """A request to read a file."""
+    return b"\0\1" + file + b"\0" + mode + b"\0"
+
+
 def mdns_query(*names: bytes, flags: int = 0, unicast: bool = True) -> bytes:
     """A query; a name is as it stands on the wire, without its root."""
     kind = struct.pack("!HH", 12, 0x8001 if unicast else 1)

@@ -19,7 +19,7 @@ CTHELPER: tuple[str, ...] = (sys.executable, "-B", "-m", "cthelper")
 _STEP_SECONDS = 90.0
 
 
-def alone(*names: str) -> str:
+def only(*names: str) -> str:
     """Configuration that disables all helpers but these, where they are not off."""
     return "".join(
         f"[helpers.{name}]\nenabled = false\n"

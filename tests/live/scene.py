@@ -16,14 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from tests.live.daemon import CTHELPER, Daemon, alone, equal_limits
+from tests.live.daemon import CTHELPER, Daemon, equal_limits, only
 from tests.live.gateway import ctnetlink, tables
 from tests.live.load import SOURCES, Load
 from tests.live.traffic import PORT
 from tests.live.world import SERVER, World, until
 
 QUEUE: Final = 2077
-OTHERS: Final = alone("sunrpc", "tns")
+OTHERS: Final = only("sunrpc", "tns")
 # With it the load's calls are read, though so many are more than one source may make,
 # and though an emulated machine takes long over each. Limits are equal, so that every
 # kernel can change them.

@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from cthelper.core.daemon.capabilities import Capability, mask
-from tests.live.daemon import Daemon, alone
+from tests.live.daemon import Daemon, only
 from tests.live.gateway import tables
 from tests.live.test_privileges import NET_ADMIN, status
 from tests.live.traffic import PORT, Echo, expected
@@ -24,7 +24,7 @@ from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
-OTHERS: Final = alone("sunrpc")
+OTHERS: Final = only("sunrpc")
 RANGE: Final = f'[helpers.sunrpc]\nports = ["sunrpc", "{PORT - 3}-{PORT + 3}", 9]\n'
 READ: Final = mask([Capability.CAP_DAC_READ_SEARCH])
 _SECONDS: Final = 90.0

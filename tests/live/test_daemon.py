@@ -17,7 +17,7 @@ from cthelper.core.api import Policy
 from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
 from cthelper.core.tuples import UDP
-from tests.live.daemon import CTHELPER, Daemon, alone, equal_limits
+from tests.live.daemon import CTHELPER, Daemon, equal_limits, only
 from tests.live.gateway import (
     all_registered,
     entry_of,
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.live
 
 QUEUE = 2077
 # Two helpers are enough here, and the fewer the sooner they are registered.
-OTHERS = alone("mdns", "sunrpc")
+OTHERS = only("mdns", "sunrpc")
 CONFIG = f"{OTHERS}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 TABLES = "table inet cthelper\n"
 # Until the log has room again for lines of an event that it has left out.

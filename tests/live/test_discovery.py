@@ -17,7 +17,7 @@ from itertools import chain
 import pytest
 
 from tests.live.chapters import FAULTS, answer_to, forget_answers, link_local
-from tests.live.daemon import Daemon, alone
+from tests.live.daemon import Daemon, only
 from tests.live.peers_discovery import (
     ASKERS,
     HELPERS,
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.live
 
 TIMEOUT = 3
 CONFIG = (
-    alone()
+    only()
     + "".join(f"[helpers.{name}]\nenabled = true\n" for name in HELPERS)
     + OWN
     + "".join(

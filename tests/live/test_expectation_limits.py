@@ -13,7 +13,7 @@ import pytest
 from cthelper.core.errors import TableFull
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.tuples import TCP, UDP, Endpoint, Expectation, Tuple, host_network
-from tests.live.daemon import Daemon, alone, equal_limits
+from tests.live.daemon import Daemon, equal_limits, only
 from tests.live.gateway import ctnetlink
 from tests.live.traffic import PORT, Background, getport_call, getport_reply, null_call
 from tests.live.world import CLIENT, ETH, SERVER, Namespace, World, until
@@ -31,7 +31,7 @@ _LIMIT: Final = Path("/proc/sys/net/netfilter/nf_conntrack_expect_max")
 
 CLIENTS: Final = [CLIENT, *(f"10.77.1.{host}" for host in range(20, 26))]
 SERVERS: Final = [SERVER, "10.77.2.20", "10.77.2.21"]
-CONFIG: Final = f"{alone('sunrpc')}[helpers.sunrpc]\nports = [111, {PORT}]\n"
+CONFIG: Final = f"{only('sunrpc')}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 
 
 class Portmapper(Background):

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from tests.live.daemon import Daemon, alone
+from tests.live.daemon import Daemon, only
 from tests.live.gateway import ctnetlink, entry_of, registered, tables
 from tests.live.netlink_lab import until
 from tests.live.traffic import (
@@ -29,7 +29,7 @@ from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
-OTHERS: Final = alone("sunrpc", "tns")
+OTHERS: Final = only("sunrpc", "tns")
 SUNRPC: Final = f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
 CONFIG: Final = f"{OTHERS}{SUNRPC}[helpers.tns]\nfail_closed = true\n"
 OURS: Final = "table inet cthelper\n"

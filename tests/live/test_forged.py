@@ -16,7 +16,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from cthelper.core.tuples import Endpoint
-from tests.live.daemon import Daemon, alone
+from tests.live.daemon import Daemon, only
 from tests.live.gateway import entries, entry_of
 from tests.live.traffic import PORT, getport_call, getport_reply
 from tests.live.world import (
@@ -32,7 +32,7 @@ from tests.live.world import (
 
 pytestmark = pytest.mark.live
 
-CONFIG = f"{alone('sunrpc')}[helpers.sunrpc]\nports = [111, {PORT}]\n"
+CONFIG = f"{only('sunrpc')}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 SERVICE = 20048
 TCP_REPAIR = 19
 """Of include/uapi/linux/tcp.h."""
@@ -150,7 +150,7 @@ def _forget(flow: Flow) -> None:
 # Datagrams
 
 GROUP, MDNS = "ff02::fb", 5353
-ASKING = alone("mdns")
+ASKING = only("mdns")
 
 
 def question(*, unicast: bool) -> bytes:

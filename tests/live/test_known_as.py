@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.live.daemon import Daemon, disabled
+from tests.live.daemon import Daemon, only
 from tests.live.gateway import registered
 from tests.live.scene import module
 from tests.live.traffic import PORT, Echo, expected
@@ -13,10 +13,7 @@ from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
-CONFIG = (
-    disabled("dhcpv6", "slp", "tns", "mdns")
-    + f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
-)
+CONFIG = only("sunrpc") + f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
 MODULE = "nf_conntrack_netbios_ns"
 NETBIOS = "[helpers.netbios-ns]\nenabled = true\n"
 

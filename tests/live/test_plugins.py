@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.daemon import Daemon, alone
+from tests.live.daemon import Daemon, only
 from tests.live.gateway import registered, tables
 from tests.live.traffic import PORT, Echo, expected
 from tests.live.world import World
@@ -14,7 +14,7 @@ from tests.live.world import World
 pytestmark = pytest.mark.live
 
 CONFIG = (
-    alone("sunrpc")
+    only("sunrpc")
     + f'[helpers.sunrpc]\nports = [111, {PORT}]\n[daemon]\nuser = "nobody"\n'
 )
 HELPER = """

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from cthelper.core.daemon.capabilities import Capability, mask
-from tests.live.daemon import CTHELPER, Daemon, alone
+from tests.live.daemon import CTHELPER, Daemon, only
 from tests.live.gateway import tables
 from tests.live.traffic import PORT, Echo, expected
 from tests.live.world import World
 
 pytestmark = pytest.mark.live
 
-CONFIG = alone("sunrpc") + f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
+CONFIG = only("sunrpc") + f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
 NOBODY = "65534"
 NET_ADMIN = mask([Capability.CAP_NET_ADMIN])
 KEPT = mask(set(Capability) - {Capability.CAP_DAC_READ_SEARCH})

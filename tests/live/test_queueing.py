@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cthelper.core.netlink.socket import SO_RCVBUFFORCE
-from tests.live.daemon import Daemon, alone
+from tests.live.daemon import Daemon, only
 from tests.live.gateway import entries, entry_of, registered
 from tests.live.traffic import (
     PORT,
@@ -26,7 +26,7 @@ from tests.live.world import CLIENT, ETH, SERVER, Family, World, until
 pytestmark = pytest.mark.live
 
 QUEUE = 2077
-OTHERS = alone("sunrpc")
+OTHERS = only("sunrpc")
 CONFIG = f"{OTHERS}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 CLOSED = f"{CONFIG}fail_closed = true\n"
 # A user's own marks, beside which cthelper's is set.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.daemon import Daemon, alone
+from tests.live.daemon import Daemon, only
 from tests.live.gateway import registered
 from tests.live.netlink_lab import until
 from tests.live.traffic import (
@@ -71,7 +71,7 @@ class Hang(Helper):
         yield DONE
 """
 CONFIG = (
-    alone("sunrpc")
+    only("sunrpc")
     + f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
     # What a helper of ours takes for its first packet, emulated, is not to be too long.
     + "[budget]\ndeadline = 1000\nsource_cpu = 100\n"

@@ -19,7 +19,7 @@ import pytest
 
 from cthelper.core.api import Policy
 from cthelper.core.queue.library import bind_queue
-from tests.live.daemon import Daemon, alone, equal_limits
+from tests.live.daemon import Daemon, equal_limits, only
 from tests.live.gateway import entries, registered, tables
 from tests.live.traffic import (
     PORT,
@@ -37,7 +37,7 @@ from tests.live.world import ETH, GATEWAY_LAN, LAN, SERVER, WAN, Namespace, Worl
 pytestmark = pytest.mark.live
 
 QUEUE = 2077
-OTHERS = alone("sunrpc")
+OTHERS = only("sunrpc")
 CONFIG = f"[daemon]\nworkers = 2\n{OTHERS}[helpers.sunrpc]\nports = [111, {PORT}]\n"
 
 # Client's addresses and server's, of both families. So many that each worker has some:
