@@ -63,6 +63,10 @@ _PURPOSES: Final = {
         "GigE Vision: searches of this host for cameras, by broadcast",
         "the unicast answers of cameras on the link",
     ),
+    "irc": (
+        "IRC: DCC CHAT and SEND of a client, and what has their form",
+        "a connection of anybody to the announced port of the client",
+    ),
     "knx": (
         "KNXnet/IP: searches of this host for gateways",
         "the unicast answers of gateways on the link",

@@ -38,6 +38,7 @@ ABOUT: Final = {
     "sunrpc-tcp": _CONVERSATION,
     "tns": _CONVERSATION,
     "ftp": _CONVERSATION + " (the example of a plugin)",
+    "irc": _CONVERSATION,
     "engine": "four flows at once, of all helpers, behind NAT; headers that lie; a "
     "kernel that says no",
 }

@@ -191,3 +191,31 @@ def slp() -> Iterator[Script]:
     for function in (2, 7, 10, 11):
         answer = _slp(function, 0x8000, b"\0\0\0\0")
         yield _script(_flow(UDP, 427), (0, answer), depth=1)
+
+
+# IRC.
+
+
+def irc() -> Iterator[Script]:
+    """DCC in all forms, with tags, before and after the welcome, and forged."""
+    begin, welcome = (0, b"CAP LS 302\r\nJOIN :\r\n"), (1, b":s 001 a :Welcome\r\n")
+    address = str(int(ip_address(_CLIENT))).encode()
+    texts = (
+        b"CHAT chat %s 40000" % address,
+        b'SEND "a b" %s 40001 6' % address,
+        b"SEND a 1 2 %s 40002" % _CLIENT.encode(),
+        b"SEND a %s 0 6 77" % address,
+        b"RESUME a 40001 3",
+    )
+    lines = [b"@a=1 PRIVMSG bob :\x01DCC " + each + b"\x01\r\n" for each in texts]
+    flow = _flow(TCP, 6667)
+    for line in lines:
+        yield _script(flow, begin, welcome, (0, b"PING x\r\n" + line))
+    yield _script(flow, begin, welcome, (0, b"".join(lines)), (0, lines[0] * 9))
+    yield _script(flow, begin, (0, lines[0]), welcome, (0, lines[0]))
+    yield _script(flow, begin, welcome, (0, lines[0].replace(b"PRIVMSG bob", b"PONG")))
+    yield _script(flow, (0, b"POST / HTTP/1.1\r\n" + lines[0]), welcome, (0, lines[0]))
+    yield _script(flow, begin, welcome, (1, b":s 670 a :go\r\n"), (0, lines[0]))
+    six = _flow(TCP, 6667, "2001:db8::2", "2001:db8::1")
+    line = b"NOTICE bob :\x01DCC SEND f 2001:db8::1 40000 6\x01\n"
+    yield _script(six, begin, welcome, (0, line))

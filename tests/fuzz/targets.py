@@ -13,6 +13,7 @@ from cthelper.helpers.bacnet import Bacnet
 from cthelper.helpers.coap import Coap
 from cthelper.helpers.dhcpv6 import Dhcpv6
 from cthelper.helpers.gvcp import Gvcp
+from cthelper.helpers.irc import Irc
 from cthelper.helpers.knx import Knx
 from cthelper.helpers.llmnr import Llmnr
 from cthelper.helpers.mdns import Mdns
@@ -20,6 +21,7 @@ from cthelper.helpers.netbios_ns import NetbiosNs
 from cthelper.helpers.slp import Slp
 from cthelper.helpers.ssdp import Ssdp
 from cthelper.helpers.sunrpc import SunRpc
+from cthelper.helpers.tftp import Tftp
 from cthelper.helpers.tns import Tns
 from cthelper.helpers.wsd import Wsd
 from cthelper.plugins.ftp import Ftp
@@ -106,6 +108,8 @@ _SUNRPC: Final = (
     '"callit", "bcast", "indirect"]\n' + _ALLOW_ALL,
 )
 
+_IRC: Final = "[helpers.irc]\nenabled = true\n"
+
 _CONVERSATIONS: Final = {
     "dhcpv6": Conversations(
         *(Dhcpv6, UDP, "dhcpv6"),
@@ -140,12 +144,17 @@ _CONVERSATIONS: Final = {
         spoken.tns,
     ),
     "ftp": Conversations(Ftp, TCP, "ftp", ("", f"[helpers.ftp]\n{_ALLOW_ALL}")),
+    "irc": Conversations(
+        *(Irc, TCP, "irc"),
+        (_IRC, _IRC + _ALLOW_ALL),
+        spoken.irc,
+    ),
 }
 
 _NETWORK: Final = Networks(
     (
         *((SunRpc, UDP), (SunRpc, TCP), (Tns, TCP), (Ftp, TCP)),
-        *((Dhcpv6, UDP), (Mdns, UDP), (Slp, UDP)),
+        *((Dhcpv6, UDP), (Mdns, UDP), (Slp, UDP), (Irc, TCP)),
     ),
     (
         (
@@ -161,6 +170,7 @@ _NETWORK: Final = Networks(
         ("dhcpv6", "relay = true\n"),
         ("slp", 'v1 = true\nresponders = "any"\n' + _EVERYWHERE),
         ("mdns", _EVERYWHERE),
+        ("irc", "enabled = true\n"),
     ),
 )
 
@@ -193,11 +203,14 @@ _WIRE: Final = (
 )
 
 # Of these a datagram is all: they have no state, and no target of their own.
-_QUERIES: Final = tuple(
-    Conversations(each, UDP, "discovery", (f"helpers.{each.name}.enabled = true",))
-    for each in (Bacnet, Coap, Gvcp, Knx, Llmnr, NetbiosNs, Ssdp, Wsd)
+_DATAGRAMS: Final = (
+    *(
+        Conversations(each, UDP, "discovery", (f"helpers.{each.name}.enabled = true",))
+        for each in (Bacnet, Coap, Gvcp, Knx, Llmnr, NetbiosNs, Ssdp, Wsd)
+    ),
+    Conversations(Tftp, UDP, "tftp", ("",)),
 )
-_MESSAGES: Final = parsers.Messages((*_CONVERSATIONS.values(), *_QUERIES))
+_MESSAGES: Final = parsers.Messages((*_CONVERSATIONS.values(), *_DATAGRAMS))
 _PARSERS: Final = (
     Target("dns", parsers.dns, parsers.dns_seeds, cost=Cost.WHOLE, part=4),
     Target("record", parsers.record, parsers.record_seeds, cost=Cost.WHOLE, part=6),
