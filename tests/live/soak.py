@@ -78,7 +78,8 @@ _GROWTH_BYTES: Final = 2 << 20
 _TABLE_GROWTH: Final = 1.25
 _TABLE_ENTRIES: Final = 50
 # The kernel drops what waits in the queues when a ruleset is flushed, and nothing else
-# may be lost. A packet does not wait longer, emulated on a busy machine.
+# may be lost. A packet waits so long, emulated on a busy machine, or as long as the
+# slowest answer took.
 _WAITING_SECONDS: Final = 5.0
 # What the log may tell of that has costs.
 _FAILURES: Final = (
@@ -194,13 +195,19 @@ class Soak:
         for each in load.sessions.failed + load.bulk.failed:
             self.attempts.append((name, each.began, each.ended, 0.0))
 
-    def unexplained(self, lost: Sequence[float]) -> int:
-        """How many packets that were sent at these times the kernel has not dropped."""
+    def unexplained(self, lost: Sequence[float], slowest: float) -> int:
+        """How many packets that were sent at these times the kernel has not dropped.
+
+        Tells when that was. `slowest` is the seconds that the slowest answer took.
+        """
         flushes = [(a, b) for name, a, b in self.spans if name == "ruleset flushed"]
-        return sum(
-            not any(a - _WAITING_SECONDS < each < b for a, b in flushes)
-            for each in lost
-        )
+        waited = max(_WAITING_SECONDS, slowest)
+        found = [
+            each for each in lost if not any(a - waited < each < b for a, b in flushes)
+        ]
+        for each in found:
+            self.tell("a packet was lost", each)
+        return len(found)
 
     def judge(self) -> None:
         """Tell clients that failed from those that could not succeed."""
@@ -297,7 +304,10 @@ def clients(world: World) -> Iterator[dict[str, Client]]:
 
 def nfs(world: World) -> bool:
     url = f"nfs://{SERVER}{NFS_EXPORT}/file?version=3"
-    return NFS_TEXT in world.client.run("nfs-cat", url, timeout=20.0).stdout
+    done = world.client.run("nfs-cat", url, timeout=20.0)
+    if NFS_TEXT not in done.stdout:
+        raise RuntimeError(done.stderr.strip())
+    return True
 
 
 class Oracle:
@@ -489,7 +499,7 @@ def run(seconds: float, seed: int) -> tuple[dict[str, Any], list[str]]:
             for thread in threads:
                 thread.join()
         tally = load.tally()
-        unexplained = soak.unexplained(load.calls.lost_at())
+        unexplained = soak.unexplained(load.calls.lost_at(), tally.slowest)
         soak.take(load, tally)
         scene.await_empty()
         scene.stop()
