@@ -14,6 +14,10 @@ ROOT: Final = Path(__file__).parents[1]
 
 BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK: Final = re.compile(r"\]\(([^)]+)\)")
+# Told of helpers whose names this machine's kernel has built in, and another's has not.
+_NAME_TAKEN: Final = re.compile(
+    r"^cthelper: warning: .*: the kernel module \S+ has the name .*\n", re.MULTILINE
+)
 _SAVE: Final = re.compile(
     r"Save this as\s`([\w.]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE
 )
@@ -68,10 +72,11 @@ def run(line: str, folder: Path) -> str:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == (2 if done.stdout.startswith("cthelper: ") else 0), (
+    output = _NAME_TAKEN.sub("", done.stdout)
+    assert done.returncode == (2 if output.startswith("cthelper: ") else 0), (
         f"{line}\n{done.stdout}"
     )
-    return done.stdout
+    return output
 
 
 def follow(page: str, folder: Path) -> None:
