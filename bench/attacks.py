@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Final
 
 from bench import PEER
-from cthelper.plugins import ftp
 from tests.live.attacks import ATTACKS, FLOODS, Lab
 from tests.live.conntrackd import conntrackd
 from tests.live.daemon import Daemon
@@ -34,10 +33,6 @@ from tests.live.world import World
 
 OURS: Final = "cthelper"
 NOBODY: Final = "no daemon"
-_CONFIG: Final = """
-[plugins]
-folder = "{folder}"
-"""
 
 
 @dataclass(slots=True)
@@ -106,11 +101,8 @@ def _theirs(lab: Lab, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _ours(lab: Lab, folder: Path) -> Iterator[None]:
-    plugins = folder / "plugins"
-    plugins.mkdir(exist_ok=True)
-    (plugins / "ftp.py").write_bytes(Path(ftp.__file__).read_bytes())
     with Daemon(lab.world.gateway, folder) as daemon:
-        daemon.start(_CONFIG.format(folder=plugins))
+        daemon.start()
         daemon.await_rest()
         lab.pids = daemon.processes
         yield

@@ -59,6 +59,11 @@ _PURPOSES: Final = {
         "what you configure: queries of this host to a group or by broadcast",
         "the unicast answers of hosts on the link, by configuration of all",
     ),
+    "ftp": (
+        "FTP: PORT, EPRT, and the answers to PASV and EPSV; TLS's return to clear text "
+        "(CCC) by configuration",
+        "the data flows, of the server to the client and of the client to the server",
+    ),
     "gvcp": (
         "GigE Vision: searches of this host for cameras, by broadcast",
         "the unicast answers of cameras on the link",

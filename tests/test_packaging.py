@@ -218,7 +218,7 @@ def test_guides_capture_is_replayed_where_the_wheel_has_put_it(
     packages = str(Path(scapy.__file__).parents[1])
     output = run(
         *(installed / "bin" / "cthelper", "replay", "--config", os.devnull),
-        *("--plugin", "plugins/ftp.py", "pcaps/xdmcp/xdmcp-xvfb-xdm.pcap"),
+        *("--plugin", "plugins/iperf.py", "pcaps/xdmcp/xdmcp-xvfb-xdm.pcap"),
         cwd=installed / DOCUMENTS,
         PYTHONPATH=packages,
     )

@@ -20,13 +20,13 @@ from cthelper.core.offline.corpus import Job, replay_job
 from cthelper.core.offline.events import Event, ExpectationEvent, record
 from cthelper.core.offline.report import json_line
 from cthelper.core.registry import builtin_helpers, register
-from cthelper.plugins.ftp import Ftp
+from cthelper.plugins.iperf import Iperf
 from cthelper.testing import expectations
 from tests.helpers.captures import PCAPS, manifest
 
 ROOT: Final = Path(__file__).parents[1]
 GOLDEN: Final = ROOT / "tests" / "golden" / "pcaps"
-HELPERS: Final = register([*builtin_helpers().values(), Ftp])
+HELPERS: Final = register([*builtin_helpers().values(), Iperf])
 CAPTURES: Final = sorted(str(each.relative_to(PCAPS)) for each in PCAPS.rglob("*.pcap"))
 
 

@@ -41,9 +41,9 @@ from cthelper.core.errors import (
     UsageError,
 )
 from cthelper.core.offline.events import ExpectationEvent, Notice, Summary
+from cthelper.helpers.ftp import Ftp
 from cthelper.helpers.mdns import Mdns
 from cthelper.helpers.sunrpc import SunRpc
-from cthelper.plugins.ftp import Ftp
 from cthelper.testing import (
     Line,
     any_segmentation,

@@ -43,7 +43,6 @@ from cthelper.core.tuples import (
     FlowKey,
     Transport,
 )
-from cthelper.plugins.ftp import Ftp
 from tests.attacks import wire
 from tests.attacks.honest import SESSIONS, Session
 
@@ -162,7 +161,7 @@ class Scene:
         self,
         settings: str = "",
         *,
-        plugins: Sequence[type[Helper]] = (Ftp,),
+        plugins: Sequence[type[Helper]] = (),
         expect_max: int = EXPECT_MAX,
         count: bool = True,
     ) -> None:

@@ -6,9 +6,9 @@ from typing import Final
 
 from cthelper.core.api import Helper, Transport
 from cthelper.core.tuples import TCP, UDP, Conntrack
+from cthelper.helpers.ftp import Ftp
 from cthelper.helpers.sunrpc import SunRpc
 from cthelper.helpers.tns import Tns
-from cthelper.plugins.ftp import Ftp
 from tests.attacks import wire
 from tests.cases import cases
 from tests.helpers.inspected import Inspected, entry_of

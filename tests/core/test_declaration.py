@@ -32,14 +32,14 @@ from cthelper.core.errors import ConfigError, RegistryError
 from cthelper.core.reference import table
 from cthelper.core.registry import builtin_helpers
 from cthelper.core.tables import read_document
-from cthelper.plugins.ftp import Ftp
+from cthelper.plugins.iperf import Iperf
 from tests.core.test_contract import Good, variant
 
 FILE = Path("test.toml")
 # Templates are built in alone.
 ALL: dict[str, type[Helper]] = {
     **{name: each for name, each in builtin_helpers().items() if not each.template},
-    Ftp.name: Ftp,
+    Iperf.name: Iperf,
 }
 SETTINGS = """
 [helpers.sunrpc]

@@ -18,13 +18,13 @@ from cthelper.core.errors import ConfigError, RegistryError
 from cthelper.core.examination import Ended, Examining, refused
 from cthelper.core.reference import table
 from cthelper.core.registry import Found, Point, classes, find_helpers
-from cthelper.plugins.ftp import Ftp
+from cthelper.plugins.iperf import Iperf
 from tests.core.test_registry import good
 
 FILE = Path("/etc/plugins/x.py")
 POINT = Point("x", "some.where:X", "cthelper-x 1.2")
 SETTINGS = "[helpers.x]\nports = [7001]\n"
-SOUND: dict[str, Any] = declare(Ftp, "about", None).packed()
+SOUND: dict[str, Any] = declare(Iperf, "about", None).packed()
 
 
 def here(work: Callable[[], bytes], _module: str, *_readable: Path) -> bytes:
@@ -100,10 +100,10 @@ def test_name_that_is_taken_is_refused_with_its_line(tmp_path: Path) -> None:
 
 def test_entry_point_is_examined_and_left_out_where_it_is_broken() -> None:
     taking = Examining(here, "")
-    found = taking.of_point(Point("ftp", "cthelper.plugins.ftp:Ftp", "ours 1.2"))
-    assert (found.helper.name, found.distribution) == ("ftp", "ours 1.2")
-    assert found.source == "ours 1.2 (cthelper.plugins.ftp:Ftp)"
-    assert "RFC 2428" in found.about
+    found = taking.of_point(Point("iperf", "cthelper.plugins.iperf:Iperf", "ours 1.2"))
+    assert (found.helper.name, found.distribution) == ("iperf", "ours 1.2")
+    assert found.source == "ours 1.2 (cthelper.plugins.iperf:Iperf)"
+    assert "payloads.h" in found.about
     for value, error in (
         ("absent_x:X", "ModuleNotFoundError: No module named 'absent_x'"),
         ("os:path", "must be a class of cthelper.core.api.Helper"),

@@ -37,7 +37,7 @@ ABOUT: Final = {
     "sunrpc-udp": _CONVERSATION,
     "sunrpc-tcp": _CONVERSATION,
     "tns": _CONVERSATION,
-    "ftp": _CONVERSATION + " (the example of a plugin)",
+    "ftp": _CONVERSATION,
     "irc": _CONVERSATION,
     "engine": "four flows at once, of all helpers, behind NAT; headers that lie; a "
     "kernel that says no",

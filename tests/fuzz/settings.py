@@ -6,14 +6,12 @@ with lines for people.
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 from cthelper import nft
 from cthelper.core import reference
-from cthelper.core.api import Helper
 from cthelper.core.config import ConfigFile, parse, plugin_folder
 from cthelper.core.contract import check_values
 from cthelper.core.declaration import facts
@@ -24,9 +22,7 @@ from cthelper.core.registry import (
     builtin_helpers,
     classes,
     find_helpers,
-    register,
 )
-from cthelper.plugins.ftp import Ftp
 from tests.fuzz.script import Mutate
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -35,9 +31,7 @@ _PATH: Final = Path("settings")
 _LINE_LIMIT: Final = 4000
 
 
-@cache
-def _helpers() -> dict[str, type[Helper]]:
-    return {**builtin_helpers(), **register([Ftp])}
+_HELPERS: Final = builtin_helpers()
 
 
 def config(data: bytes) -> None:
@@ -60,7 +54,7 @@ def _folder(text: str) -> None:
 
 
 def _parse(text: str) -> None:
-    found = parse(text, _PATH, _helpers())
+    found = parse(text, _PATH, _HELPERS)
     assert all(0 <= number <= 0xFFFF for number in found.queues)
     assert found.closed_queues <= found.queues
     for warning in found.warnings:

@@ -12,6 +12,7 @@ from cthelper.core.api import TCP, UDP
 from cthelper.helpers.bacnet import Bacnet
 from cthelper.helpers.coap import Coap
 from cthelper.helpers.dhcpv6 import Dhcpv6
+from cthelper.helpers.ftp import Ftp
 from cthelper.helpers.gvcp import Gvcp
 from cthelper.helpers.irc import Irc
 from cthelper.helpers.knx import Knx
@@ -24,7 +25,6 @@ from cthelper.helpers.sunrpc import SunRpc
 from cthelper.helpers.tftp import Tftp
 from cthelper.helpers.tns import Tns
 from cthelper.helpers.wsd import Wsd
-from cthelper.plugins.ftp import Ftp
 from tests.fuzz import kernel, network, parsers, settings, spoken, wire
 from tests.fuzz.conversation import HEAD, Conversations
 from tests.fuzz.cost import WATCH, in_time

@@ -32,7 +32,7 @@ from cthelper.core.offline.fragments import Reassembler
 from cthelper.core.offline.replay import Replay
 from cthelper.core.packet import locate, replace_payload
 from cthelper.core.queue import messages
-from cthelper.core.registry import builtin_helpers, register
+from cthelper.core.registry import builtin_helpers
 from cthelper.core.stream import Stream
 from cthelper.core.tuples import TCP, Transport
 from cthelper.helpers.tns_descriptor import (
@@ -41,7 +41,6 @@ from cthelper.helpers.tns_descriptor import (
     parse_addresses,
     parse_host,
 )
-from cthelper.plugins.ftp import Ftp
 from tests.core.netlink import test_decoding as netlink
 from tests.core.offline import capture_files
 from tests.core.offline import test_fragments as fragments_by_hand
@@ -373,7 +372,7 @@ def descriptor_seeds() -> Iterator[bytes]:
 
 @cache
 def _everything() -> Config:
-    helpers = {**builtin_helpers(), **register([Ftp])}
+    helpers = builtin_helpers()
     return parse("", Path("settings"), helpers)
 
 

@@ -32,7 +32,7 @@ from cthelper.core.engine import Engine
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Event, Refused
 from cthelper.core.registry import register
-from cthelper.plugins.ftp import (
+from cthelper.helpers.ftp import (
     Announced,
     Ftp,
     emit_extended,

@@ -7,11 +7,9 @@ conntrackd, and measures how long honest clients wait beside a flood.
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
-from cthelper.plugins import ftp
 from tests.live.attacks import ATTACKS, EXPECT_MAX, FLOODS, Lab
 from tests.live.daemon import Daemon
 from tests.live.world import World
@@ -23,15 +21,12 @@ _FLOOD_SECONDS = 3.0
 
 @pytest.fixture(scope="module")
 def lab(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """The stage, and a daemon with all helpers and the FTP plugin."""
+    """The stage, and a daemon with all helpers."""
     folder = tmp_path_factory.mktemp("daemon")
-    plugins = folder / "plugins"
-    plugins.mkdir()
-    (plugins / "ftp.py").write_bytes(Path(ftp.__file__).read_bytes())
     with closing(Lab(world)) as lab:
         lab.clear()
         with lab.limited(), Daemon(world.gateway, folder) as daemon:
-            daemon.start(f'[plugins]\nfolder = "{plugins}"\n')
+            daemon.start()
             daemon.await_rest()
             lab.pids = daemon.processes
             yield lab

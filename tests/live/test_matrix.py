@@ -15,12 +15,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-from cthelper.plugins import ftp
 from tests.live.conntrackd import conntrackd
 from tests.live.daemon import Daemon
 from tests.live.tns_client import NODE, PYTHON, RealClient, dial, exchange
@@ -447,22 +445,19 @@ def test_two_clients_behind_one_address_are_redirected_to_one_port(
 
 @pytest.mark.parametrize("taken", [False, True])
 def test_port_that_another_client_has_announced_is_written_as_another(
-    world: World, daemon: Daemon, tmp_path: Path, taken: bool
+    world: World, daemon: Daemon, taken: bool
 ) -> None:
-    """The server opens the data flow: FTP's PORT, by the example plugin."""
+    """The server opens the data flow: FTP's PORT."""
     world.firewall()
     world.gateway.run("nft", "-f", "-", input=RULES["masquerade"], check=True)
     rule = f"inet firewall forward iifname {LAN} tcp dport {FTP_PORT} accept"
     world.gateway.run("nft", "insert", "rule", *rule.split(), check=True)
-    folder = tmp_path / "plugins"
-    folder.mkdir()
-    (folder / "ftp.py").write_bytes(Path(ftp.__file__).read_bytes())
     numbers = ",".join(map(str, divmod(ANNOUNCED, 256)))
     with ExitStack() as stack:
         stack.enter_context(second_address(world))
         with world.server.entered():
             control = stack.enter_context(socket.create_server((SERVER, FTP_PORT)))
-        daemon.start(f'[plugins]\nfolder = "{folder}"\n')
+        daemon.start()
         ports = []
         for source in (CLIENT, SECOND) if taken else (SECOND,):
             client = dial(world.client, SERVER, FTP_PORT, source=source)

@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
     """A folder of plugins that holds the worked example."""
     folder = tmp_path / "plugins"
     folder.mkdir(mode=0o755)
-    shutil.copyfile(ROOT / "plugins" / "ftp.py", folder / "ftp.py")
-    (folder / "ftp.py").chmod(0o644)
+    shutil.copyfile(ROOT / "plugins" / "iperf.py", folder / "iperf.py")
+    (folder / "iperf.py").chmod(0o644)
     return folder
 
 

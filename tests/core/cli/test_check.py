@@ -18,7 +18,7 @@ from cthelper.core.sources import Declared
 from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
 
-CAPTURE: Final = ROOT / "pcaps" / "ftp" / "ftp-curl-pasv-pyftpdlib.pcap"
+CAPTURE: Final = ROOT / "pcaps" / "iperf" / "iperf-tradeoff.pcap"
 
 
 def piped(text: str) -> str:
@@ -31,7 +31,7 @@ def piped(text: str) -> str:
 
 def test_right_configuration_is_0(run: Runner, tmp_path: Path, folder: Path) -> None:
     file = tmp_path / "cthelper.toml"
-    file.write_text(f"plugins.folder = '{folder}'\nhelpers.ftp.ports = [2121]\n")
+    file.write_text(f"plugins.folder = '{folder}'\nhelpers.iperf.ports = [2121]\n")
     result = run("check", "--config", str(file))
     assert (result.code, result.output) == (0, f"{file}: nothing is wrong\n")
     assert result.errors == ""
@@ -51,10 +51,10 @@ def test_all_that_is_wrong_is_listed_a_line_each(
     run: Runner, tmp_path: Path, folder: Path
 ) -> None:
     (folder / "broken.py").write_text("1/0")
-    (folder / "twice.py").write_bytes((folder / "ftp.py").read_bytes())
+    (folder / "twice.py").write_bytes((folder / "iperf.py").read_bytes())
     file = tmp_path / "cthelper.toml"
     file.write_text(
-        f"plugins.folder = '{folder}'\nhelpers.ftp.ports = [0]\ndaemon.queu = 1\n"
+        f"plugins.folder = '{folder}'\nhelpers.iperf.ports = [0]\ndaemon.queu = 1\n"
     )
     result = run("check", "--config", str(file))
     assert (result.code, result.output) == (2, "")
@@ -64,7 +64,7 @@ def test_all_that_is_wrong_is_listed_a_line_each(
         f"{folder}/broken.py:1: ZeroDivisionError",
         f"{folder}/twice.py:",
         f"{file}: daemon.queu = 1: unknown key (did you mean queue?)",
-        f"{file}: helpers.ftp.ports = 0: must be a port",
+        f"{file}: helpers.iperf.ports = 0: must be a port",
     )
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(f"cthelper: {start}")
@@ -94,7 +94,7 @@ def test_what_two_readers_find_is_told_once(
 def test_configuration_comes_through_a_pipe(
     run: Runner, folder: Path, command: tuple[str, ...]
 ) -> None:
-    text = f"plugins.folder = '{folder}'\nhelpers.ftp.ports = [2121]\n"
+    text = f"plugins.folder = '{folder}'\nhelpers.iperf.ports = [2121]\n"
     result = run(*command, "--config", piped(text))
     assert (result.code, result.errors) == (0, "")
     result = run(*command, "--config", piped("plugins.folder = 1"))

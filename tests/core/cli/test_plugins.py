@@ -27,15 +27,15 @@ from tests.core.cli.process import ROOT
 from tests.core.cli.runner import Runner
 from tests.core.test_registry import good
 
-FTP: Final = ROOT / "plugins" / "ftp.py"
-CAPTURE: Final = ROOT / "pcaps" / "ftp" / "ftp-curl-pasv-pyftpdlib.pcap"
+IPERF: Final = ROOT / "plugins" / "iperf.py"
+CAPTURE: Final = ROOT / "pcaps" / "iperf" / "iperf-tradeoff.pcap"
 
 
 @pytest.fixture
 def config(tmp_path: Path, folder: Path) -> str:
     """A configuration that names the folder, and the helper in it."""
     file = tmp_path / "cthelper.toml"
-    file.write_text(f"plugins.folder = '{folder}'\nhelpers.ftp.ports = [2121]\n")
+    file.write_text(f"plugins.folder = '{folder}'\nhelpers.iperf.ports = [2121]\n")
     return str(file)
 
 
@@ -44,36 +44,36 @@ def test_plugin_is_listed_with_its_source(
 ) -> None:
     result = run("helpers", "--config", config)
     assert (result.code, result.errors) == (0, "")
-    (row,) = [line for line in result.output.splitlines() if line.startswith("ftp ")]
+    (row,) = [line for line in result.output.splitlines() if line.startswith("iperf ")]
     assert row == (
-        "ftp             tcp 21                 "
-        f"FTP's data flows, active and passive, IPv4 and IPv6. [{folder}/ftp.py]"
+        "iperf           tcp 5001               "
+        f"iperf 2's flows from the server to the client (-d, -r). [{folder}/iperf.py]"
     )
-    page = run("helpers", "ftp", "--config", config).output
-    assert f"\nsource         {folder}/ftp.py\n" in page
+    page = run("helpers", "iperf", "--config", config).output
+    assert f"\nsource         {folder}/iperf.py\n" in page
     # The documentation is the module's.
-    assert "RFC 2428" in page
+    assert "payloads.h" in page
 
 
 def test_plugin_is_configured_as_any_helper(run: Runner, config: str) -> None:
     result = run("ruleset", "show", "--config", config)
     assert (result.code, result.errors) == (0, "")
-    assert 'tcp dport 2121 ct helper set "ftp-tcp"' in result.output
+    assert 'tcp dport 2121 ct helper set "iperf-tcp"' in result.output
 
 
 def test_replay_takes_a_plugin_from_a_file(run: Runner, empty: str) -> None:
-    plugin = ("--plugin", str(FTP))
+    plugin = ("--plugin", str(IPERF))
     result = run("replay", "--config", empty, "--json", *plugin, str(CAPTURE))
     assert (result.code, result.errors) == (0, "")
     expectation, related, summary = map(json.loads, result.output.splitlines())
-    assert (expectation["frame"], expectation["helper"]) == (14, "ftp")
-    assert expectation["expects"]["destination"] == "10.77.2.2:35437"
-    assert (related["frame"], related["expectation_frame"]) == (15, 14)
+    assert (expectation["frame"], expectation["helper"]) == (4, "iperf")
+    assert expectation["expects"]["destination"] == "10.91.1.2:5001"
+    assert (related["frame"], related["expectation_frame"]) == (13, 4)
     assert summary["related"] == 1
 
 
 def test_replay_in_other_processes_takes_it_as_well(run: Runner, empty: str) -> None:
-    options = ("--config", empty, "--json", "--plugin", str(FTP), str(CAPTURE))
+    options = ("--config", empty, "--json", "--plugin", str(IPERF), str(CAPTURE))
     here = run("replay", *options)
     elsewhere = run("replay", "--jobs", "1", *options)
     assert elsewhere == here
@@ -93,14 +93,14 @@ def test_replay_in_other_processes_takes_it_as_well(run: Runner, empty: str) -> 
 def test_plugin_that_is_refused_is_2_and_one_line(
     run: Runner, folder: Path, config: str, command: tuple[str, ...]
 ) -> None:
-    file = folder / "ftp.py"
-    file.write_text(file.read_text().replace("ports = (21,)", "ports = (0,)"))
+    file = folder / "iperf.py"
+    file.write_text(file.read_text().replace("ports = (5001,)", "ports = (0,)"))
     result = run(*command, "--config", config)
     assert (result.code, result.output) == (2, "")
     (line,) = result.errors.splitlines()
     assert line.startswith(f"cthelper: {file}:")
     assert line.endswith(
-        ": Ftp.ports = (0,): must be one or more of 1 to 65535, each once, in a tuple"
+        ": Iperf.ports = (0,): must be one or more of 1 to 65535, each once, in a tuple"
     )
 
 
@@ -131,7 +131,7 @@ def test_broken_entry_point_is_left_out_with_a_warning(
         file.write("helpers.x = { ports = [7000], mode = 'its own' }\n")
     result = run(*command, "--config", config)
     assert result.code == 0
-    assert "ftp" in result.output
+    assert "iperf" in result.output
     assert result.errors == (
         "cthelper: warning: cthelper-x 1.2: entry point x = 'absent_x:X': "
         "ModuleNotFoundError: No module named 'absent_x': left out\n"
@@ -144,15 +144,15 @@ def test_broken_entry_point_is_a_warning_of_the_configuration(config: str) -> No
     read = configured(read_file(Path(config)), argparse.Namespace())
     (warning,) = read.warnings
     assert warning.startswith("cthelper-x 1.2: entry point x = 'absent_x:X'")
-    assert "ftp" in read.helpers
+    assert "iperf" in read.helpers
 
 
 def test_plugin_twice_is_2_and_one_line(run: Runner, folder: Path, config: str) -> None:
-    result = run("helpers", "--config", config, "--plugin", str(FTP))
+    result = run("helpers", "--config", config, "--plugin", str(IPERF))
     assert (result.code, result.output) == (2, "")
     (line,) = result.errors.splitlines()
-    assert line.startswith(f"cthelper: {FTP}:")
-    assert line.endswith(f": Ftp.name = 'ftp': is taken by {folder}/ftp.py")
+    assert line.startswith(f"cthelper: {IPERF}:")
+    assert line.endswith(f": Iperf.name = 'iperf': is taken by {folder}/iperf.py")
 
 
 def test_folder_that_is_not_there_is_2_and_one_line(
@@ -181,7 +181,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def trap(folder: Path) -> Iterator[Path]:
     """The plugin, where running it leaves a file, and what is not confined a module."""
     written = folder / "written"
-    file = folder / "ftp.py"
+    file = folder / "iperf.py"
     code = TRAP.format(written=str(written))
     file.write_text(
         f"{file.read_text()}\ntry:\n{indent(code, '    ')}\nexcept OSError: 0\n"
@@ -194,7 +194,7 @@ def trap(folder: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "command",
     [
-        *(("check",), ("helpers",), ("helpers", "ftp"), ("helpers", "--toml")),
+        *(("check",), ("helpers",), ("helpers", "iperf"), ("helpers", "--toml")),
         *(("ruleset", "show"), ("doctor",)),
     ],
     ids=" ".join,
@@ -203,7 +203,7 @@ def test_root_runs_no_code_of_plugins_himself(
     run: Runner, config: str, trap: Path, command: tuple[str, ...]
 ) -> None:
     result = run(*command, "--config", config)
-    assert "ftp" in result.output or command == ("check",)
+    assert "iperf" in result.output or command == ("check",)
     assert "configuration: " not in result.errors
     assert not trap.exists()
     assert "cthelper_trap" not in sys.modules
@@ -222,7 +222,7 @@ def test_supervisor_has_them_examined_and_servers_import_them(
     made = made_of(Sources.unpacked(declared.sources))
     assert "cthelper_trap" in sys.modules
     assert fingerprint(made) == fingerprint(declared.config)
-    assert made.helpers["ftp"].helper is not declared.config.helpers["ftp"].helper
+    assert made.helpers["iperf"].helper is not declared.config.helpers["iperf"].helper
 
 
 def test_who_is_not_root_imports_his_own(

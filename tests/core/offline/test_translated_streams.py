@@ -23,7 +23,7 @@ from cthelper.core.offline.nat import Side
 from cthelper.core.offline.replay import Replay
 from cthelper.core.registry import register
 from cthelper.core.tuples import Endpoint, Tuple
-from cthelper.plugins.ftp import Ftp
+from cthelper.helpers.ftp import Ftp
 from tests.core.builders import cut, endpoint
 from tests.core.offline.gateway import (
     DATA,

@@ -25,9 +25,8 @@ from cthelper.core.offline.events import (
     RefusedEvent,
     RelatedEvent,
 )
-from cthelper.core.registry import builtin_helpers, register
+from cthelper.core.registry import builtin_helpers
 from cthelper.core.tuples import Address
-from cthelper.plugins.ftp import Ftp
 
 FOLDERS: Final = [
     Path(__file__).parents[4] / "shared" / "captures" / name
@@ -174,8 +173,7 @@ CAPTURES: Final = sorted(
 
 
 def replay(capture: Path) -> list[Event]:
-    helpers = register([*builtin_helpers().values(), Ftp])
-    config = parse("", Path("truth.toml"), helpers)
+    config = parse("", Path("truth.toml"), builtin_helpers())
     return list(replay_job(Job(capture=capture, read_config=lambda: config)))
 
 
