@@ -9,21 +9,30 @@
                                         client: EPSV
                                         server: 229 Entering (|||40000|)
 
-Both sides send lines, which may come several to a segment or in pieces. The server
-speaks first. A reply of several lines (``227-...``) ends with a line of the same code
-and a blank; what stands between belongs to users and announces nothing, and neither
-does a 227 or 229 that nobody asked for. LPRT and LPSV (RFC 1639) are not served.
+Both sides send lines, which may come several to a segment or in pieces; clients may
+send many commands before they read a reply, and before the server's 220. Nothing opens
+until that has come. A reply of several lines (``227-...``) ends with a line of the same
+code and a blank; what stands between belongs to users and announces nothing, and
+neither does a 227 or 229 that nobody asked for. One that names another address than the
+server's has the port opened at the server's own, where clients go. After ``EPSV ALL``
+nothing opens but by EPSV. LPRT and LPSV (RFC 1639) are refused (reason ``unserved``),
+and so is an announcement that cannot be read (``unreadable``); what else is odd passes.
 
 A client that does not speak FTP, such as a browser that was made to send these lines in
 a form (NAT slipstreaming), ends the reading at its first line of another protocol. Once
 a security exchange has succeeded (RFC 2228, RFC 4217: AUTH TLS) the rest is encrypted,
-and reading ends as well; a return to clear text (CCC) is not followed.
+and reading ends as well, unless the option `ccc` has it wait for a return to clear
+text.
 
 NAT: the endpoint stands in text of variable length, so rewriting may change the length
 of a segment.
+
+The kernel has a helper of this name, too (nf_conntrack_ftp). Where its module is loaded
+the daemon does not start: ``rmmod nf_conntrack_ftp``, or ``enabled = false`` here.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
@@ -40,14 +49,15 @@ from cthelper.core.api import (
     Helper,
     Malformed,
     Message,
+    Option,
     Policy,
     Rewrite,
     expect,
 )
 
-# Telnet's IP and Synch may go before a command (RFC 959, section 4.1.3, ABOR).
+# Telnet's commands may go before one (RFC 959, section 4.1.3, ABOR; RFC 854).
 _COMMAND: Final = re.compile(
-    rb"(?:\xff[\xf2\xf4])*(?P<verb>[A-Za-z][A-Za-z0-9]{2,7})"
+    rb"(?:\xff(?:[\xfb-\xfe].|[^\xfb-\xfe]))*(?P<verb>[A-Za-z][A-Za-z0-9]{2,7})"
     rb"(?: (?P<argument>.*))?\r?\n",
     re.DOTALL,
 )
@@ -56,9 +66,11 @@ _SIX: Final = rb"(?P<six>\d{1,3}(?:,\d{1,3}){5})"
 _PORT: Final = re.compile(_SIX + rb"[ \t]*\r?\n")
 # RFC 1123, section 4.1.2.6: the parentheses may be missing.
 _PASSIVE: Final = re.compile(rb"(?<![\d,])" + _SIX + rb"(?![\d,])")
-_EXTENDED: Final = re.compile(rb"\(([!-~])\1\1(?P<port>\d{1,5})\1\)")
+# RFC 2428, section 2: any delimiter, which a digit could not be told from.
+_DELIMITER: Final = rb"([!-/:-~])"
+_EXTENDED: Final = re.compile(rb"\(" + _DELIMITER + rb"\1\1(?P<port>\d{1,5})\1\)")
 _EPRT: Final = re.compile(
-    rb"(?P<whole>([!-~])(?P<family>\d{1,5})\2(?P<address>(?:(?!\2).)+)"
+    rb"(?P<whole>" + _DELIMITER + rb"(?P<family>\d{1,5})\2(?P<address>(?:(?!\2).)+)"
     rb"\2(?P<port>\d{1,5})\2)[ \t]*\r?\n"
 )
 
@@ -68,10 +80,39 @@ _METHODS: Final = frozenset(
         *(b"PUT", b"TRACE"),
     }
 )
-_PASSIVE_REPLY: Final = {b"PASV": b"227", b"EPSV": b"229"}
+_ALL: Final = b"EPSV ALL"
+# Either may be answered as the other.
+_PASSIVE_VERBS: Final = frozenset({b"PASV", b"EPSV"})
+_PASSIVE_CODES: Final = frozenset({b"227", b"229"})
 _READY: Final = b"220"
-# Security data exchange complete, with and without further data (RFC 2228).
-_SECURED: Final = frozenset({b"234", b"235"})
+_TLS: Final = b"234"
+# Why nothing more is announced: the session's end, or security data exchange complete,
+# without further data and by ADAT (RFC 2228).
+_LAST: Final = {
+    b"221": "the server's 221",
+    b"421": "the server's 421",
+    _TLS: "what follows is encrypted",
+    b"235": "what follows is encrypted",
+}
+# The first byte of a TLS record: its type (RFC 8446, section 5.1). No line begins so.
+_RECORDS: Final = frozenset(range(0x14, 0x18))
+_RECORD_HEADER: Final = 5
+_LARGEST_RECORD: Final = _RECORD_HEADER + 2**14 + 2048  # RFC 5246, section 6.2.3
+
+# Commands of which the replies are awaited, and odd lines after which there is nothing
+# that could be FTP.
+_AWAITED: Final = 32
+_ODD: Final = 16
+# What an instance and what it awaits take, in bytes.
+_INSTANCE: Final = 900
+_ITEM: Final = 120
+
+_CCC: Final = Option(
+    "ccc",
+    default=False,
+    meaning="true: after AUTH TLS wait for a return to clear text (CCC, RFC 4217), and "
+    "queue the encrypted flow until then.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,75 +133,159 @@ class Ftp(Helper):
     # As nf_conntrack_ftp has it: a transfer may begin long after its announcement. Two,
     # for the server's own address and another one that it announces.
     policies = (Policy("data", max_expected=2, timeout=300),)
+    options = (_CCC,)
+    message_limit = _LARGEST_RECORD
 
     def __init__(self) -> None:
         self._ready = False
+        self._encrypted = False
+        self._extended_only = False
+        self._odd = 0
         # The code of the reply of several lines that has not ended.
         self._unfinished: bytes | None = None
-        # How many 227 and 229 the client has asked for and not been given.
-        self._awaited = {b"227": 0, b"229": 0}
+        # How many commands have come, and which one the latest reply was to. Some
+        # servers answer ABOR twice and some never: so these are told from the replies
+        # that name them, and what is out of step errs on the side of opening.
+        self._sent = self._answered = 0
+        # Those by their numbers whose replies matter.
+        self._awaited: deque[tuple[int, bytes]] = deque(maxlen=_AWAITED)
+
+    def footprint(self) -> int:
+        """What the commands that have no reply take."""
+        return _INSTANCE + _ITEM * len(self._awaited)
 
     def frame(self, data: memoryview) -> int | None:
-        """A message is a line."""
+        """A message is a line, or a record of TLS."""
+        if self._encrypted and data[0] in _RECORDS:
+            if len(data) == 1:
+                return None
+            if data[1] == 3:
+                return _record_length(data)
         return bytes(data).find(b"\n") + 1 or None
 
     def on_message(self, message: Message) -> Effects:
         """Expect what PORT, EPRT, 227 and 229 announce."""
+        if self._encrypted and _is_record(message.payload):
+            return
         if message.direction is ORIGINAL:
             yield from self._on_command(message)
         else:
             yield from self._on_reply(message)
 
     def _on_command(self, message: Message) -> Effects:
-        if not self._ready:
-            raise Malformed("the client speaks before the server is ready")
-        verb, argument = parse_command(message.payload)
-        if verb == b"PORT":
-            yield from _open(parse_port(message.payload, argument))
-        elif verb == b"EPRT":
-            announced = parse_eprt(message.payload, argument)
-            if announced is not None:
-                yield from _open(announced)
-        elif verb in _PASSIVE_REPLY:
-            self._awaited[_PASSIVE_REPLY[verb]] += 1
+        line = message.payload
+        verb, start = parse_command(line)
+        self._sent += 1
+        if verb in (b"PORT", b"EPRT"):
+            if not self._ready:
+                raise ExpectationRefused("not-ready", "no 220 of the server's yet")
+            if self._extended_only:
+                raise ExpectationRefused("epsv-all", f"{verb.decode()} after EPSV ALL")
+            read = parse_port if verb == b"PORT" else parse_eprt
+            yield from _open(self._readable(read, line, start))
+        elif verb in _PASSIVE_VERBS:
+            if line[start:].strip().upper() == b"ALL":
+                self._await(_ALL)
+            elif verb == b"EPSV" or not self._extended_only:
+                self._await(verb)
+        elif verb in (b"LPRT", b"LPSV"):
+            raise ExpectationRefused("unserved", f"{verb.decode()}, of RFC 1639")
 
     def _on_reply(self, message: Message) -> Effects:
         code = self._code(message.payload)
-        if code == _READY:
-            self._ready = True
-        elif code in _SECURED:
-            yield Done("what follows is encrypted")
-        elif code in self._awaited:
-            if not self._awaited[code]:
+        if code is None or code < b"2":
+            return
+        if code in _LAST:
+            if code == _TLS and _CCC.of(message):
+                self._encrypted = True
+                self._answer(code)
+            else:
+                yield Done(_LAST[code])
+        elif not self._ready:
+            self._ready = code == _READY
+        elif code in _PASSIVE_CODES:
+            if not self._asked_for():
+                self._answer(code)
                 raise ExpectationRefused(
                     "unasked", f"{code.decode()} without a command"
                 )
-            self._awaited[code] -= 1
+            server = message.source.address
             if code == b"227":
-                yield from _open_passive(parse_passive(message.payload), message)
+                announced = self._readable(parse_passive, message.payload)
+                yield from _open_passive(announced, message)
             else:
-                server = message.source.address
-                yield from _open(parse_extended_passive(message.payload, server))
+                read = parse_extended_passive
+                yield from _open(self._readable(read, message.payload, server))
+        else:
+            self._answer(code)
 
     def _code(self, line: bytes) -> bytes | None:
         """The reply's code, where this is its last line."""
-        if self._unfinished is not None:
-            if not line.startswith(self._unfinished + b" "):
+        found = _REPLY.match(line)
+        if self._unfinished is None:
+            if found is None:
+                self._count_odd(f"no reply: {line[:40]!r}")
                 return None
-            self._unfinished = None
-        code, more = parse_reply(line)
-        if more:
-            self._unfinished = code
+        elif found is None or found["code"] != self._unfinished:
             return None
-        return code
+        code: bytes = found["code"]
+        self._unfinished = code if found["more"] == b"-" else None
+        return None if self._unfinished else code
+
+    def _await(self, verb: bytes) -> None:
+        self._awaited.append((self._sent, verb))
+
+    def _asked_for(self) -> bool:
+        """Whether a 227 or 229 is the reply to a command; then it is that one's."""
+        asked = [each for each, verb in self._awaited if verb in _PASSIVE_VERBS]
+        if not asked:
+            return False
+        self._answered = asked[0]
+        while self._awaited.popleft()[0] != asked[0]:
+            pass
+        return True
+
+    def _answer(self, code: bytes) -> None:
+        """A reply has come that names no command: it is to the next one."""
+        if self._answered == self._sent:
+            return
+        self._answered += 1
+        failed = code >= b"4"
+        for number, verb in list(self._awaited):
+            if number > self._answered:
+                break
+            # One that is skipped, where a reply was too many, is still to be answered.
+            if verb in _PASSIVE_VERBS and (number < self._answered or not failed):
+                continue
+            self._awaited.remove((number, verb))
+            if verb == _ALL and number == self._answered and not failed:
+                self._extended_only = True
+
+    def _readable(
+        self, read: Callable[..., Announced], line: bytes, *more: object
+    ) -> Announced:
+        """What `read` makes of a line. Raises ExpectationRefused."""
+        try:
+            return read(line, *more)
+        except Malformed as error:
+            self._count_odd(str(error))
+            raise ExpectationRefused("unreadable", str(error)) from None
+
+    def _count_odd(self, what: str) -> None:
+        """Something passes that is not as it should be. Raises Malformed at last."""
+        self._odd += 1
+        if self._odd == _ODD:
+            raise Malformed(f"{what}, which is the {_ODD}th odd line")
 
     def describe(self, message: Message) -> dict[str, str]:
         """Command or code, and no argument: it may be a password."""
+        if self._encrypted and _is_record(message.payload):
+            return {"record": "TLS"}
         if message.direction is ORIGINAL:
             return {"command": parse_command(message.payload)[0].decode()}
         if self._unfinished is not None:
             return {"reply": f"{self._unfinished.decode()}, a further line"}
-        return {"reply": parse_reply(message.payload)[0].decode()}
+        return {"reply": parse_reply(message.payload).decode()}
 
 
 def _open(announced: Announced) -> Effects:
@@ -210,12 +335,13 @@ def parse_command(line: bytes) -> tuple[bytes, int]:
     return verb, start if start >= 0 else found.end("verb")
 
 
-def parse_reply(line: bytes) -> tuple[bytes, bool]:
-    """The code, and whether more lines follow. Raises Malformed."""
+def parse_reply(line: bytes) -> bytes:
+    """The code of a reply's first line. Raises Malformed."""
     found = _REPLY.match(line)
     if found is None:
         raise Malformed(f"no reply: {line[:40]!r}")
-    return found["code"], found["more"] == b"-"
+    code: bytes = found["code"]
+    return code
 
 
 def parse_port(line: bytes, start: int) -> Announced:
@@ -243,12 +369,8 @@ def parse_extended_passive(line: bytes, server: Address) -> Announced:
     return Announced(endpoint, found.span("port"), emit_port)
 
 
-def parse_eprt(line: bytes, start: int) -> Announced | None:
-    """The endpoint in EPRT's argument, which begins at `start`.
-
-    None: of a protocol other than IPv4 and IPv6, which the server will refuse. Raises
-    Malformed.
-    """
+def parse_eprt(line: bytes, start: int) -> Announced:
+    """The endpoint in EPRT's argument, which begins at `start`. Raises Malformed."""
     found = _EPRT.match(line, start)
     if found is None:
         raise Malformed(f"EPRT without an endpoint: {line[start : start + 60]!r}")
@@ -260,7 +382,7 @@ def parse_eprt(line: bytes, start: int) -> Announced | None:
         elif family == 2:
             address = IPv6Address(text)
         else:
-            return None
+            raise Malformed(f"EPRT of protocol {family}")
     except AddressValueError as error:
         raise Malformed(f"EPRT: {error}") from None
     if isinstance(address, IPv6Address) and address.scope_id is not None:
@@ -294,3 +416,17 @@ def emit_extended(endpoint: Endpoint) -> bytes:
 def emit_port(endpoint: Endpoint) -> bytes:
     """The port of 229."""
     return b"%d" % endpoint.port
+
+
+def _is_record(message: bytes) -> bool:
+    return message[0] in _RECORDS and len(message) > 1 and message[1] == 3
+
+
+def _record_length(data: memoryview) -> int | None:
+    """Length of the record of TLS that begins here; None: need more."""
+    if len(data) < _RECORD_HEADER:
+        return None
+    length = _RECORD_HEADER + int.from_bytes(bytes(data[3:_RECORD_HEADER]))
+    if length > _LARGEST_RECORD:
+        raise Malformed(f"a record of TLS of {length} bytes")
+    return length if len(data) >= length else None

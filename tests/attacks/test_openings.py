@@ -71,6 +71,14 @@ def _greeted(port: int, *asked: bytes) -> Callable[[], Iterator[Step]]:
     return steps
 
 
+def _unready(*asked: bytes) -> Iterator[Step]:
+    """The browser speaks alone, and is answered at once."""
+    line = Connection(_BROWSER, (EVIL, 21))
+    yield from line.opened()
+    yield from line.sent(*asked)
+    yield from line.answered(b"227 x (" + wire.six(EVIL, 5985) + b")\r\n")
+
+
 _SECRET: Final = 5985
 _TO_VICTIM: Final = b"PORT " + wire.six(VICTIM, _SECRET) + b"\r\n"
 
@@ -103,6 +111,11 @@ SLIPSTREAM: Final = {
         helper="ftp",
         steps=_slipstream(21, [_TO_VICTIM], [b"220 ready\r\n"]),
         says=("malformed",),
+    ),
+    "ftp, by a page that may send what it likes": Attack(
+        helper="ftp",
+        steps=lambda: _unready(_TO_VICTIM, b"PASV\r\n"),
+        says=("refused.not-ready",),
     ),
     "ftp, in lines of the form": Attack(
         helper="ftp",
@@ -376,7 +389,7 @@ FTP_BOUNCE: Final = {
     "PORT with an octet that spills over": Attack(
         helper="ftp",
         steps=_ftp(b"PORT 192,0,2,50,279,97\r\n"),
-        says=("malformed",),
+        says=("refused.unreadable",),
     ),
     "227 of a third host": Attack(
         helper="ftp",
@@ -400,7 +413,7 @@ FTP_BOUNCE: Final = {
                 b"211 end\r\n229 x (|||22|)\r\n",
             ],
         ),
-        says=("refused.unasked",),
+        says=("refused.denied-port",),
     ),
 }
 

@@ -404,9 +404,10 @@ LENGTHS: Final = {
     "DHCPv6 option beyond the end": _own(
         "dhcpv6", 547, wire.DHCPV6_GROUP, b"\1abc\0\1\xff\xff"
     ),
-    "FTP line without an end": _said("ftp", TCP, 21, [b"USER " + b"x" * 1400] * 13),
+    "FTP line without an end": _said("ftp", TCP, 21, [b"USER " + b"x" * 1400] * 14),
     "FTP numbers without an end": _said(
-        "ftp", TCP, 21, [b"EPRT |1|192.0.2.50|" + b"9" * 1400 + b"|\r\n"]
+        *("ftp", TCP, 21, [b"EPRT |1|192.0.2.50|" + b"9" * 1400 + b"|\r\n"], ()),
+        "refused.unreadable",
     ),
 }
 

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The worked example of a plugin, FTP: what is announced, and what only looks like it.
+"""FTP: what is announced, and what only looks like it.
 
 Where a test says "conntrackd", it names a fault of conntrackd's ftp helper.
 """
 
-import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from cthelper.core.api import (
     DONE,
@@ -20,10 +16,8 @@ from cthelper.core.api import (
     REPLY,
     TCP,
     Effect,
-    Endpoint,
     Expect,
     Grant,
-    Malformed,
     Message,
     Rewrite,
 )
@@ -33,39 +27,36 @@ from cthelper.core.guard import Guard
 from cthelper.core.outcome import Event, Refused
 from cthelper.core.registry import register
 from cthelper.helpers.ftp import (
-    Announced,
     Ftp,
-    emit_extended,
-    emit_six,
-    parse_command,
-    parse_eprt,
-    parse_extended_passive,
-    parse_passive,
-    parse_port,
-    parse_reply,
 )
 from cthelper.testing import (
     Line,
     any_segmentation,
     check,
     endpoint,
-    expectations,
-    failures,
     play,
-    related,
-    replay,
 )
 from tests.core.builders import SERVER, conntrack, tcp
 from tests.helpers.inspected import Inspected, entry_of
 
 PCAPS: Final = Path(__file__).parents[2] / "pcaps" / "ftp"
-LINE: Final = Line.between(TCP, "192.0.2.1:40000", "198.51.100.2:21")
-LINE6: Final = Line.between(TCP, "[2001:db8::1]:40000", "[2001:db8::2]:21")
+OPTIONS: Final = {"ccc": False}
+LINE: Final = Line.between(TCP, "192.0.2.1:40000", "198.51.100.2:21", OPTIONS)
+LINE6: Final = Line.between(TCP, "[2001:db8::1]:40000", "[2001:db8::2]:21", OPTIONS)
 
 # A conversation in short: "> " is the client's line, "< " the server's.
 GREETING: Final = "< 220 ready"
 # Another address, of which nothing says that it is the server's.
 THERE: Final = "203.0.113.9"
+
+
+SERVER_OPENS: Final = "server > client:port, once, 300 s"
+CLIENT_OPENS: Final = "client > server:port, once, 300 s"
+
+
+def handles(message: str, outcome: str) -> pytest.MarkDecorator:
+    """Proves what becomes of a message."""
+    return pytest.mark.handles("ftp", message, outcome)
 
 
 def lines(*texts: str, line: Line = LINE) -> list[Message]:
@@ -89,13 +80,20 @@ ANNOUNCEMENTS: Final[list[tuple[Sequence[str], str]]] = [
     # RFC 2428, section 2: any delimiter.
     (["> EPRT !2!2001:db8::1!40000!"], "[2001:db8::1]:40000"),
     (["> PASV", "< 227 Entering passive (198,51,100,2,156,64)."], "198.51.100.2:40000"),
+    (["> PASV", "< 227 entering ( 198,51,100,2,156,64 )"], "198.51.100.2:40000"),
+    (["> PASV", "< 227 198,51,100,2,156,64"], "198.51.100.2:40000"),
     # conntrackd wants the parenthesis, which RFC 1123 (4.1.2.6) does not.
     (["> PASV", "< 227 Entering 198,51,100,2,156,64"], "198.51.100.2:40000"),
     (["> PASV", "< 227 =198,51,100,2,156,64"], "198.51.100.2:40000"),
     (["> PASV", "< 227 Data on 7 (198,51,100,2,156,64)"], "198.51.100.2:40000"),
     # conntrackd: EPSV never works.
     (["> EPSV", "< 229 Entering extended (|||40000|)"], "198.51.100.2:40000"),
-    (["> epsv 1", "< 229 Entering extended (!!!40000!)"], "198.51.100.2:40000"),
+    (["> epsv 1", "< 229 Entering extended (!!!40000!)."], "198.51.100.2:40000"),
+    # Some servers answer one as the other.
+    (["> EPSV 2", "< 227 (198,51,100,2,156,64)"], "198.51.100.2:40000"),
+    (["> PASV", "< 229 (|||40000|)"], "198.51.100.2:40000"),
+    # What they accept with another reply first, or say twice.
+    (["> EPSV", "< 200 wait", "< 229 (|||40000|)"], "198.51.100.2:40000"),
     # In a reply of several lines the last one counts.
     (
         ["> EPSV", "< 229-Wait", "<  229 (|||1|)", "< 229 (|||40000|)"],
@@ -111,11 +109,34 @@ ANNOUNCEMENTS: Final[list[tuple[Sequence[str], str]]] = [
         ["> TYPE I", "> PASV", "> RETR f", "< 200 ok", "< 227 (198,51,100,2,156,64)"],
         "198.51.100.2:40000",
     ),
-    # An interrupted transfer (RFC 959, section 4.1.3).
+    # As lftp does with sync-mode off.
+    (
+        ["> TYPE I", "> SIZE f", "> PORT 192,0,2,1,156,64", "> RETR f"],
+        "192.0.2.1:40000",
+    ),
+    (
+        *(["> SIZE f", "> PASV", "< 550 no", "< 227 (198,51,100,2,156,64)"],),
+        "198.51.100.2:40000",
+    ),
+    # An interrupted transfer (RFC 959, section 4.1.3), answered twice or never.
     (["> \xff\xf4\xff\xf2ABOR", "> PORT 192,0,2,1,156,64"], "192.0.2.1:40000"),
+    (["> \xff\xfd\x06\xff\xf1ABOR", "> PORT 192,0,2,1,156,64"], "192.0.2.1:40000"),
+    (
+        ["> ABOR", "< 426 no", "< 226 ok", "> PASV", "< 227 (198,51,100,2,156,64)"],
+        "198.51.100.2:40000",
+    ),
+    (["> ABOR", "> PASV", "< 227 (198,51,100,2,156,64)"], "198.51.100.2:40000"),
+    # What is odd does not end the reading.
+    (["< 230_in", "< 99 x", "< SYST no", "> PORT 192,0,2,1,156,64"], "192.0.2.1:40000"),
+    (["< 230-in", "< 230", "> PORT 192,0,2,1,156,64"], "192.0.2.1:40000"),
 ]
 
 
+@handles("PORT", SERVER_OPENS)
+@handles("EPRT", SERVER_OPENS)
+@handles("227, to PASV or EPSV", CLIENT_OPENS)
+@handles("229, to EPSV or PASV", CLIENT_OPENS)
+@handles("an odd line of the server's", "passes, 15 times")
 @pytest.mark.parametrize(("texts", "announced"), ANNOUNCEMENTS)
 def test_announcement_leads_to_one_expectation(
     texts: Sequence[str], announced: str
@@ -124,6 +145,24 @@ def test_announcement_leads_to_one_expectation(
     assert any_segmentation(Ftp, messages) == [data(announced)]
 
 
+@handles("a command before 220", "passes; PORT and EPRT open nothing")
+@pytest.mark.parametrize(
+    "before",
+    [
+        ["> FEAT", GREETING],
+        ["> FEAT", "> USER a", "< 120 soon", "< 220-Hello", "< 220 ready"],
+        ["> FEAT", GREETING, "< 211 none"],
+    ],
+)
+def test_client_may_speak_first(before: Sequence[str]) -> None:
+    messages = lines(*before, "> PASV", "< 227 (198,51,100,2,156,64)")
+    assert any_segmentation(Ftp, messages) == [data("198.51.100.2:40000")]
+
+
+@handles(
+    "227 with another address",
+    "client > the server's own address; the other within guard.allow",
+)
 def test_passive_reply_opens_the_port_at_the_servers_own_address_too() -> None:
     messages = lines(GREETING, "> PASV", "< 227 (203,0,113,9,156,64)")
     own, other = play(Ftp(), messages)
@@ -160,6 +199,8 @@ def test_extended_passive_reply_names_the_server_that_sends_it() -> None:
     assert play(Ftp(), messages) == [data("[2001:db8::2]:40000")]
 
 
+@handles("a line inside a reply of several", "opens nothing")
+@handles("any other command or reply", "opens nothing")
 @pytest.mark.parametrize(
     "texts",
     [
@@ -169,8 +210,10 @@ def test_extended_passive_reply_names_the_server_that_sends_it() -> None:
         ["< 230-227 (198,51,100,2,156,64)", "< 230 ok"],
         ["> STAT d", "< 213-", "< 227 (198,51,100,2,156,64)", "< 213 end"],
         ["> PASV", "< 500-", "< 227 (198,51,100,2,156,64)", "< 500 no"],
-        ["> EPRT |3|x|40000|", "< 522 (1,2)"],
-        ["> LPRT 4,4,192,0,2,1,2,156,64"],
+        ["> STOU", "< 150 FILE: STOU.1"],
+        # 220 is not only the greeting.
+        ["> EPSV ALL", "< 220 ok"],
+        ["> QUIT", "> PASV", "< 221-bye", "< 227 (198,51,100,2,156,64)"],
     ],
 )
 def test_what_only_looks_like_an_announcement_leads_to_nothing(
@@ -179,12 +222,19 @@ def test_what_only_looks_like_an_announcement_leads_to_nothing(
     assert any_segmentation(Ftp, lines(GREETING, *texts)) == []
 
 
+@handles("227 or 229 that nobody asked for", "refused: `unasked`")
 @pytest.mark.parametrize(
     ("texts", "reason"),
     [
         (["< 227 (198,51,100,2,156,64)"], "227 without a command"),
-        (["> EPSV", "< 227 (198,51,100,2,156,64)"], "227 without a command"),
-        (["> PASV", "< 229 (|||40000|)"], "229 without a command"),
+        (["> QUIT", "< 227 Logout."], "227 without a command"),
+        (["> NOOP", "< 229 (|||40000|)"], "229 without a command"),
+        # One that was refused is answered.
+        (
+            ["> PASV", "< 500 no", "< 227 (198,51,100,2,156,64)"],
+            "227 without a command",
+        ),
+        (["> EPSV", "< 425 no", "< 229 (|||40000|)"], "229 without a command"),
     ],
 )
 def test_reply_that_nobody_asked_for_is_refused(
@@ -193,12 +243,42 @@ def test_reply_that_nobody_asked_for_is_refused(
     assert any_segmentation(Ftp, lines(GREETING, *texts)) == [f"unasked: {reason}"]
 
 
+@handles("EPSV ALL, accepted", "from then on EPSV alone opens anything")
+def test_after_epsv_all_nothing_but_epsv_opens() -> None:
+    texts = [
+        *("> EPSV ALL", "< 200 ok", "> PORT 192,0,2,1,156,64", "< 503 no"),
+        *("> EPRT |1|192.0.2.1|40000|", "> PASV", "< 227 (198,51,100,2,156,64)"),
+        *("> EPSV", "< 229 (|||40000|)"),
+    ]
+    assert any_segmentation(Ftp, lines(GREETING, *texts)) == [
+        *("epsv-all: PORT after EPSV ALL", "epsv-all: EPRT after EPSV ALL"),
+        *("unasked: 227 without a command", data("198.51.100.2:40000")),
+    ]
+
+
+def test_epsv_all_that_was_refused_changes_nothing() -> None:
+    texts = ["> epsv all", "< 500 no", "> PORT 192,0,2,1,156,64"]
+    found = any_segmentation(Ftp, lines(GREETING, *texts))
+    assert found == [data("192.0.2.1:40000")]
+
+
+@handles("LPRT, LPSV", "refused: `unserved`")
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("> LPRT 4,4,192,0,2,1,2,156,64", "LPRT"), ("> LPSV", "LPSV")],
+)
+def test_command_of_rfc_1639_is_refused_and_counted(text: str, reason: str) -> None:
+    found = any_segmentation(Ftp, lines(GREETING, text, "< 500 what?"))
+    assert found == [f"unserved: {reason}, of RFC 1639"]
+
+
 def test_one_command_is_answered_once() -> None:
     reply = "< 227 (198,51,100,2,156,64)"
     found = any_segmentation(Ftp, lines(GREETING, "> PASV", reply, reply))
     assert found == [data("198.51.100.2:40000"), "unasked: 227 without a command"]
 
 
+@handles("an announcement that cannot be read", "refused: `unreadable`")
 @pytest.mark.parametrize(
     ("texts", "reason"),
     [
@@ -231,22 +311,58 @@ def test_one_command_is_answered_once() -> None:
             ["> EPSV", "< 229 (|1|203.0.113.9|5000|)"],
             "229 without a port: b'229 (|1|203.0.113.9|5000|)\\r\\n'",
         ),
+        (
+            ["> EPSV", "< 229 (1115000 1)"],
+            "229 without a port: b'229 (1115000 1)\\r\\n'",
+        ),
+        (["> EPRT |3|x|40000|"], "EPRT of protocol 3"),
+        (
+            ["> PORT 192,0,2,1, 156,64"],
+            "PORT without six numbers: b'192,0,2,1, 156,64\\r\\n'",
+        ),
+    ],
+)
+def test_announcement_that_cannot_be_read_is_refused_and_ends_nothing(
+    texts: Sequence[str], reason: str
+) -> None:
+    after = ("< 501 no", "> PORT 192,0,2,1,156,64")
+    found = any_segmentation(Ftp, lines(GREETING, *texts, *after))
+    assert found == [f"unreadable: {reason}", data("192.0.2.1:40000")]
+
+
+@handles("HTTP, or no command, of the client", "is malformed: it is read no longer")
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
         # Not FTP: what a browser was made to send.
         (["> POST / HTTP/1.1"], "the client speaks HTTP: POST"),
         (["> connect a:21 HTTP/1.1"], "the client speaks HTTP: CONNECT"),
         (["> Host: 198.51.100.2"], "no command: b'Host: 198.51.100.2\\r\\n'"),
         (["> "], "no command: b'\\r\\n'"),
-        (["< SSH-2.0-server"], "no reply: b'SSH-2.0-server\\r\\n'"),
-        (["< 2200 x"], "no reply: b'2200 x\\r\\n'"),
+        # Many odd lines are no FTP either.
+        (
+            ["< SSH-2.0-server"] * 17,
+            "no reply: b'SSH-2.0-server\\r\\n', which is the 16th odd line",
+        ),
     ],
 )
-def test_malformed_line_says_what_is_wrong(texts: Sequence[str], reason: str) -> None:
+def test_line_that_is_not_ftp_ends_the_reading(
+    texts: Sequence[str], reason: str
+) -> None:
     assert any_segmentation(Ftp, lines(GREETING, *texts)) == [reason]
 
 
-def test_client_that_speaks_first_is_not_read() -> None:
-    found = any_segmentation(Ftp, lines("> PORT 192,0,2,1,156,64", GREETING))
-    assert found == ["the client speaks before the server is ready"]
+def test_many_announcements_that_cannot_be_read_end_the_reading() -> None:
+    *found, last = any_segmentation(Ftp, lines(GREETING, *["> PORT 1"] * 17))
+    text = "PORT without six numbers: b'1\\r\\n'"
+    assert found == [f"unreadable: {text}"] * 15
+    assert last == f"{text}, which is the 16th odd line"
+
+
+def test_nothing_is_opened_before_the_server_is_ready() -> None:
+    texts = ["> PORT 192,0,2,1,156,64", "> PASV", "< 227 (198,51,100,2,156,64)"]
+    found = any_segmentation(Ftp, lines(*texts, GREETING))
+    assert found == ["not-ready: no 220 of the server's yet"]
 
 
 def test_form_that_holds_a_command_opens_nothing() -> None:
@@ -256,6 +372,7 @@ def test_form_that_holds_a_command_opens_nothing() -> None:
     ]
 
 
+@handles("234, 235", "ends the inspection; with option ccc 234 does not")
 @pytest.mark.parametrize("code", ["234", "235"])
 def test_encryption_ends_the_reading(code: str) -> None:
     messages = lines(
@@ -263,6 +380,51 @@ def test_encryption_ends_the_reading(code: str) -> None:
         *("> \x16\x03\x01", "> PORT 192,0,2,1,156,64"),
     )
     assert any_segmentation(Ftp, messages) == [DONE]
+
+
+@handles("221, 421", "ends the inspection")
+@pytest.mark.parametrize("text", ["< 221 bye", "< 421 too long"])
+def test_end_of_the_session_ends_the_reading(text: str) -> None:
+    assert any_segmentation(Ftp, lines(GREETING, text)) == [DONE]
+
+
+def record(length: int, kind: int = 0x17) -> bytes:
+    """A record of TLS with so many bytes, which look like a command."""
+    return bytes((kind, 3, 3)) + length.to_bytes(2) + (b"PASV\r\n" * length)[:length]
+
+
+CCC: Final = Line.between(TCP, "192.0.2.1:40000", "198.51.100.2:21", {"ccc": True})
+
+
+@handles("CCC, inside TLS", "with option ccc: what is clear again is read")
+def test_return_to_clear_text_is_followed_by_option() -> None:
+    messages = [
+        *lines(GREETING, "> AUTH TLS", "< 234 go ahead", line=CCC),
+        *(CCC.sent(record(500, 0x16)), CCC.answered(record(3000, 0x16))),
+        *(CCC.sent(record(1, 0x14)), CCC.answered(record(2, 0x15))),
+        *(CCC.sent(record(2, 0x15)), CCC.answered(b"200 clear\r\n")),
+        *lines("> PASV", "< 227 (198,51,100,2,156,64)", line=CCC),
+        *lines("> QUIT", "< 221 bye", line=CCC),
+    ]
+    helper = Ftp()
+    assert play(helper, messages) == [data("198.51.100.2:40000"), DONE]
+    assert helper.describe(messages[3]) == {"record": "TLS"}
+    assert any_segmentation(Ftp, messages) == [data("198.51.100.2:40000"), DONE]
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (record(5)[:3] + b"\xff\xff", "a record of TLS of 65540 bytes"),
+        (b"\x16PASV\r\n", "no command: b'\\x16PASV\\r\\n'"),
+    ],
+)
+def test_what_is_neither_a_record_nor_a_line_ends_the_reading(
+    sent: bytes, reason: str
+) -> None:
+    texts = (GREETING, "> AUTH TLS", "< 234 go ahead")
+    messages = [*lines(*texts, line=CCC), CCC.sent(sent)]
+    assert any_segmentation(Ftp, messages) == [reason]
 
 
 def test_refused_encryption_does_not_end_the_reading() -> None:
@@ -315,63 +477,6 @@ def test_granted_endpoint_takes_the_place_of_the_announced(
 def test_announcement_that_is_granted_stays_as_it_was_written(text: str) -> None:
     effects = play(Ftp(), lines(GREETING, text))
     assert [type(each) for each in effects] == [Expect]
-
-
-endpoints4 = st.builds(Endpoint, st.ip_addresses(v=4), st.integers(0, 0xFFFF))
-endpoints = st.builds(Endpoint, st.ip_addresses(), st.integers(0, 0xFFFF))
-
-
-@given(endpoints4)
-def test_six_numbers_read_as_written(value: Endpoint) -> None:
-    text = emit_six(value)
-    announced = Announced(value, (5, 5 + len(text)), emit_six)
-    assert parse_port(b"PORT " + text + b"\r\n", 5) == announced
-    assert parse_passive(b"227 (" + text + b")\r\n") == announced
-
-
-@given(endpoints)
-def test_extended_argument_reads_as_written(value: Endpoint) -> None:
-    text = emit_extended(value)
-    announced = parse_eprt(b"EPRT " + text + b"\r\n", 5)
-    assert announced == Announced(value, (5, 5 + len(text)), emit_extended)
-
-
-# Any bytes
-
-
-PIECES: Final = (
-    *(b"PORT ", b"EPRT ", b"227 ", b"229-", b"229 ", b"\xff\xf4", b"fe80::1%"),
-    *(b"|", b"(", b")", b",", b"1", b"256", b" ", b"\r\n", b"\n", b"\r"),
-)
-pieces = st.sampled_from(PIECES)
-texts = st.binary(max_size=60) | st.lists(pieces, max_size=16).map(b"".join)
-
-
-@given(texts)
-@example(b"EPRT |2|fe80::1%|1|\r\n")
-def test_any_bytes_give_a_value_or_malformed(line: bytes) -> None:
-    server = LINE.original.destination.address
-    for read in (
-        parse_command,
-        parse_reply,
-        lambda line: parse_port(line, 0),
-        lambda line: parse_eprt(line, 0),
-        parse_passive,
-        lambda line: parse_extended_passive(line, server),
-    ):
-        with suppress(Malformed):
-            read(line)
-
-
-@given(st.lists(st.tuples(st.booleans(), texts), max_size=5))
-def test_any_conversation_is_read_alike_in_any_segmentation(
-    said: list[tuple[bool, bytes]],
-) -> None:
-    messages = [LINE.answered(b"220 ready\r\n")]
-    for from_client, text in said:
-        make = LINE.sent if from_client else LINE.answered
-        messages += map(make, re.findall(rb"[^\n]*\n", text + b"\n"))
-    any_segmentation(Ftp, messages)
 
 
 # People
@@ -442,32 +547,3 @@ def test_endpoint_of_another_host_or_service_is_refused(text: str, reason: str) 
     # conntrackd: the announcement after a refused one may be missed.
     (expectation,) = decision.expectations
     assert str(expectation) == "tcp 198.51.100.2 > 192.0.2.1:40000"
-
-
-# Real clients and a real server; the frames were read off with tshark.
-
-
-@pytest.mark.parametrize(
-    ("capture", "frame", "announced", "met"),
-    [
-        ("ftp-curl-pasv-other-pyftpdlib", 18, "tcp 10.92.1.2 > 10.92.1.3:51421", 19),
-        ("ftp-curl-eprt4-pyftpdlib", 13, "tcp 10.77.2.2 > 10.77.1.2:56817", 14),
-        ("ftp-curl-epsv4-pyftpdlib", 14, "tcp 10.77.1.2 > 10.77.2.2:35705", 15),
-        ("ftp-curl-epsv6-pyftpdlib", 14, "tcp fd77:1::2 > [fd77:2::2]:47595", 15),
-        ("ftp-curl-pasv-pyftpdlib", 14, "tcp 10.77.1.2 > 10.77.2.2:35437", 15),
-        ("ftp-curl-port-pyftpdlib", 13, "tcp 10.77.2.2 > 10.77.1.2:40603", 14),
-        ("ftp-lftp-port-pyftpdlib", 24, "tcp 10.77.2.2 > 10.77.1.2:34873", 25),
-    ],
-)
-def test_data_flow_of_a_real_client_is_expected(
-    capture: str, frame: int, announced: str, met: int
-) -> None:
-    events = replay(PCAPS / f"{capture}.pcap", Ftp)
-    assert expectations(events) == [(frame, announced)]
-    assert related(events) == [(met, frame)]
-    other = "other" in capture
-    assert failures(events) == [(frame, "refused: other-address")] * other
-
-
-def test_every_capture_is_in_the_table() -> None:
-    assert len(list(PCAPS.iterdir())) == 7

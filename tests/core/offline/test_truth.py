@@ -39,7 +39,8 @@ pytestmark = pytest.mark.skipif(not TABLES, reason="no captures beside the proje
 # its sender.
 _RPC: Final = re.compile(r"(?:RPCB|PMAP).*(tcp|udp) (?:port |\S+:)(\d+)$")
 _FTP: Final = re.compile(
-    r"FTP (?:PORT|EPRT|227 PASV|229 EPSV)(?: \(\S+\))? tcp (\S+):(\d+)$"
+    r"FTP (?:[A-Z]+, )*(?:PORT|EPRT|227 PASV|229 EPSV)(?: \(\S+\))? tcp "
+    r"(\S+):(\d+)(?:, [A-Z]+)?$"
 )
 _SECTION: Final = re.compile(r"## (\S+\.pcap(?:ng)?) ")
 _ROW: Final = re.compile(r"\| (\d+) \| (\S+)>\S+ \| (.*?) \| (.*?) \|$")
