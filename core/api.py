@@ -84,21 +84,24 @@ __all__ = [
     "Transport",
     "Truncated",
     "Tuple",
+    "Withdraw",
     "expect",
 ]
 
-API: Final = (1, 1)
+API: Final = (1, 2)
 """The version of what is here. Its second number grows with what is added, the first
 where a helper may have to be changed.
 
 1.1: `BROADCAST` among a helper's `destinations`; `Helper.enabled`; `Helper.template`;
 `Option.element` of a single value.
+1.2: `Withdraw`, and `label` of `expect`.
 """
 
 # What an instance takes besides its attributes, in bytes, and how many items of each of
 # them are looked at.
 _INSTANCE: Final = 200
 _LOOKED_AT: Final = 16
+_LABEL: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,7 @@ class Expect:
     helper: str | None
     pair: bool
     alternative: bool
+    label: bytes | None
 
     def __init__(
         self,
@@ -263,7 +267,10 @@ class Expect:
         helper: str | None = None,
         pair: bool = False,
         alternative: bool = False,
+        label: bytes | None = None,
     ) -> None:
+        if label is not None and not 0 < len(label) <= _LABEL:
+            raise ValueError(f"a label of {len(label)} bytes, not of 1 to {_LABEL}")
         self.endpoint = endpoint
         self.policy = policy
         self.transport = transport
@@ -273,6 +280,7 @@ class Expect:
         self.helper = helper
         self.pair = pair
         self.alternative = alternative
+        self.label = label
 
     def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
@@ -305,6 +313,21 @@ class Rewrite:
         return reduced(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Take back what the flow has asked for under `label`, see `expect`.
+
+    What was used up or has ended is no error, nor is a label that nothing has. An
+    expectation that others have asked for as well goes on for them. It is done before
+    the message goes on, and not undone by what comes after it.
+    """
+
+    label: bytes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return reduced(self)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -324,7 +347,7 @@ class Done:
 
 DONE: Final = Done()
 
-Effect = Expect | Rewrite | Done
+Effect = Expect | Rewrite | Withdraw | Done
 Effects = Generator[Effect, Grant | None, None]
 
 
@@ -339,6 +362,7 @@ def expect(
     helper: str | None = None,
     pair: bool = False,
     alternative: bool = False,
+    label: bytes | None = None,
 ) -> Generator[Effect, Grant | None, Grant]:
     """Announce that the receiver of this message will open a flow to `endpoint`.
 
@@ -351,12 +375,14 @@ def expect(
     flow to the next higher port is expected, too. An `alternative` is another address
     that was announced, where receivers may as well take the port alone, and the
     announcer itself is expected already: it is allowed as any other is, and refused as
-    ``other-address``. Raises ExpectationRefused where the configuration or the kernel
+    ``other-address``. By a `label`, 1 to 64 bytes, the flow may take it back
+    (`Withdraw`), out of the latest 32 that it has labelled; several may have the same.
+    Raises ExpectationRefused where the configuration or the kernel
     forbids it.
     """
     grant = yield Expect(
         *(endpoint, policy, transport, source, source_port, permanent, helper, pair),
-        alternative,
+        *(alternative, label),
     )
     if grant is None:
         raise RuntimeError("the engine answers every Expect with a Grant")

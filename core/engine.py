@@ -15,7 +15,7 @@ from cthelper.core.accounts import NARROW, Account, Accounts
 from cthelper.core.config import Budget, HelperConfig
 from cthelper.core.errors import ExpectationRefused, Malformed
 from cthelper.core.flows import Flow, FlowTable
-from cthelper.core.grants import Grants, OnLink, Placed, Placer
+from cthelper.core.grants import Grants, OnLink, Placed, Placer, Withdrawn
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Damaged, Event, Finished, Located, Outcome
 from cthelper.core.packet import Segment, locate
@@ -38,10 +38,10 @@ class Decision:
     """What to do with one packet.
 
     The `expectations` go in before the packet goes on, in this order; those of `placed`
-    are in. `packet` is the whole IP packet to send in place of the received one, or
-    None: as it came. It goes on in any case but one: with `drop` it cannot be
-    rewritten as it must be, and the configuration has such packets dropped. `flow` is
-    None where no helper of ours inspects the packet.
+    are in, and those of `withdrawn` were taken back. `packet` is the whole IP packet to
+    send in place of the received one, or None: as it came. It goes on in any case but
+    one: with `drop` it cannot be rewritten as it must be, and the configuration has
+    such packets dropped. `flow` is None where no helper of ours inspects the packet.
     """
 
     flow: Flow | None
@@ -49,6 +49,7 @@ class Decision:
     packet: bytes | None
     events: tuple[Event, ...]
     placed: tuple[Placed, ...]
+    withdrawn: tuple[Withdrawn, ...]
     drop: bool
 
     def __init__(
@@ -58,6 +59,7 @@ class Decision:
         packet: bytes | None = None,
         events: tuple[Event, ...] = (),
         placed: tuple[Placed, ...] = (),
+        withdrawn: tuple[Withdrawn, ...] = (),
         drop: bool = False,
     ) -> None:
         self.flow = flow
@@ -65,6 +67,7 @@ class Decision:
         self.packet = packet
         self.events = events
         self.placed = placed
+        self.withdrawn = withdrawn
         self.drop = drop
 
 
@@ -264,6 +267,7 @@ class Engine:
             outcome.packet,
             tuple(outcome.events),
             outcome.placed,
+            tuple(outcome.withdrawn),
             drop=outcome.unwritten is not None
             and config is not None
             and config.nat.drop_unrewritable,

@@ -6,13 +6,21 @@ flow uses a one-shot one up, whoever it was announced to. So one that is asked f
 while it lives becomes permanent; of the flows that it lets in the kernel tells, and
 before the last of those that were announced it becomes one-shot again. Only while there
 are such the events are followed.
+
+What a flow has labelled it may take back. The kernel's expectation goes only where
+nobody else has asked for it, as far as that is known: who has is counted from the first
+that labels it on, by whom a flow was let in is not known, and so as many go on as
+others have announced.
 """
 
 import errno
 import math
 from bisect import insort
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count as counter
+from itertools import takewhile
 from typing import Final, NamedTuple, Protocol
 
 from cthelper.core.errors import (
@@ -22,20 +30,26 @@ from cthelper.core.errors import (
     NetlinkError,
     NotFound,
 )
-from cthelper.core.grants import How, Placed
+from cthelper.core.grants import How, Placed, Withdrawn
 from cthelper.core.masters import Masters, Reporter
 from cthelper.core.nat import leads
 from cthelper.core.tuples import (
     Conntrack,
     Endpoint,
     Expectation,
+    FlowKey,
     Network,
     Transport,
     Tuple,
+    key_of,
 )
 
 # An expectation may end, or another come, between two requests; not again and again.
 _ATTEMPTS: Final = 3
+# Flows of which what they have labelled is known, and how many of its latest. What is
+# forgotten ends by its timeout.
+_LABELLING: Final = 4096
+_LABELLED: Final = 32
 
 
 class Kernel(Protocol):
@@ -100,6 +114,29 @@ class _Shared:
     open_until: float = 0.0
 
 
+@dataclass(slots=True)
+class _Ticket:
+    """An announcement that its flow may take back."""
+
+    label: bytes
+    number: int
+    end: float
+    expectation: Expectation
+
+
+@dataclass(slots=True)
+class _Needed:
+    """Who has asked for an expectation of the kernel's, of which some are labelled.
+
+    `master` is its, `ends` has when each announcement ends by itself, by its number,
+    and `lasts` when the last of all that there ever were does.
+    """
+
+    master: Tuple
+    ends: dict[int, float]
+    lasts: float
+
+
 # Not frozen, which would treble what it costs to make one for each packet.
 @dataclass(slots=True)
 class Answer:
@@ -147,11 +184,19 @@ class Expecter:
         self._clock = clock
         self._follow = follow
         self._shared: dict[_Where, list[_Shared]] = {}
+        self._tickets: OrderedDict[FlowKey, deque[_Ticket]] = OrderedDict()
+        self._needed: OrderedDict[_Identity, _Needed] = OrderedDict()
+        self._number = counter()
 
     @property
     def counts(self) -> bool:
         """Whether there are flows to be counted."""
         return bool(self._shared)
+
+    @property
+    def labels(self) -> int:
+        """How many flows have something that they may take back."""
+        return len(self._tickets)
 
     def carry_out(
         self,
@@ -206,6 +251,34 @@ class Expecter:
                 shared.ends.remove(min(shared.ends, key=lambda at: abs(at - end)))
                 self._adjust(shared)
 
+    def revoke(self, entry: Conntrack, label: bytes) -> list[Withdrawn]:
+        """Take back what a flow has labelled, as far as it is there still.
+
+        What was used up, or has ended, is passed over, and what the kernel refuses is
+        told to the log.
+        """
+        tickets = self._tickets.get(key_of(entry))
+        if tickets is None:
+            return []
+        self._catch_up()
+        withdrawn: list[Withdrawn] = []
+        for ticket in list(tickets):
+            # The kernel may give a key to another flow.
+            if ticket.label == label and ticket.expectation.master == entry.original:
+                tickets.remove(ticket)
+                try:
+                    taken = self._take_back(ticket)
+                except NetlinkError as error:
+                    self._tell(error)
+                    continue
+                if taken is not None:
+                    withdrawn.append(taken)
+        return withdrawn
+
+    def forget(self, key: FlowKey) -> None:
+        """A flow has ended, and the kernel has let go of what it expected."""
+        self._tickets.pop(key, None)
+
     def met(self, flow: Tuple, master: Tuple, zone: int) -> None:
         """A flow has begun that `master` expected; both are original tuples."""
         where = _Where(flow.transport, zone, flow.destination)
@@ -239,6 +312,11 @@ class Expecter:
             del shared.ends[: len(late)]
             if late or 0.0 < shared.open_until <= now:
                 self._adjust(shared)
+        needed, tickets = self._needed, self._tickets
+        for place in list(takewhile(lambda each: needed[each].lasts <= now, needed)):
+            del needed[place]
+        for key in list(takewhile(lambda each: _over(tickets[each], now), tickets)):
+            del tickets[key]
 
     def _put(self, entry: Conntrack, wanted: Expectation, *, widens: bool) -> Placed:
         """Put in an expectation of `entry`, or have one that is there do.
@@ -263,6 +341,10 @@ class Expecter:
             shared = self._find(wanted)
             if shared is not None:
                 self._forget(shared)  # it has ended
+            if self._needed:
+                # Whoever has asked for one that was there had that one.
+                self._needed.pop(_identity(wanted), None)
+            self._need(entry, wanted, wanted, {})
             return Placed(wanted, How.CREATED, None if wanted.permanent else 1)
         raise _busy(wanted)
 
@@ -282,6 +364,7 @@ class Expecter:
         if shared is not None and not _same(shared.expectation, present):
             self._forget(shared)  # another has taken its place
             shared = None
+        others = self._others(wanted, present, shared)
         flows = None
         if wanted.permanent:
             if present.permanent:
@@ -310,6 +393,7 @@ class Expecter:
             shared.lasts = now + seconds
             insort(shared.ends, now + wanted.timeout)
             flows = len(shared.ends) if shared.open_until <= now else None
+        self._need(entry, wanted, present, others)
         if present.master == wanted.master:
             return Placed(wanted, How.RENEWED, flows)
         self._masters.lengthen(present.master, wanted)
@@ -327,8 +411,11 @@ class Expecter:
         ends = [now + wanted.timeout]
         permanent = wanted.permanent
         before = []
+        needed: dict[int, float] = {}
         for each in others:
             shared = self._find(each)
+            needed |= self._others(wanted, each, shared)
+            self._needed.pop(_identity(each), None)
             if shared is not None and _same(shared.expectation, each):
                 ends += shared.ends
                 before.append(shared)
@@ -346,6 +433,7 @@ class Expecter:
             self._count(lasting, sorted(ends)).lasts = now + seconds
         for shared in before:
             self._forget(shared)
+        self._need(entry, wanted, wanted, needed)
         alone = all(each.master == wanted.master for each in others)
         how = How.RENEWED if alone else How.SHARED
         return Placed(wanted, how, None if permanent else len(ends))
@@ -386,6 +474,76 @@ class Expecter:
         other = self._kernel.get(present.master, present.zone)
         ours = leads(translation, entry.original, entry.reply)
         return ours == leads(translation, other.original, other.reply)
+
+    # Those that may be taken back
+
+    def _others(
+        self, wanted: Expectation, present: Expectation, shared: _Shared | None
+    ) -> dict[int, float]:
+        """Who has asked for one that is there: when each ends, by its number."""
+        needed = self._needed.get(_identity(present)) if self._needed else None
+        if needed is not None:
+            return needed.ends
+        if wanted.label is None:
+            return {}
+        ends = [self._clock() + present.timeout] if shared is None else shared.ends
+        return {next(self._number): each for each in ends}
+
+    def _need(
+        self,
+        entry: Conntrack,
+        wanted: Expectation,
+        present: Expectation,
+        others: dict[int, float],
+    ) -> None:
+        """Keep in mind who needs one that is there, where some may take it back."""
+        if not (others or wanted.label):
+            return
+        number, end = next(self._number), self._clock() + wanted.timeout
+        place = _identity(present)
+        ends = {**others, number: end}
+        before = self._needed.pop(place, None)
+        lasts = max(ends.values()) if before is None else max(before.lasts, end)
+        self._needed[place] = _Needed(present.master, ends, lasts)
+        if wanted.label is None:
+            return
+        key = key_of(entry)
+        tickets = self._tickets.setdefault(key, deque(maxlen=_LABELLED))
+        tickets.append(_Ticket(wanted.label, number, end, wanted))
+        self._tickets.move_to_end(key)
+        if len(self._tickets) > _LABELLING:
+            self._tickets.popitem(last=False)
+
+    def _take_back(self, ticket: _Ticket) -> Withdrawn | None:
+        """Take back an announcement; None: another has taken the place of what it was.
+
+        Raises NetlinkError; NotFound where it has ended.
+        """
+        wanted, now = ticket.expectation, self._clock()
+        present = self._kernel.covering(wanted)
+        needed = self._needed.get(_identity(present))
+        if needed is None or needed.ends.pop(ticket.number, None) is None:
+            return None
+        needed.ends = {each: end for each, end in needed.ends.items() if end > now}
+        shared = self._find(present)
+        if shared is not None:
+            if len(shared.ends) <= len(needed.ends):
+                return None  # as many have come as are not needed
+            end = ticket.end
+            shared.ends.remove(min(shared.ends, key=lambda at: abs(at - end)))
+            self._adjust(shared)
+            is_open = shared.open_until > now
+            return Withdrawn(wanted, None if is_open else len(shared.ends))
+        if needed.ends:
+            return Withdrawn(wanted, None)
+        # Another server has made it last longer, or for any number of flows.
+        longer = present.timeout > needed.lasts - now + 1
+        if longer or present.permanent is not wanted.permanent:
+            return None
+        if present.master != needed.master:
+            return None
+        self._kernel.delete_expectation(present)
+        return Withdrawn(wanted, 0)
 
     # Those that are counted
 
@@ -462,6 +620,19 @@ class Expecter:
             self._log.event(
                 "step-failed", "warning", reason=error.reason, detail=str(error)
             )
+
+
+def _over(tickets: Sequence[_Ticket], now: float) -> bool:
+    """Whether all that a flow has labelled has ended."""
+    return not tickets or tickets[-1].end <= now
+
+
+_Identity = tuple[_Where, Network | None, int | None]
+"""What tells one expectation in the kernel from another."""
+
+
+def _identity(expectation: Expectation) -> _Identity:
+    return _where(expectation), expectation.source, expectation.source_port
 
 
 def _where(expectation: Expectation) -> _Where:

@@ -65,10 +65,23 @@ class Placed:
         self.flows = flows
 
 
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """What a flow has taken back of what it had labelled.
+
+    `flows` is how many may still come that the expectation lets in, as others have
+    asked for it: 0 where the kernel has it no more; None: any number.
+    """
+
+    expectation: Expectation
+    flows: int | None
+
+
 class Placer(Protocol):
     """Puts expectations of translated flows into the kernel, while a helper waits.
 
-    Only the kernel knows which ports are taken, and the message must name the port.
+    Only the kernel knows which ports are taken, and the message must name the port. And
+    it takes them out again.
     """
 
     def place(
@@ -81,6 +94,9 @@ class Placer(Protocol):
 
     def withdraw(self, placed: Sequence[Placed]) -> None:
         """Take back what `place` has put in."""
+
+    def revoke(self, entry: Conntrack, label: bytes) -> Sequence[Withdrawn]:
+        """Take back what a flow has labelled, as far as it is there still."""
 
 
 # Not frozen, which would treble what it costs to make one for each packet.
@@ -151,6 +167,7 @@ class Grants:
                 helper=helper,
                 zone=entry.zone,
                 translation=opening.translation,
+                label=wish.label,
             )
             wanted += _pair(expectation, pair=wish.pair)
         placer = self._placer
@@ -177,6 +194,29 @@ class Grants:
             self.guard.ledger.remove(
                 each.expectation for each in granted.placed if each.how is How.CREATED
             )
+
+    def revoke(
+        self, label: bytes, entry: Conntrack, pending: list[Granted]
+    ) -> list[Withdrawn]:
+        """Take back what a flow has labelled, and what of that others still need.
+
+        What is `pending` was granted for the same packet, and nobody was told.
+        """
+        untold: list[Expectation] = []
+        for granted in list(pending):
+            placed = [each.expectation for each in granted.placed]
+            (first, *_) = [*granted.wanted, *placed]
+            if first.label == label:
+                pending.remove(granted)
+                self.guard.ledger.cancel(granted.wanted)
+                untold += placed
+        if self._placer is None:
+            return []
+        withdrawn = self._placer.revoke(entry, label)
+        self.guard.ledger.remove(
+            each.expectation for each in withdrawn if each.flows == 0
+        )
+        return [each for each in withdrawn if each.expectation not in untold]
 
     def _opening(
         self, wish: Expect, message: Message, entry: Conntrack, config: HelperConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from cthelper.core.api import Expect
 from cthelper.core.errors import RewriteRefused
-from cthelper.core.grants import Granted, Placed
+from cthelper.core.grants import Granted, Placed, Withdrawn
 from cthelper.core.packet import Segment
 from cthelper.core.patches import Patch
 from cthelper.core.tuples import Conntrack, Direction, Expectation
@@ -67,6 +67,7 @@ class Outcome:
     """
 
     granted: list[Granted]
+    withdrawn: list[Withdrawn]
     patches: list[Patch]
     events: list[Event]
     unwritten: RewriteRefused | None
@@ -80,6 +81,7 @@ class Outcome:
         finish: str = "",
     ) -> None:
         self.granted = []
+        self.withdrawn = []
         self.patches = []
         self.events = []
         self.unwritten = unwritten
@@ -89,7 +91,7 @@ class Outcome:
     @property
     def empty(self) -> bool:
         """Whether it leads to nothing but another packet."""
-        return not (self.granted or self.events)
+        return not (self.granted or self.withdrawn or self.events)
 
     @property
     def expectations(self) -> tuple[Expectation, ...]:

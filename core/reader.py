@@ -17,6 +17,7 @@ from cthelper.core.api import (
     Helper,
     Message,
     Rewrite,
+    Withdraw,
 )
 from cthelper.core.config import Budget, HelperConfig
 from cthelper.core.errors import (
@@ -273,7 +274,7 @@ class Reader:
         done: Done | None = None
         try:
             while True:
-                if not isinstance(effect, Expect | Rewrite | Done):
+                if not isinstance(effect, Expect | Rewrite | Withdraw | Done):
                     raise HelperFault(f"yielded {effect!r}, which is no effect")
                 if self._watch is not None:
                     self._watch.effect(effect)
@@ -301,6 +302,10 @@ class Reader:
                             outcome.patches.append(
                                 Patch((position + start) % MODULUS, stop - start, data)
                             )
+                    case Withdraw(label):
+                        outcome.withdrawn += self._grants.revoke(
+                            label, entry, outcome.granted
+                        )
                     case Done():
                         done = effect
                     case _:

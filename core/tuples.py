@@ -3,7 +3,7 @@
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import (
     IPv4Address,
@@ -345,7 +345,8 @@ class Expectation:
     helper's policy: the kernel takes no other. `policy` is the policy's name
     (None: read back from the kernel, which keeps none) and `class_` its index among the
     helper's policies. `helper` names the helper of the
-    expected flow, or is None. `translation` is None where the expected flow is not to
+    expected flow, or is None. `label` is what its flow may take it back by, which the
+    kernel does not know. `translation` is None where the expected flow is not to
     be translated, or the user's own rules do that.
     """
 
@@ -361,6 +362,7 @@ class Expectation:
     helper: str | None
     zone: int
     translation: Translation | None
+    label: bytes | None = field(compare=False)
 
     def __init__(
         self,
@@ -377,6 +379,7 @@ class Expectation:
         helper: str | None = None,
         zone: int = 0,
         translation: Translation | None = None,
+        label: bytes | None = None,
     ) -> None:
         self.master = master
         self.transport = transport
@@ -390,6 +393,7 @@ class Expectation:
         self.helper = helper
         self.zone = zone
         self.translation = translation
+        self.label = label
 
     def __str__(self) -> str:
         if self.source is None:

@@ -220,6 +220,15 @@ class Inspection:
         if flow.finished is not None:
             self._masters.finish(entry, flow.name, flow.finished)
         made, timeout = False, None
+        for each in decision.withdrawn:
+            self._log.event(
+                "withdrawn",
+                helper=flow.name,
+                policy=each.expectation.policy,
+                flow=entry.original,
+                expects=each.expectation,
+                flows=each.flows,
+            )
         if decision.expectations or decision.placed:
             made, timeout = self._expect(entry, flow, decision)
         if timeout is None:
@@ -331,6 +340,7 @@ class Inspection:
         self._engine.flows.remove(key)
         self._engine.guard.ledger.forget(key)
         self._masters.forget(key)
+        self._expecter.forget(key)
 
     # Changing
 

@@ -88,6 +88,35 @@ class RelatedEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WithdrawnEvent:
+    """A flow has taken back an expectation that it had announced.
+
+    `flows` is how many may still come that it lets in, as others have asked for it: 0
+    where the kernel has it no more; None: any number.
+    """
+
+    frame: int
+    time: float
+    helper: str
+    expectation: Expectation
+    flows: int | None
+
+    @property
+    def what(self) -> str:
+        """The expectation, and what of it there is still for others."""
+        match self.flows:
+            case 0:
+                return str(self.expectation)
+            case None:
+                left = "others' flows still come"
+            case 1:
+                left = "one flow of others' still comes"
+            case flows:
+                left = f"{flows} flows of others' still come"
+        return f"{self.expectation} ({left})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedEvent:
     """An expectation was not made. `reason` is a code, `detail` says it in words.
 
@@ -214,7 +243,14 @@ class Notice:
     failed: bool = False
 
 
-Told = ExpectationEvent | RelatedEvent | RefusedEvent | MalformedEvent | FinishedEvent
+Told = (
+    ExpectationEvent
+    | RelatedEvent
+    | WithdrawnEvent
+    | RefusedEvent
+    | MalformedEvent
+    | FinishedEvent
+)
 """What a helper led to in a frame, and has a record."""
 
 Event = Begin | Told | FaultEvent | MessageEvent | FlowEvent | Summary | Notice
@@ -263,6 +299,16 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
                 "expectation_frame": event.expectation_frame,
                 "helper": event.helper,
                 "flow": _flow(event.flow),
+            }
+        case WithdrawnEvent():
+            wanted = event.expectation
+            return {
+                **_head("withdrawn", capture, event, begin),
+                "helper": event.helper,
+                "policy": wanted.policy,
+                "flow": _flow(wanted.master),
+                "expects": _expects(Pattern.of(wanted)),
+                "flows": event.flows,
             }
         case RefusedEvent():
             asked = wished(event)

@@ -7,7 +7,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from cthelper.core.api import ORIGINAL, REPLY, TCP, Done, Expect, Malformed, Rewrite
+from cthelper.core.api import (
+    ORIGINAL,
+    REPLY,
+    TCP,
+    Done,
+    Expect,
+    Malformed,
+    Rewrite,
+    Withdraw,
+)
 from cthelper.core.config import Config
 from cthelper.core.engine import Decision
 from cthelper.core.nearest import Near, hints, nearest
@@ -23,6 +32,7 @@ from cthelper.core.offline.events import (
     MessageEvent,
     RefusedEvent,
     RelatedEvent,
+    WithdrawnEvent,
     source_text,
 )
 from cthelper.core.offline.history import History, began
@@ -74,6 +84,7 @@ def explain(
 
     made: list[ExpectationEvent] = []
     met: list[RelatedEvent] = []
+    withdrawn: list[WithdrawnEvent] = []
     told = False
     with Capture(path, warn=warn) as capture:
         for number, time, data, start in capture:
@@ -95,9 +106,16 @@ def explain(
                 for each in events
                 if isinstance(each, RelatedEvent) and each.expectation_frame == frame
             ]
+            withdrawn += [
+                each
+                for each in events
+                if isinstance(each, WithdrawnEvent)
+                and number != frame
+                and any(each.expectation == one.expectation for one in made)
+            ]
         frames = capture.frames
     if told:
-        for step, text in _later(made, met):
+        for step, text in _later(made, met, withdrawn):
             yield _step(step, text)
     elif frame <= frames:
         yield f"frame {frame} of {path} holds no IPv4 or IPv6 packet"
@@ -110,11 +128,15 @@ def _step(step: str, text: str) -> str:
 
 
 def _later(
-    made: list[ExpectationEvent], met: list[RelatedEvent]
+    made: list[ExpectationEvent],
+    met: list[RelatedEvent],
+    withdrawn: list[WithdrawnEvent],
 ) -> Iterator[tuple[str, str]]:
     for event in met:
         yield "later", f"frame {event.frame} met an expectation: {event.flow}"
-    if made and not met:
+    for each in withdrawn:
+        yield "later", f"frame {each.frame} withdrew it: {each.expectation}"
+    if made and not (met or withdrawn):
         yield "later", "no flow met what was expected before the capture's end"
 
 
@@ -314,6 +336,8 @@ def _read(event: MessageEvent) -> Iterator[tuple[str, str]]:
             case Rewrite():
                 start, stop = effect.span
                 yield "helper", f"rewrites bytes {start} to {stop}: {effect.data!r}"
+            case Withdraw():
+                yield "helper", f"withdraws what it has labelled {effect.label!r}"
             case Done():
                 why = f": {effect.why}" if effect.why else ""
                 yield "helper", f"is done with the flow{why}"
@@ -338,6 +362,8 @@ def _outcome(event: Event) -> Iterator[tuple[str, str]]:
                 port = wanted.translation.port
                 text += f", translated to the announcer's port {port}"
             yield "kernel", text
+        case WithdrawnEvent():
+            yield "kernel", f"lets go of {event.what}"
         case RefusedEvent():
             step = "kernel" if event.reason.startswith("kernel-") else "refused"
             yield step, f"{event.reason}: {event.detail}"

@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from cthelper.core.api import Done, Effect, Expect, Rewrite
+from cthelper.core.api import Done, Effect, Expect, Rewrite, Withdraw
 from cthelper.core.errors import CthelperError
 from cthelper.core.offline.events import (
     Begin,
@@ -33,6 +33,7 @@ from cthelper.core.offline.events import (
     RefusedEvent,
     RelatedEvent,
     Summary,
+    WithdrawnEvent,
     source_text,
 )
 from cthelper.core.tuples import Expectation, Tuple
@@ -45,6 +46,7 @@ _TIMED = (
     FlowEvent
     | RelatedEvent
     | MessageEvent
+    | WithdrawnEvent
     | ExpectationEvent
     | RefusedEvent
     | MalformedEvent
@@ -57,6 +59,7 @@ _ORDER: Final = (
     FlowEvent,
     RelatedEvent,
     MessageEvent,
+    WithdrawnEvent,
     ExpectationEvent,
     RefusedEvent,
     MalformedEvent,
@@ -189,6 +192,7 @@ class _Page:
         self._lives: dict[int, _Life] = {}
         self._controls: dict[str, list[FlowEvent]] = {}
         self._expectation_of: dict[int, int] = {}
+        self._withdrawn_of: dict[int, int] = {}
         self._index()
         # Numbers of events, by the message that led to them and by their flow.
         self._led_to: dict[int, list[int]] = {}
@@ -244,6 +248,14 @@ class _Page:
                         latest[mask] = life
                     self._lives[number] = life
                     made.setdefault((event.frame, event.helper), []).append(life)
+                case WithdrawnEvent():
+                    life = latest.get(_mask(event.expectation))
+                    if life is not None:
+                        self._withdrawn_of[number] = life.number
+                        life.left = event.flows
+                        if life.left == 0:
+                            life.end = event.time
+                            life.how = f"withdrawn in frame {event.frame}"
                 case RelatedEvent():
                     announced = event.expectation_frame, event.helper
                     self._meet(number, event, made.get(announced, ()))
@@ -276,6 +288,10 @@ class _Page:
                 self._attach(number, message)
                 master = event.expectation.master
                 self._join(number, self._flow_at(master, event.frame))
+            case WithdrawnEvent():
+                self._attach(number, self._message(event, None))
+                master = event.expectation.master
+                self._join(number, self._flow_at(master, event.frame))
             case RefusedEvent():
                 message = self._message(event, event.wish)
                 self._attach(number, message)
@@ -303,6 +319,7 @@ class _Page:
     def _message(
         self,
         event: ExpectationEvent
+        | WithdrawnEvent
         | RefusedEvent
         | MalformedEvent
         | FaultEvent
@@ -463,6 +480,10 @@ class _Page:
                         ("master flow", str(wanted.master)),
                     ]
                 return "related", what, event.flow, facts
+            case WithdrawnEvent():
+                wanted = event.expectation
+                facts = [("withdrawn", event.what), ("master flow", str(wanted.master))]
+                return "withdrawn", event.what, wanted.master, facts
             case RefusedEvent():
                 flow = self._tuple_of(number)
                 facts = [("reason", event.reason), ("detail", event.detail)]
@@ -511,7 +532,7 @@ class _Page:
         links: list[tuple[str, int]] = []
         if number in self._message_of:
             links.append(("message", self._message_of[number]))
-        met = self._expectation_of.get(number)
+        met = self._expectation_of.get(number, self._withdrawn_of.get(number))
         if met is not None:
             links.append(("expectation", met))
         flow = self._flow_of.get(number)
@@ -573,6 +594,9 @@ class _Page:
                 case MessageEvent() | FinishedEvent():
                     label = str(event.flow)
                     marks[lane(self._flow_of.get(number, label), label)].append(number)
+                case WithdrawnEvent():
+                    label = str(event.expectation.master)
+                    marks[lane(self._flow_of.get(number, label), label)].append(number)
                 case RefusedEvent() | MalformedEvent() | FaultEvent():
                     label = "flow not known"
                     marks[lane(self._flow_of.get(number, label), label)].append(number)
@@ -629,6 +653,8 @@ def _effect(effect: Effect) -> str:
             begin, end = effect.span
             octets = effect.data.hex(" ") or "nothing"
             return f"rewrite bytes {begin} to {end}: {octets}"
+        case Withdraw():
+            return f"withdraw what is labelled {effect.label!r}"
         case Done():
             return f"done: {effect.why or 'the flow announces nothing more'}"
 

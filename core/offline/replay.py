@@ -40,6 +40,7 @@ from cthelper.core.offline.events import (
     RefusedEvent,
     RelatedEvent,
     Summary,
+    WithdrawnEvent,
 )
 from cthelper.core.offline.expectations import Outcome
 from cthelper.core.offline.history import History
@@ -328,6 +329,16 @@ class Replay:
         if self.onlooker is not None:
             self._read(self.onlooker, flow.name)
         self._report(seen, conntrack, flow.name, decision)
+        for each in decision.withdrawn:
+            self._add(
+                WithdrawnEvent(
+                    frame=self._frame,
+                    time=self._time,
+                    helper=flow.name,
+                    expectation=each.expectation,
+                    flows=each.flows,
+                )
+            )
         if flow.finished is not None:
             self._masters.finish(conntrack, flow.name, flow.finished)
         # The packet comes back confirmed before its expectations go in (gate.py).
@@ -490,6 +501,7 @@ class Replay:
     def _destroyed(self, entry: Entry) -> None:
         """The entry has ended, and the daemon would be told so."""
         self._masters.forget((entry.id, 0))
+        self.expecter.forget((entry.id, 0))
         self.engine.flows.remove((entry.id, 0))
         self.engine.guard.ledger.forget((entry.id, 0))
         watched = self._watched.pop(entry.id, None)

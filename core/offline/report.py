@@ -20,6 +20,7 @@ from cthelper.core.offline.events import (
     RelatedEvent,
     Summary,
     Told,
+    WithdrawnEvent,
 )
 
 # `json.dumps` would make one for each record.
@@ -49,6 +50,8 @@ def line(event: Event, begin: Begin | None = None) -> str | None:
         case RelatedEvent():
             what = f"{event.flow}, announced in frame {event.expectation_frame}"
             return _row("related", event, begin, what)
+        case WithdrawnEvent():
+            return _row("withdrawn", event, begin, event.what)
         case RefusedEvent():
             return _row("refused", event, begin, f"{event.reason}: {event.detail}")
         case MalformedEvent():

@@ -64,6 +64,7 @@ __all__ = [
     "play",
     "related",
     "replay",
+    "withdrawn",
     "write_capture",
 ]
 
@@ -349,6 +350,17 @@ def related(events: "Iterable[Event]") -> list[tuple[int, int]]:
         (each.frame, each.expectation_frame)
         for each in events
         if isinstance(each, RelatedEvent)
+    ]
+
+
+def withdrawn(events: "Iterable[Event]") -> list[tuple[int, str]]:
+    """Frame and text, as of `expectations`, of each expectation that was taken back."""
+    from cthelper.core.offline.events import WithdrawnEvent
+
+    return [
+        (each.frame, str(each.expectation))
+        for each in events
+        if isinstance(each, WithdrawnEvent)
     ]
 
 

@@ -26,7 +26,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import HelperConfig
 from cthelper.core.engine import Decision, Engine
-from cthelper.core.grants import How, OnLink, Placed
+from cthelper.core.grants import How, OnLink, Placed, Withdrawn
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Fault, Finished
 from cthelper.core.reader import Watch
@@ -92,6 +92,16 @@ class Kernel:
         for each in placed:
             self.present.remove(each.expectation)
             self.taken.remove(each.expectation.destination.port)
+
+    def revoke(self, entry: Conntrack, label: bytes) -> Sequence[Withdrawn]:
+        """Take out what the flow has labelled."""
+        revoked = [
+            each
+            for each in self.present
+            if (each.master, each.label) == (entry.original, label)
+        ]
+        self.withdraw([Placed(each, How.CREATED, 1) for each in revoked])
+        return [Withdrawn(each, 0) for each in revoked]
 
 
 class Commands(Helper):

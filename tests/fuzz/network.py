@@ -29,7 +29,7 @@ from cthelper.core.api import (
 )
 from cthelper.core.config import HelperConfig, parse
 from cthelper.core.engine import Decision, Engine
-from cthelper.core.grants import How, Placed
+from cthelper.core.grants import How, Placed, Withdrawn
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Fault
 from cthelper.core.registry import register
@@ -98,6 +98,20 @@ class Kernel:
         for each in placed:
             assert each in self.live, f"was not placed: {each}"
             self.live.remove(each)
+
+    def revoke(self, entry: Conntrack, label: bytes) -> Sequence[Withdrawn]:
+        """Take back what was labelled since the last packet, and is told of to nobody.
+
+        What went before it is not known here.
+        """
+        revoked = [
+            each.expectation
+            for each in self.live
+            if (each.expectation.master, each.expectation.label)
+            == (entry.original, label)
+        ]
+        self.live = [each for each in self.live if each.expectation not in revoked]
+        return [Withdrawn(each, 0) for each in revoked]
 
 
 @dataclass(slots=True)
