@@ -18,6 +18,10 @@ server's has the port opened at the server's own, where clients go. After ``EPSV
 nothing opens but by EPSV. LPRT and LPSV (RFC 1639) are refused (reason ``unserved``),
 and so is an announcement that cannot be read (``unreadable``); what else is odd passes.
 
+An announcement is taken back where it or its transfer is refused or aborted, or where
+another follows before it was used; not where the transfer has succeeded, since that may
+be heard of before the data flow begins.
+
 A client that does not speak FTP, such as a browser that was made to send these lines in
 a form (NAT slipstreaming), ends the reading at its first line of another protocol. Once
 a security exchange has succeeded (RFC 2228, RFC 4217: AUTH TLS) the rest is encrypted,
@@ -52,6 +56,7 @@ from cthelper.core.api import (
     Option,
     Policy,
     Rewrite,
+    Withdraw,
     expect,
 )
 
@@ -81,6 +86,11 @@ _METHODS: Final = frozenset(
     }
 )
 _ALL: Final = b"EPSV ALL"
+_ANNOUNCING: Final = frozenset({b"PORT", b"EPRT"})
+_TRANSFERS: Final = frozenset(
+    {b"RETR", b"STOR", b"STOU", b"APPE", b"LIST", b"NLST", b"MLSD"}
+)
+_ABORT: Final = b"ABOR"
 # Either may be answered as the other.
 _PASSIVE_VERBS: Final = frozenset({b"PASV", b"EPSV"})
 _PASSIVE_CODES: Final = frozenset({b"227", b"229"})
@@ -99,9 +109,10 @@ _RECORDS: Final = frozenset(range(0x14, 0x18))
 _RECORD_HEADER: Final = 5
 _LARGEST_RECORD: Final = _RECORD_HEADER + 2**14 + 2048  # RFC 5246, section 6.2.3
 
-# Commands of which the replies are awaited, and odd lines after which there is nothing
-# that could be FTP.
+# Commands of which the replies are awaited, announcements that may be taken back, and
+# odd lines after which there is nothing that could be FTP.
 _AWAITED: Final = 32
+_UNUSED: Final = 8
 _ODD: Final = 16
 # What an instance and what it awaits take, in bytes.
 _INSTANCE: Final = 900
@@ -134,6 +145,7 @@ class Ftp(Helper):
     # for the server's own address and another one that it announces.
     policies = (Policy("data", max_expected=2, timeout=300),)
     options = (_CCC,)
+    api = (1, 2)
     message_limit = _LARGEST_RECORD
 
     def __init__(self) -> None:
@@ -149,10 +161,12 @@ class Ftp(Helper):
         self._sent = self._answered = 0
         # Those by their numbers whose replies matter.
         self._awaited: deque[tuple[int, bytes]] = deque(maxlen=_AWAITED)
+        # The commands that led to what may still be taken back.
+        self._unused: deque[int] = deque(maxlen=_UNUSED)
 
     def footprint(self) -> int:
         """What the commands that have no reply take."""
-        return _INSTANCE + _ITEM * len(self._awaited)
+        return _INSTANCE + _ITEM * (len(self._awaited) + len(self._unused))
 
     def frame(self, data: memoryview) -> int | None:
         """A message is a line, or a record of TLS."""
@@ -176,18 +190,23 @@ class Ftp(Helper):
         line = message.payload
         verb, start = parse_command(line)
         self._sent += 1
-        if verb in (b"PORT", b"EPRT"):
+        if verb in _ANNOUNCING:
             if not self._ready:
                 raise ExpectationRefused("not-ready", "no 220 of the server's yet")
             if self._extended_only:
                 raise ExpectationRefused("epsv-all", f"{verb.decode()} after EPSV ALL")
             read = parse_port if verb == b"PORT" else parse_eprt
-            yield from _open(self._readable(read, line, start))
+            announced = self._readable(read, line, start)
+            self._await(verb)
+            yield from self._announce(self._sent)
+            yield from _open(announced, _label(self._sent))
         elif verb in _PASSIVE_VERBS:
             if line[start:].strip().upper() == b"ALL":
                 self._await(_ALL)
             elif verb == b"EPSV" or not self._extended_only:
                 self._await(verb)
+        elif verb in _TRANSFERS or verb == _ABORT:
+            self._await(verb)
         elif verb in (b"LPRT", b"LPSV"):
             raise ExpectationRefused("unserved", f"{verb.decode()}, of RFC 1639")
 
@@ -198,26 +217,31 @@ class Ftp(Helper):
         if code in _LAST:
             if code == _TLS and _CCC.of(message):
                 self._encrypted = True
-                self._answer(code)
+                yield from self._answer(code)
             else:
                 yield Done(_LAST[code])
         elif not self._ready:
             self._ready = code == _READY
         elif code in _PASSIVE_CODES:
-            if not self._asked_for():
-                self._answer(code)
+            number = self._asked_for()
+            if number is None:
+                yield from self._answer(code)
                 raise ExpectationRefused(
                     "unasked", f"{code.decode()} without a command"
                 )
             server = message.source.address
+            label = _label(number)
             if code == b"227":
                 announced = self._readable(parse_passive, message.payload)
-                yield from _open_passive(announced, message)
+                yield from self._announce(number)
+                yield from _open_passive(announced, message, label)
             else:
                 read = parse_extended_passive
-                yield from _open(self._readable(read, message.payload, server))
+                announced = self._readable(read, message.payload, server)
+                yield from self._announce(number)
+                yield from _open(announced, label)
         else:
-            self._answer(code)
+            yield from self._answer(code)
 
     def _code(self, line: bytes) -> bytes | None:
         """The reply's code, where this is its last line."""
@@ -235,17 +259,20 @@ class Ftp(Helper):
     def _await(self, verb: bytes) -> None:
         self._awaited.append((self._sent, verb))
 
-    def _asked_for(self) -> bool:
-        """Whether a 227 or 229 is the reply to a command; then it is that one's."""
+    def _asked_for(self) -> int | None:
+        """The command that a 227 or 229 is the reply to; None: nobody asked."""
         asked = [each for each, verb in self._awaited if verb in _PASSIVE_VERBS]
         if not asked:
-            return False
+            return None
         self._answered = asked[0]
-        while self._awaited.popleft()[0] != asked[0]:
-            pass
-        return True
+        while self._awaited[0][0] < asked[0]:
+            number, verb = self._awaited.popleft()
+            if verb in _TRANSFERS:
+                self._used_by(number)
+        self._awaited.popleft()
+        return asked[0]
 
-    def _answer(self, code: bytes) -> None:
+    def _answer(self, code: bytes) -> Effects:
         """A reply has come that names no command: it is to the next one."""
         if self._answered == self._sent:
             return
@@ -258,8 +285,41 @@ class Ftp(Helper):
             if verb in _PASSIVE_VERBS and (number < self._answered or not failed):
                 continue
             self._awaited.remove((number, verb))
-            if verb == _ALL and number == self._answered and not failed:
-                self._extended_only = True
+            if number == self._answered:
+                for each in self._ended_by(number, verb, failed=failed):
+                    yield Withdraw(_label(each))
+
+    def _ended_by(self, number: int, verb: bytes, *, failed: bool) -> list[int]:
+        """What is void once a command, by its number, was answered."""
+        if verb in _TRANSFERS:
+            used = self._used_by(number)
+            return used if failed else []
+        void: list[int] = []
+        if verb in _ANNOUNCING and failed:
+            void = [each for each in self._unused if each == number]
+        elif verb == _ABORT and not failed:
+            void = [each for each in self._unused if each < number]
+        elif verb == _ALL and not failed:
+            self._extended_only = True
+        for each in void:
+            self._unused.remove(each)
+        return void
+
+    def _used_by(self, number: int) -> list[int]:
+        """The announcement that a transfer uses, which is no longer unused; or none."""
+        used = [each for each in self._unused if each < number][-1:]
+        for each in used:
+            self._unused.remove(each)
+        return used
+
+    def _announce(self, number: int) -> Effects:
+        """A command leads to an announcement: those that no transfer uses are void."""
+        transfers = [each for each, verb in self._awaited if verb in _TRANSFERS]
+        for each in list(self._unused):
+            if not any(each < transfer < number for transfer in transfers):
+                self._unused.remove(each)
+                yield Withdraw(_label(each))
+        self._unused.append(number)
 
     def _readable(
         self, read: Callable[..., Announced], line: bytes, *more: object
@@ -288,17 +348,22 @@ class Ftp(Helper):
         return {"reply": parse_reply(message.payload).decode()}
 
 
-def _open(announced: Announced) -> Effects:
+def _label(number: int) -> bytes:
+    """What the announcement of a command is taken back by."""
+    return b"%d" % number
+
+
+def _open(announced: Announced, label: bytes) -> Effects:
     """Expect the data flow, and write what was granted where that differs.
 
     There are several ways to write one endpoint: what stands there stays if it can.
     """
-    grant = yield from expect(announced.endpoint, policy="data")
+    grant = yield from expect(announced.endpoint, policy="data", label=label)
     if grant.endpoint != announced.endpoint:
         yield Rewrite(announced.span, announced.emit(grant.endpoint))
 
 
-def _open_passive(announced: Announced, message: Message) -> Effects:
+def _open_passive(announced: Announced, message: Message, label: bytes) -> Effects:
     """As `_open`, where clients may take the port alone, as curl and ftplib do.
 
     A server announces another address than its own where it has several, or where it
@@ -307,11 +372,14 @@ def _open_passive(announced: Announced, message: Message) -> Effects:
     server, known = message.source.address, message.original.destination.address
     endpoint = announced.endpoint
     if endpoint.address in (server, known):
-        yield from _open(announced)
+        yield from _open(announced, label)
         return
-    grant = yield from expect(Endpoint(server, endpoint.port), policy="data")
+    own = Endpoint(server, endpoint.port)
+    grant = yield from expect(own, policy="data", label=label)
     try:
-        grant = yield from expect(endpoint, policy="data", alternative=True)
+        grant = yield from expect(
+            endpoint, policy="data", alternative=True, label=label
+        )
     except ExpectationRefused:
         # Where the server is not translated the client needs no other word.
         if server == known:
