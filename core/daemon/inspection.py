@@ -222,7 +222,7 @@ class Inspection:
         made, timeout = False, None
         for each in decision.withdrawn:
             self._log.event(
-                "withdrawn",
+                "expectation-withdrawn",
                 helper=flow.name,
                 policy=each.expectation.policy,
                 flow=entry.original,

@@ -22,6 +22,7 @@ from cthelper.core.api import (
     Policy,
     Rewrite,
     Transport,
+    Withdraw,
     expect,
 )
 from cthelper.core.config import HelperConfig
@@ -135,6 +136,12 @@ class Commands(Helper):
                     yield from expect(Endpoint(own, numbers[0]), policy="data")
                 except ExpectationRefused:
                     yield from expect(Endpoint(own, numbers[1]), policy="data")
+            case "LABEL":
+                own_end = Endpoint(own, numbers[0])
+                label = arguments[1].encode()
+                yield from expect(own_end, policy="data", label=label)
+            case "WITHDRAW":
+                yield Withdraw(arguments[0].encode())
             case "LINK":
                 yield from expect(
                     Endpoint(own, numbers[0]), policy="data", source=ON_LINK

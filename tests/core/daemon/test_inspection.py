@@ -44,6 +44,7 @@ from cthelper.core.tuples import (
     FlowKey,
     Status,
     Tuple,
+    key_of,
 )
 from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple, udp
 from tests.core.host import Clock, Datagrams, Lines, configured
@@ -108,6 +109,9 @@ class World:
         if self.lives:
             return expectation
         raise NotFound.of(errno.ENOENT, f"get expectation {expectation}")
+
+    def delete_expectation(self, expectation: Expectation) -> None:
+        self.record.append(f"delete {expectation.destination.port}")
 
     def expectation_count(self) -> int:
         return self.held
@@ -266,6 +270,38 @@ def test_expectation_is_told_as_the_kernel_has_it(
         "how": "created",
         "flows": 1,
     }
+
+
+def test_expectation_is_withdrawn_before_the_packet_goes_on_and_told(
+    world: World, inspects: Inspection
+) -> None:
+    served(world, inspects, b"LABEL 5000 x", ENTRY, 1)
+    world.lives = True
+    record = served(world, inspects, b"WITHDRAW x", ENTRY, 2)
+    assert record == ["delete 5000", Verdict(2)]
+    *_, told = lines(world)
+    assert told == {
+        "level": "info",
+        "event": "expectation-withdrawn",
+        "helper": "datagram",
+        "policy": "data",
+        "flow": str(ENTRY.original),
+        "expects": f"udp {SERVER} > {CLIENT}:5000",
+        "flows": 0,
+    }
+    # It is there no more, and so no error.
+    world.lives = False
+    assert served(world, inspects, b"WITHDRAW x", ENTRY, 3) == [Verdict(3)]
+    assert world.log.counters == {"expectation": 1, "expectation-withdrawn": 1}
+
+
+def test_flow_that_has_ended_can_take_nothing_back(
+    world: World, inspects: Inspection
+) -> None:
+    served(world, inspects, b"LABEL 5000 x", ENTRY, 1)
+    world.lives = True
+    inspects.forget(key_of(ENTRY))
+    assert served(world, inspects, b"WITHDRAW x", ENTRY, 2) == [Verdict(2)]
 
 
 @pytest.mark.parametrize(

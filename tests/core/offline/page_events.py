@@ -19,6 +19,7 @@ from cthelper.core.offline.events import (
     RefusedEvent,
     RelatedEvent,
     Summary,
+    WithdrawnEvent,
 )
 from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Expectation
 from tests.core.builders import CLIENT, SERVER, endpoint, flow_tuple
@@ -71,6 +72,13 @@ EXPECTATION: Final = ExpectationEvent(
 )
 RELATED: Final = RelatedEvent(
     frame=9, time=0.75, expectation_frame=6, helper="line", flow=DATA
+)
+WITHDRAWN: Final = WithdrawnEvent(
+    frame=12,
+    time=1.0,
+    helper="line",
+    expectation=EXPECTATION.expectation,
+    flows=0,
 )
 REFUSED: Final = RefusedEvent(
     frame=14,

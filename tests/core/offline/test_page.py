@@ -39,6 +39,7 @@ from tests.core.offline.page_events import (
     RELATED,
     STORY,
     SUMMARY,
+    WITHDRAWN,
     hostile,
 )
 
@@ -238,6 +239,34 @@ def test_flows_say_their_role() -> None:
         "control flow, 14 packets to frame 20, helper finished: gap"
     )
     assert data_["what"] == "expected flow, 1 packet to frame 18"
+
+
+@pytest.mark.parametrize(
+    ("flows", "what", "end"),
+    [
+        (0, "", 1.0),
+        (1, " (one flow of others' still comes)", 60.5),
+        (3, " (3 flows of others' still come)", 60.5),
+        (None, " (others' flows still come)", 60.5),
+    ],
+)
+def test_withdrawal_ends_the_life_of_an_expectation(
+    flows: int | None, what: str, end: float
+) -> None:
+    told = replace(CONTROL_FLOW, last_frame=90, last_time=90.0)
+    withdrawn = replace(WITHDRAWN, flows=flows)
+    story = (told, CALL, ANNOUNCEMENT, EXPECTATION, withdrawn)
+    found = row("withdrawn", *story)
+    text = f"tcp 192.0.2.1 > 198.51.100.2:43173{what}"
+    assert found["what"] == facts(found)["withdrawn"] == text
+    everything = rows(*story)
+    assert targets(found, everything) == {
+        "expectation": ["expectation"],
+        "flow": ["flow"],
+    }
+    (lane,) = data(("a.pcap", story))["captures"][0]["lanes"]
+    assert lane["expectations"][0]["end"] == end
+    assert len(lane["marks"]) == 3
 
 
 # What leads where

@@ -187,11 +187,15 @@ def test_stream_is_one_whatever_is_late_and_sent_again(
     announcer = Side.CLIENT if active else Side.SERVER
     cell = Cell(gateway, Side.SERVER if active else Side.CLIENT, announcer)
     ports = (3000, 4000, 5000)
-    lines = [written(command, endpoint(cell.announcer, port)) for port in ports]
+    # Each is used: an announcement that is not goes with the next one.
+    use = b"RETR f\r\n"
+    after = use if active else b""
+    lines = [written(command, endpoint(cell.announcer, port)) + after for port in ports]
     at = data.draw(st.frozensets(st.integers(1, 150), max_size=6))
     before = [Said(Side.SERVER, b"220 ready\r\n")]
     if not active:
-        before += [Said(Side.CLIENT, command.encode() + b"\r\n") for _ in ports]
+        asked = command.encode() + b"\r\n" + use
+        before += [Said(Side.CLIENT, asked) for _ in ports]
     talk = [*before, Said(announcer, b"".join(lines), at)]
     packets = control_flow(gateway, announcer, talk)
     count = len(cut(b"".join(lines), at))
@@ -209,7 +213,7 @@ def test_stream_is_one_whatever_is_late_and_sent_again(
     assert (len(played.made) == len(ports)) == (not played.reasons)
     told = {each.destination.port for each in played.made}
     assert b"".join(received[each] for each in range(count)) == b"".join(
-        written(command, endpoint(cell.told, port)) if port in told else line
+        written(command, endpoint(cell.told, port)) + after if port in told else line
         for port, line in zip(ports, lines, strict=True)
     )
 
