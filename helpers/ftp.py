@@ -32,7 +32,7 @@ NAT: the endpoint stands in text of variable length, so rewriting may change the
 of a segment.
 
 The kernel has a helper of this name, too (nf_conntrack_ftp). Where its module is loaded
-the daemon does not start: ``rmmod nf_conntrack_ftp``, or ``enabled = false`` here.
+this one is known as ``ftp-u``, and whichever a rule attaches to a flow reads it.
 """
 
 import re
