@@ -169,6 +169,19 @@ def _redirects() -> Iterator[Sequence[_Packet]]:
         )
 
 
+def _commands() -> Iterator[Sequence[_Packet]]:
+    """Commands of one session of FTP that announce nothing, each with its reply."""
+    connection = wire.Connection((_CLIENT, _PORT), (_SERVER, 21))
+    entry = _entry(connection.way, "ftp", status=_ASSURED)
+    syn, syn_ack, _ = connection.opened()
+    (greeting,) = connection.answered(b"220 ready\r\n")
+    yield (syn, entry, ORIGINAL), (syn_ack, entry, REPLY), (greeting, entry, REPLY)
+    while True:
+        (command,) = connection.sent(b"SIZE a/file/that/is/there\r\n")
+        (reply,) = connection.answered(b"213 1048576\r\n")
+        yield (command, entry, ORIGINAL), (reply, entry, REPLY)
+
+
 def _asked(
     helper: str, source: tuple[str, int], group: tuple[str, int], payload: bytes
 ) -> Iterator[Sequence[_Packet]]:
@@ -419,6 +432,7 @@ def _on_server(
 CASES: Final = (
     _in_engine("sunrpc, GETPORT", _rpc(wire.getport, _getport_reply), forwarded=True),
     _in_engine("sunrpc, NULL", _rpc(_null_call, wire.reply), forwarded=True),
+    _in_engine("ftp, SIZE", _commands(), forwarded=True),
     _in_engine("tns, session with a redirect", _redirects(), forwarded=True),
     _in_engine(
         "mdns, query",

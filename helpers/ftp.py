@@ -180,11 +180,10 @@ class Ftp(Helper):
     def on_message(self, message: Message) -> Effects:
         """Expect what PORT, EPRT, 227 and 229 announce."""
         if self._encrypted and _is_record(message.payload):
-            return
+            return _nothing()
         if message.direction is ORIGINAL:
-            yield from self._on_command(message)
-        else:
-            yield from self._on_reply(message)
+            return self._on_command(message)
+        return self._on_reply(message)
 
     def _on_command(self, message: Message) -> Effects:
         line = message.payload
@@ -217,7 +216,7 @@ class Ftp(Helper):
         if code in _LAST:
             if code == _TLS and _CCC.of(message):
                 self._encrypted = True
-                yield from self._answer(code)
+                self._answer(code)
             else:
                 yield Done(_LAST[code])
         elif not self._ready:
@@ -225,7 +224,8 @@ class Ftp(Helper):
         elif code in _PASSIVE_CODES:
             number = self._asked_for()
             if number is None:
-                yield from self._answer(code)
+                for each in self._answer(code):
+                    yield Withdraw(_label(each))
                 raise ExpectationRefused(
                     "unasked", f"{code.decode()} without a command"
                 )
@@ -241,7 +241,8 @@ class Ftp(Helper):
                 yield from self._announce(number)
                 yield from _open(announced, label)
         else:
-            yield from self._answer(code)
+            for each in self._answer(code):
+                yield Withdraw(_label(each))
 
     def _code(self, line: bytes) -> bytes | None:
         """The reply's code, where this is its last line."""
@@ -272,10 +273,14 @@ class Ftp(Helper):
         self._awaited.popleft()
         return asked[0]
 
-    def _answer(self, code: bytes) -> Effects:
-        """A reply has come that names no command: it is to the next one."""
+    def _answer(self, code: bytes) -> list[int]:
+        """A reply has come that names no command: it is to the next one.
+
+        What is void now, by the commands that led to it.
+        """
+        void: list[int] = []
         if self._answered == self._sent:
-            return
+            return void
         self._answered += 1
         failed = code >= b"4"
         for number, verb in list(self._awaited):
@@ -286,8 +291,8 @@ class Ftp(Helper):
                 continue
             self._awaited.remove((number, verb))
             if number == self._answered:
-                for each in self._ended_by(number, verb, failed=failed):
-                    yield Withdraw(_label(each))
+                void = self._ended_by(number, verb, failed=failed)
+        return void
 
     def _ended_by(self, number: int, verb: bytes, *, failed: bool) -> list[int]:
         """What is void once a command, by its number, was answered."""
@@ -346,6 +351,11 @@ class Ftp(Helper):
         if self._unfinished is not None:
             return {"reply": f"{self._unfinished.decode()}, a further line"}
         return {"reply": parse_reply(message.payload).decode()}
+
+
+def _nothing() -> Effects:
+    """No effects."""
+    yield from ()
 
 
 def _label(number: int) -> bytes:
