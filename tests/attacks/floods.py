@@ -74,6 +74,17 @@ def ftp_short_lines(segments: int = 1) -> Iterator[bytes]:
     yield from line.answered(*[b"150-\n" + b"x\n" * (SEGMENT // 2 - 3)] * segments)
 
 
+def ftp_many_passives(segments: int) -> Iterator[bytes]:
+    """Commands that nobody answers, 60 to a segment, and then a hundred answers."""
+    line = Connection((ATTACKER, 40014), (EVIL, 21))
+    yield from line.opened()
+    yield from line.answered(b"220 ready\r\n")
+    yield from line.sent(*[b"PASV\r\n" * 60] * segments)
+    for number in range(100):
+        answer = b"227 x (" + wire.six(EVIL, _FIRST_PORT + number) + b")\r\n"
+        yield from line.answered(answer)
+
+
 def mdns_many_questions() -> Iterator[bytes]:
     """A query of the gateway's own host, with as many questions as a datagram holds."""
     way = udp_flow((wire.GATEWAY, 40005), (wire.MDNS_GROUP, 5353))

@@ -68,6 +68,12 @@ WORK: Final = {
     "lines of 2 bytes (FTP)": Attack(
         helper="ftp", steps=floods.ftp_short_lines, says=("finished.too-many-messages",)
     ),
+    "1,200 commands that nobody answers (FTP)": Attack(
+        helper="ftp",
+        steps=lambda: floods.ftp_many_passives(20),
+        opens=_OWN,
+        says=("refused.unasked",),
+    ),
     "12,000 questions (mDNS)": Attack(
         helper="mdns",
         steps=floods.mdns_many_questions,
@@ -181,6 +187,14 @@ def test_memory_of_flows_has_a_bound(
     scene.wait(1.0)
     assert scene.counters["evicted.memory"]
     assert "evicted.memory" in scene.said
+
+
+def test_commands_that_nobody_answers_are_forgotten() -> None:
+    """A hundred thousand of them take no more than a few do."""
+    scene = Scene(count=False)
+    taken = _kept(scene, list(floods.ftp_many_passives(1700))[:-100])
+    assert taken < 200_000
+    assert not scene.live
 
 
 def test_honest_session_outlives_others_that_fill_the_memory() -> None:

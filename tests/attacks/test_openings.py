@@ -404,6 +404,33 @@ FTP_BOUNCE: Final = {
         steps=_ftp(answers=[b"227 x (" + wire.six(EVIL, 5985) + b")\r\n"]),
         says=("refused.unasked",),
     ),
+    "229 with a port that spills over": Attack(
+        helper="ftp",
+        steps=_ftp(b"EPSV\r\n", answers=[b"229 x (|||65558|)\r\n"]),
+        says=("refused.unreadable",),
+    ),
+    "227 again and again": Attack(
+        helper="ftp",
+        steps=_ftp(
+            b"PASV\r\n",
+            answers=[
+                b"227 x (" + wire.six(EVIL, port) + b")\r\n" for port in (5985, 5986)
+            ],
+        ),
+        opens=frozenset({_OWN}),
+        says=("refused.unasked",),
+    ),
+    "227 in a file's name": Attack(
+        helper="ftp",
+        steps=_ftp(
+            b"PASV\r\nSTAT d\r\n",
+            answers=[
+                b"213-x\r\n227 x (" + wire.six(EVIL, 5985) + b")\r\n",
+                b"\t229 (|||5985|)\r\n213 end\r\n",
+            ],
+        ),
+        silent=True,
+    ),
     "227 in a line of a long reply": Attack(
         helper="ftp",
         steps=_ftp(

@@ -71,6 +71,41 @@ def tns() -> Iterator[Script]:
     yield _script(_flow(TCP, 1521, "2001:db8::2", "2001:db8::1"), connect)
 
 
+# FTP.
+
+
+def _lines(*texts: str) -> list[tuple[int, bytes]]:
+    """What both sides say: "> " is the client's line, "< " the server's."""
+    return [
+        (int(each[0] == "<"), f"{each[2:]}\r\n".encode("latin-1")) for each in texts
+    ]
+
+
+def ftp() -> Iterator[Script]:
+    """What is announced, refused, aborted and made void; and clear text after TLS."""
+    flow = _flow(TCP, 21)
+    port, passive = "> PORT 192,0,2,1,156,64", "< 227 (198,51,100,2,156,64)"
+    ready, done = "< 220 ready", "< 226 done"
+    record = b"\x16\x03\x03\0\x05PASV\n"
+    for said in (
+        ("> FEAT", ready, "< 211-x", "<  227 (1,2,3,4,5,6)", "< 211 end", port, done),
+        (ready, port, "> RETR f", "< 200 ok", "< 550 no", port, port, "< 500 no"),
+        (ready, "> PASV", passive, "> PASV", "< 229 x (!!!40001!).", "> LIST", done),
+        (ready, "> EPSV ALL", "< 200 ok", port, "> EPSV", passive, "< 227 Logout."),
+        (ready, port, "> RETR f", "> \xff\xf4\xff\xf2ABOR", "< 426 no", "< 226 ok"),
+        (ready, "> PASV", "< 227 (203,0,113,9,156,64)", "> LPSV", "< 230_x", "< 421 x"),
+        (ready, "> EPRT |1|192.0.2.1|40000|", "> STOR f", "< 150 x", "< 425 no"),
+    ):
+        yield _script(flow, *_lines(*said))
+    secret = _lines(ready, "> AUTH TLS", "< 234 go")
+    clear = _lines("> EPSV", "< 229 (|||40000|)", "< 221 bye")
+    yield _script(flow, *secret, (0, record), (1, record * 3), *clear)
+    six = _flow(TCP, 21, "2001:db8::2", "2001:db8::1")
+    yield _script(
+        six, *_lines(ready, "> EPRT |2|2001:db8::1|40000|", "> EPSV", "< 522")
+    )
+
+
 # SunRPC.
 
 

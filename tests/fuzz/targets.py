@@ -143,7 +143,11 @@ _CONVERSATIONS: Final = {
         ),
         spoken.tns,
     ),
-    "ftp": Conversations(Ftp, TCP, "ftp", ("", f"[helpers.ftp]\n{_ALLOW_ALL}")),
+    "ftp": Conversations(
+        *(Ftp, TCP, "ftp"),
+        ("", f"[helpers.ftp]\nccc = true\n{_ALLOW_ALL}"),
+        spoken.ftp,
+    ),
     "irc": Conversations(
         *(Irc, TCP, "irc"),
         (_IRC, _IRC + _ALLOW_ALL),
