@@ -35,7 +35,7 @@ listen=NO
 listen_ipv6=YES
 background=NO
 anonymous_enable=YES
-connect_from_port_20=YES
+connect_from_port_20=NO
 secure_chroot_dir=/run/empty
 seccomp_sandbox=NO
 isolate_network=NO
@@ -193,7 +193,7 @@ CELLS: Final = (
     Cell("lftp EPSV, async", "pyftpdlib", 6),
     Cell("lftp PORT, async", "vsftpd"),
     Cell("lftp EPRT, async", "proftpd", 6),
-    Cell("ncftp PASV", "pure-ftpd"),
+    Cell("ncftp PASV", "vsftpd"),
     Cell("ncftp PORT", "proftpd"),
     Cell("basic-ftp EPSV", "vsftpd"),
     Cell("basic-ftp EPSV", "pure-ftpd", 6),
