@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.live.daemon import Daemon, disabled
+from tests.live.daemon import Daemon, only
 from tests.live.peers_ftp import (
     CELLS,
     PORTS,
@@ -40,10 +40,7 @@ from tests.live.world import (
 pytestmark = pytest.mark.live
 
 _ALL: Final = ", ".join(map(str, (*PORTS.values(), SCRIPTED_PORT)))
-CONFIG: Final = (
-    disabled("dhcpv6", "mdns", "slp", "sunrpc", "tns")
-    + f"[helpers.ftp]\nports = [{_ALL}]\nccc = true\n"
-)
+CONFIG: Final = only("ftp") + f"[helpers.ftp]\nports = [{_ALL}]\nccc = true\n"
 CONTROL: Final = (
     f"nft insert rule inet firewall forward iifname {LAN} oifname {WAN} "
     f"tcp dport {{ {_ALL} }} accept"
