@@ -122,7 +122,7 @@ _CCC: Final = Option(
     "ccc",
     default=False,
     meaning="true: after AUTH TLS wait for a return to clear text (CCC, RFC 4217), and "
-    "queue the encrypted flow until then.",
+    "queue the encrypted flow until then",
 )
 
 
