@@ -94,7 +94,7 @@ where a helper may have to be changed.
 
 1.1: `BROADCAST` among a helper's `destinations`; `Helper.enabled`; `Helper.template`;
 `Option.element` of a single value.
-1.2: `Withdraw`, and `label` of `expect`.
+1.2: `Withdraw`, and `label` of `expect`; `Helper.frame_of`.
 """
 
 # What an instance takes besides its attributes, in bytes, and how many items of each of
@@ -451,6 +451,16 @@ class Helper(ABC):
         Called for TCP only: a UDP datagram is a message. Raises Malformed.
         """
         raise NotImplementedError(f"{type(self).__name__} serves TCP without frame()")
+
+    def frame_of(self, direction: Direction, data: memoryview) -> int | None:
+        """As `frame`, which it asks by default, of one direction of the flow.
+
+        Written in place of `frame` where requests and replies look different and
+        neither says which it is. This is what the host calls. It is a method of its
+        own since `frame` with another argument would be another method: what is
+        written with one could no longer stand where two are promised.
+        """
+        return self.frame(data)
 
     @abstractmethod
     def on_message(self, message: Message) -> Effects:

@@ -59,16 +59,21 @@ def check(helper: type[Helper]) -> None:
     """Raise RegistryError, naming class and field, where the kernel or we refuse it."""
     _check_api(helper)
     _check_fields(helper)
-    if Transport.TCP in helper.transports and helper.frame is Helper.frame:
+    if (
+        Transport.TCP in helper.transports
+        and helper.frame is Helper.frame
+        and helper.frame_of is Helper.frame_of
+    ):
         raise refusal(helper, "frame", "must be written for a helper that serves TCP")
     if is_abstract(helper):
         raise refusal(helper, "on_message", "must be written")
-    for method, argument in (
+    for method, *arguments in (
         ("frame", "data"),
+        ("frame_of", "direction", "data"),
         ("on_message", "message"),
         ("describe", "message"),
     ):
-        _check_method(helper, method, argument)
+        _check_method(helper, method, arguments)
     if not isinstance(
         inspect.getattr_static(helper, "tags_expected"),
         classmethod | ClassMethodDescriptorType,
@@ -236,15 +241,15 @@ _FIELDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
 }
 
 
-def _check_method(helper: type[Helper], name: str, argument: str) -> None:
+def _check_method(helper: type[Helper], name: str, arguments: list[str]) -> None:
     method = inspect.getattr_static(helper, name)
-    right = f"must be a method: def {name}(self, {argument})"
+    right = f"must be a method: def {name}({', '.join(['self', *arguments])})"
     if not isinstance(method, FunctionType | MethodDescriptorType):
         raise refusal(helper, name, right)
     if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
         raise refusal(helper, name, f"{right}, and not async")
     try:
-        inspect.signature(method).bind(None, None)
+        inspect.signature(method).bind(None, *arguments)
     except TypeError:
         raise refusal(helper, name, right) from None
 

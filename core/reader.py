@@ -240,11 +240,12 @@ class Reader:
             yield 0, packet.payload
             return
         end, limit = stream.next, stream.limit
+        direction = packet.direction
         while pending:
             position = end - len(pending)
             with memoryview(pending) as view:
                 RUNNING.helper = True
-                length = helper.frame(view.toreadonly())
+                length = helper.frame_of(direction, view.toreadonly())
                 RUNNING.helper = False
             if length is None:
                 if len(pending) > limit:

@@ -20,6 +20,7 @@ from cthelper.core.api import (
     REPLY,
     TCP,
     UDP,
+    Direction,
     Effects,
     Endpoint,
     Expect,
@@ -218,6 +219,20 @@ class Hasty(Words):
 
     def frame(self, data: memoryview) -> int | None:
         return 5
+
+
+class Unlike(Words):
+    """Replies begin with their length, requests end in a full stop."""
+
+    def frame_of(self, direction: Direction, data: memoryview) -> int | None:
+        if direction is ORIGINAL:
+            return self.frame(data)
+        return data[0] if data[0] <= len(data) else None
+
+
+def test_directions_may_be_framed_in_different_ways() -> None:
+    messages = [LINE.sent(b"open."), LINE.answered(b"\5no.."), LINE.sent(b"done.")]
+    assert any_segmentation(Unlike, messages) == [*OPENED, DONE]
 
 
 @pytest.mark.parametrize(

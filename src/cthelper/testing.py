@@ -224,7 +224,7 @@ def any_segmentation(
 
 
 class _Reader:
-    """Reads segments as the host does: `frame` cuts messages out of each direction."""
+    """Reads segments as the host does: `frame_of` cuts each direction's messages."""
 
     def __init__(self, helper: type[Helper], grant: Granting) -> None:
         self._helper = helper()
@@ -259,7 +259,7 @@ class _Reader:
         pending = self._pending[direction]
         if not pending or direction not in self._parsed:
             return b""
-        length = self._helper.frame(memoryview(pending))
+        length = self._helper.frame_of(direction, memoryview(pending))
         limit = self._helper.message_limit
         if limit < (len(pending) if length is None else length):
             raise Oversized(f"no complete message in {limit} bytes")

@@ -222,6 +222,12 @@ def test_helper_for_tcp_without_frame_is_refused() -> None:
     )
 
 
+def test_either_way_to_frame_is_enough() -> None:
+    for way in ("frame", "frame_of"):
+        method = {way: lambda self, *data: None}
+        check(variant(transports=frozenset({TCP}), **method))
+
+
 async def coroutine(self: Helper, message: Message) -> None:
     pass
 
@@ -254,6 +260,11 @@ def initialised(self: Helper, depth: int) -> None:
             "a method: def on_message(self, message), and not async",
         ),
         ("frame", lambda data: None, "a method: def frame(self, data)"),
+        (
+            "frame_of",
+            lambda self, data: None,
+            "a method: def frame_of(self, direction, data)",
+        ),
         ("describe", lambda self: {}, "a method: def describe(self, message)"),
     ],
 )

@@ -335,6 +335,21 @@ def test_helper_that_breaks_the_contract_is_at_fault(
     assert fault_of(decision).error.startswith(error)
 
 
+class Unlike(Lines):
+    """Frames its requests as lines, and takes replies as they come."""
+
+    def frame_of(self, direction: Direction, data: memoryview) -> int | None:
+        return self.frame(data) if direction is ORIGINAL else len(data)
+
+
+def test_direction_is_framed_in_its_own_way() -> None:
+    host = Host(Unlike)
+    for direction, expected in ((ORIGINAL, 0), (REPLY, 1)):
+        decision = host.send(b"OPEN 5000", direction)
+        assert len(decision.expectations) == expected
+    assert len(host.send(b"\n").expectations) == 1
+
+
 @pytest.mark.parametrize("length", [0, -1, 11])
 def test_frame_of_no_length_or_too_much_is_a_fault(
     length: int, monkeypatch: pytest.MonkeyPatch

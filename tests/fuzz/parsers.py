@@ -17,6 +17,7 @@ from cthelper.core.api import (
     TCP,
     UDP,
     Cursor,
+    Direction,
     Endpoint,
     Expect,
     ExpectationRefused,
@@ -271,14 +272,15 @@ def _take(helper: Helper, scene: Scene, step: Step, now: float) -> None:
     """Have the messages of a step read."""
     payloads = [step.payload]
     if scene.entry.original.transport is TCP:
-        payloads = list(_cut(helper, step.payload))
+        direction = REPLY if step.flags & 1 else ORIGINAL
+        payloads = list(_cut(helper, direction, step.payload))
     for payload in payloads:
         _read(helper, scene, _message(scene, payload, step.flags, now), step.flags)
 
 
-def _cut(helper: Helper, data: bytes) -> Iterator[bytes]:
+def _cut(helper: Helper, direction: Direction, data: bytes) -> Iterator[bytes]:
     while data:
-        length = helper.frame(memoryview(data))
+        length = helper.frame_of(direction, memoryview(data))
         if length is None:
             return
         assert 0 < length <= len(data), f"frame() returned {length} of {len(data)}"
