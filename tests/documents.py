@@ -42,6 +42,10 @@ _GENERATED: Final = (
 
 # What each helper is for, and the flows that it expects.
 _PURPOSES: Final = {
+    "amanda": (
+        "Amanda: answers (REP) of hosts that are backed up, with auth bsd and bsdudp",
+        "the backup server's flows to the announced ports",
+    ),
     "bacnet": (
         "BACnet/IP: Who-Is and Who-Has of this host, by broadcast",
         "the unicast answers of devices on the link",
@@ -88,6 +92,10 @@ _PURPOSES: Final = {
         "NetBIOS: names that this host asks for by broadcast",
         "the unicast answers of hosts on the link",
     ),
+    "sane": (
+        "SANE: a scanner's answers to START, over TCP, with a password or without",
+        "the client's flow to the announced port, for each page",
+    ),
     "slp": (
         "SLPv2 requests of this host by multicast and broadcast; SLPv1 by "
         "configuration",
@@ -125,6 +133,7 @@ _WIRE: Final = {
     "dns": "mdns",
     "rpcbind": "sunrpc",
     "xdr": "sunrpc",
+    "sane_wire": "sane",
     "tns_descriptor": "tns",
 }
 

@@ -72,6 +72,28 @@ def _ftp(number: int) -> list[bytes]:
     ]
 
 
+def _sane(number: int) -> list[bytes]:
+    line = Connection((HONEST, _OWN_PORT + number), (HONEST_SERVER, 6566))
+    return [
+        *line.opened(),
+        *line.sent(wire.SANE_INIT),
+        *line.answered(wire.SANE_HELLO),
+        *line.sent(wire.SANE_START),
+        *line.answered(wire.sane_start(_DATA + number)),
+    ]
+
+
+def _amanda(number: int) -> list[bytes]:
+    way = udp_flow((HONEST, _OWN_PORT + number), (HONEST_SERVER, 10080))
+    return [
+        datagram(way, wire.amanda("REQ", number)),
+        datagram(
+            wire.turned(way),
+            wire.amanda("REP", number, f"CONNECT DATA {_DATA + number}"),
+        ),
+    ]
+
+
 def _mdns(number: int) -> list[bytes]:
     way = udp_flow((GATEWAY, _OWN_PORT + number), (MDNS_GROUP, 5353))
     return [datagram(way, wire.mdns_query())]
@@ -104,6 +126,8 @@ SESSIONS: Final = {
     "tns": Session(TCP, _tns, _expects_server, _to_server),
     "sunrpc": Session(TCP, _rpc, _expects_server, _to_server),
     "ftp": Session(TCP, _ftp, _expects_server, _to_server),
+    "sane": Session(TCP, _sane, _expects_server, _to_server),
+    "amanda": Session(TCP, _amanda, _expects_server, _to_server),
     "mdns": Session(
         UDP,
         _mdns,

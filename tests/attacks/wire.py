@@ -295,3 +295,24 @@ def numbered(transport: Transport, port: int, server: str = SERVER) -> Iterator[
 def udp_flow(source: tuple[str, int], destination: tuple[str, int]) -> Tuple:
     """The tuple of datagrams."""
     return flow(UDP, source, destination)
+
+
+# SANE
+
+SANE_INIT: Final = xdr(0, 0x01010003, 0)
+SANE_HELLO: Final = xdr(0, 0x01010003)
+SANE_START: Final = xdr(7, 0)
+
+
+def sane_start(port: int, status: int = 0, resource: bytes = b"") -> bytes:
+    """A reply to START."""
+    return xdr(status, port, 0x1234, len(resource)) + resource
+
+
+# Amanda
+
+
+def amanda(kind: str, sequence: int, *lines: str) -> bytes:
+    """A datagram of any type."""
+    head = f"Amanda 3.5 {kind} HANDLE 000-00000000 SEQ {sequence}"
+    return "".join(f"{each}\n" for each in (head, *lines)).encode()

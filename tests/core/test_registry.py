@@ -51,8 +51,8 @@ def test_builtin_helper_that_cannot_be_imported_is_refused_in_one_line(
     with pytest.raises(RegistryError) as caught:
         find_helpers()
     assert str(caught.value) == (
-        "cthelper.helpers.bacnet: ModuleNotFoundError: "
-        "No module named 'cthelper.helpers.bacnet'"
+        "cthelper.helpers.amanda: ModuleNotFoundError: "
+        "No module named 'cthelper.helpers.amanda'"
     )
 
 

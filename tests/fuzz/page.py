@@ -39,6 +39,8 @@ ABOUT: Final = {
     "tns": _CONVERSATION,
     "ftp": _CONVERSATION,
     "irc": _CONVERSATION,
+    "sane": _CONVERSATION,
+    "amanda": _CONVERSATION,
     "engine": "four flows at once, of all helpers, behind NAT; headers that lie; a "
     "kernel that says no",
 }

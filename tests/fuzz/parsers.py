@@ -269,11 +269,11 @@ class Messages:
 
 
 def _take(helper: Helper, scene: Scene, step: Step, now: float) -> None:
-    """Have the messages of a step read."""
-    payloads = [step.payload]
+    """Have the messages of a step read, each before the next one is cut."""
+    payloads: Iterable[bytes] = [step.payload]
     if scene.entry.original.transport is TCP:
         direction = REPLY if step.flags & 1 else ORIGINAL
-        payloads = list(_cut(helper, direction, step.payload))
+        payloads = _cut(helper, direction, step.payload)
     for payload in payloads:
         _read(helper, scene, _message(scene, payload, step.flags, now), step.flags)
 

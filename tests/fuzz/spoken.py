@@ -254,3 +254,81 @@ def irc() -> Iterator[Script]:
     six = _flow(TCP, 6667, "2001:db8::2", "2001:db8::1")
     line = b"NOTICE bob :\x01DCC SEND f 2001:db8::1 40000 6\x01\n"
     yield _script(six, begin, welcome, (0, line))
+
+
+# SANE.
+
+
+def _text(data: bytes) -> bytes:
+    return _u32(len(data)) + data
+
+
+def sane() -> Iterator[Script]:
+    """Each request with its reply, a password for START, and one that asks ahead."""
+    flow = _flow(TCP, 6566)
+    begun = (0, _u32(0, 0x01010003) + _text(b"me\0")), (1, _u32(0, 0x01010003))
+    start = 0, _u32(7, 0)
+    reply = 1, _u32(0, 40000, 0x1234, 0)
+    value = _u32(3, 16, 16) + reply[1]
+    option = _u32(0) + _text(b"mode\0") * 3 + _u32(3, 0, 9, 5)
+    options = b"".join(
+        option + constraint
+        for constraint in (
+            _u32(0),
+            _u32(1, 0, 1, 9, 1),
+            _u32(2, 3, 2, 75, 150),
+            _u32(3, 2) + _text(b"Gray\0") + _u32(0),
+        )
+    )
+    said = (
+        (0, _u32(1)),
+        (1, _u32(0, 2, 0) + _text(b"test\0") * 4 + _u32(1)),
+        (0, _u32(2) + _text(b"test\0")),
+        (1, _u32(0, 0) + _text(b"test$MD5$1\0")),
+        (0, _u32(9) + _text(b"test\0") * 3),
+        (1, _u32(0, 0, 0, 0)),
+        (0, _u32(4, 0)),
+        (1, _u32(5) + options + _u32(1)),
+        (0, _u32(5, 0, 2, 1) + value),
+        (1, _u32(0, 4) + value + _u32(0)),
+        (0, _u32(5, 0, 9, 2)),
+        (1, _u32(0, 0, 4, 0, 0, 0)),
+        start,
+        reply,
+        (0, _u32(6, 0)),
+        (1, bytes(28)),
+        start,
+        (1, _u32(0, 0, 0) + _text(b"test\0")),
+        (0, _u32(9) + _text(b"test\0") * 3),
+        (1, _u32(0) + reply[1]),
+        (0, _u32(8, 0)),
+        (1, _u32(0)),
+        (0, _u32(10)),
+    )
+    yield _script(flow, *begun, start, reply)
+    yield _script(flow, *begun, *said)
+    ahead = (0, _u32(5, 0, 2, 1) + value), (1, _u32(0, 0, 3, 16, 16)), start, reply
+    yield _script(flow, *begun, *ahead)
+
+
+# Amanda.
+
+
+def _amanda(kind: bytes, sequence: int, *lines: bytes) -> bytes:
+    head = b"Amanda 3.5 %b HANDLE 000-00000000 SEQ %d" % (kind, sequence)
+    return b"".join(each + b"\n" for each in (head, *lines))
+
+
+def amanda() -> Iterator[Script]:
+    """Answers of both ways, too early and too often."""
+    flow = _flow(UDP, 10080)
+    asked = 0, _amanda(b"REQ", 7, b"SERVICE sendbackup")
+    for line in (
+        b"CONNECT DATA 50040 MESG 50041 INDEX 50042 STATE 50043",
+        b"CONNECT DATA 50048 MESG 499999 INDEX -1",
+    ):
+        answer = 1, _amanda(b"REP", 7, line, b"OPTIONS features=f;")
+        yield _script(flow, asked, (1, _amanda(b"ACK", 7)), answer, answer)
+        yield _script(flow, answer, asked, (1, _amanda(b"PREP", 7, line)))
+    many = [(0, _amanda(b"REQ", number)) for number in range(20)]
+    yield _script(flow, *many, (1, _amanda(b"REP", 3, b"CONNECT DATA 50040")))

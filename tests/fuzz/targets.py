@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cthelper.core.api import TCP, UDP
+from cthelper.helpers.amanda import Amanda
 from cthelper.helpers.bacnet import Bacnet
 from cthelper.helpers.coap import Coap
 from cthelper.helpers.dhcpv6 import Dhcpv6
@@ -19,6 +20,7 @@ from cthelper.helpers.knx import Knx
 from cthelper.helpers.llmnr import Llmnr
 from cthelper.helpers.mdns import Mdns
 from cthelper.helpers.netbios_ns import NetbiosNs
+from cthelper.helpers.sane import Sane
 from cthelper.helpers.slp import Slp
 from cthelper.helpers.ssdp import Ssdp
 from cthelper.helpers.sunrpc import SunRpc
@@ -155,6 +157,26 @@ _CONVERSATIONS: Final = {
     ),
 }
 
+# The target `engine` has eight helpers at most, and not these.
+_FURTHER: Final = {
+    "sane": Conversations(
+        *(Sane, TCP, "sane"),
+        (
+            "helpers.sane.enabled = true",
+            f"[helpers.sane]\nenabled = true\n{_ALLOW_ALL}",
+        ),
+        spoken.sane,
+    ),
+    "amanda": Conversations(
+        *(Amanda, UDP, "amanda"),
+        (
+            "helpers.amanda.enabled = true",
+            f"[helpers.amanda]\nenabled = true\n{_ALLOW_ALL}",
+        ),
+        spoken.amanda,
+    ),
+}
+
 _NETWORK: Final = Networks(
     (
         *((SunRpc, UDP), (SunRpc, TCP), (Tns, TCP), (Ftp, TCP)),
@@ -214,7 +236,9 @@ _DATAGRAMS: Final = (
     ),
     Conversations(Tftp, UDP, "tftp", ("",)),
 )
-_MESSAGES: Final = parsers.Messages((*_CONVERSATIONS.values(), *_DATAGRAMS))
+_MESSAGES: Final = parsers.Messages(
+    (*_CONVERSATIONS.values(), *_DATAGRAMS, *_FURTHER.values())
+)
 _PARSERS: Final = (
     Target("dns", parsers.dns, parsers.dns_seeds, cost=Cost.WHOLE, part=4),
     Target("record", parsers.record, parsers.record_seeds, cost=Cost.WHOLE, part=6),
@@ -259,6 +283,7 @@ TARGETS: Final[dict[str, Target]] = {
         ),
         Target(*("forgery", forgery, forgery_seeds), largest=710, cost=Cost.PACKET),
         *(_conversation(name, each) for name, each in _CONVERSATIONS.items()),
+        *(_conversation(name, each) for name, each in _FURTHER.items()),
         Target(
             *("engine", _NETWORK, _network_seeds),
             partial(mutated, head=network.HEAD),

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Amanda: amservice gets a backup's streams from amandad with the daemon alone.
+
+All ask at the same time, once without the daemon and once with it: with auth bsd and
+bsdudp, several clients of Amanda's, and behind destination NAT, with the backup
+server's address translated or not. Debian's Amanda has no IPv6.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from tests.live.daemon import Daemon, only
+from tests.live.traffic import knock
+from tests.live.world import (
+    CLIENT,
+    ETH,
+    GATEWAY_WAN,
+    LAN,
+    SERVER,
+    WAN,
+    Namespace,
+    World,
+    until,
+)
+
+pytestmark = pytest.mark.live
+
+PORT: Final = 10080
+# Each of these is a host that is to be backed up. The last two are known as others, on
+# the gateway, and see the gateway's address in the second case.
+HOSTS: Final = ("10.77.2.3", "10.77.2.4", "10.77.2.5", "10.77.2.6")
+OUTSIDE, OUTSIDE_BOTH = "10.77.1.11", "10.77.1.12"
+CONFIG: Final = only() + "[helpers.amanda]\nenabled = true\n"
+ADMIT: Final = f"""
+insert rule inet firewall forward iifname "{LAN}" udp dport {PORT} accept
+table inet nat {{
+	chain prerouting {{
+		type nat hook prerouting priority dstnat;
+		ip daddr {OUTSIDE} udp dport {PORT} dnat ip to {HOSTS[2]}
+		ip daddr {OUTSIDE_BOTH} udp dport {PORT} dnat ip to {HOSTS[3]}
+	}}
+	chain postrouting {{
+		type nat hook postrouting priority srcnat;
+		oifname "{WAN}" ct original ip daddr {OUTSIDE_BOTH} masquerade
+	}}
+}}
+"""
+# Both ends log, and keep what they must not in folders of the machine.
+FILES: Final = f"""
+printf 'amanda {PORT}/udp\\namanda {PORT}/tcp\\n' >/run/services
+mount --bind /run/services /etc/services
+echo '{GATEWAY_WAN} gateway' >>/run/hosts
+for each in client gateway; do
+	printf '%s backup noop\\n%s backup sendbackup\\n' $each $each
+done >/run/amandahosts
+chown backup /run/amandahosts
+chmod 600 /run/amandahosts
+mount --bind /run/amandahosts /etc/amandahosts
+mkdir -p /run/amanda
+for each in /var/log/amanda /var/lib/amanda /tmp/amanda; do
+	mkdir -p $each
+	mount -t tmpfs tmpfs $each
+	chown backup:backup $each
+	chmod 700 $each
+done
+for auth in bsd bsdudp; do
+	cat >/run/amanda/$auth.xml <<EOX
+<dle>
+  <program>GNUTAR</program>
+  <disk>/etc</disk>
+  <level>0</level>
+  <auth>$auth</auth>
+  <index>YES</index>
+  <record>NO</record>
+  <datapath>AMANDA</datapath>
+</dle>
+EOX
+done
+"""
+# Debian's tcpportrange.
+STREAMS: Final = range(50000, 50101)
+AS_BACKUP: Final = ("setpriv", "--reuid=backup", "--regid=backup", "--init-groups")
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A host that is asked for a backup, at the address that it is known by."""
+
+    host: str
+    known_as: str
+    streams: int = 4
+    auth: str = "bsd"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What opens the first stream, and prints that it has."""
+        return (
+            *("env", "HOME=/var/backups", *AS_BACKUP, "amservice", "-s"),
+            *("-f", f"/run/amanda/{self.auth}.xml"),
+            *(self.known_as, self.auth, "sendbackup"),
+        )
+
+
+BACKUPS: Final = {
+    "bsd": Backup(SERVER, SERVER),
+    "another host": Backup(HOSTS[0], HOSTS[0]),
+    "bsdudp": Backup(HOSTS[1], HOSTS[1], streams=1, auth="bsdudp"),
+    "translated host": Backup(HOSTS[2], OUTSIDE),
+    "translated both": Backup(HOSTS[3], OUTSIDE_BOTH),
+}
+
+
+def start_amandad(server: Namespace, backup: Backup) -> subprocess.Popen[str]:
+    """As inetd does it for one request: with a socket in the place of its input."""
+    with server.entered():
+        asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with asked:
+        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        asked.bind((backup.host, PORT))
+        return server.start(
+            *(*AS_BACKUP, "/usr/lib/amanda/amandad", f"-auth={backup.auth}"),
+            *("noop", "sendbackup"),
+            stdin=asked.fileno(),
+            stdout=asked.fileno(),
+        )
+
+
+@dataclass
+class Story:
+    """What all tests use, and what came of the backups, by chapter."""
+
+    world: World
+    daemon: Daemon
+    said: dict[str, dict[str, str]]
+
+    def ask(self) -> None:
+        """Have all hosts asked at once."""
+        with self.servers(), ThreadPoolExecutor(len(BACKUPS)) as pool:
+            done = pool.map(
+                lambda backup: self.world.client.run(*backup.command, timeout=40.0),
+                BACKUPS.values(),
+            )
+            self.said["with"] = {
+                name: each.stdout + each.stderr
+                for name, each in zip(BACKUPS, done, strict=True)
+            }
+
+    def ask_in_vain(self) -> None:
+        """The same until the streams of all were dropped, which they wait for."""
+        self.said["without"] = {}
+        with self.servers():
+            clients = {
+                name: self.world.client.start(
+                    *backup.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+                for name, backup in BACKUPS.items()
+            }
+            # Each tries twice (tcp_syn_retries).
+            assert until(lambda: self.dropped() >= 2 * len(BACKUPS), 60)
+            for name, client in clients.items():
+                client.kill()
+                self.said["without"][name] = client.communicate()[0]
+
+    def dropped(self) -> int:
+        """Packets to ports that an amandad may announce."""
+        drops = self.world.drops().items()
+        return sum(count for (_, port), count in drops if port in STREAMS)
+
+    @contextmanager
+    def servers(self) -> Iterator[None]:
+        """Each host waits for one request."""
+        servers = [start_amandad(self.world.server, each) for each in BACKUPS.values()]
+        try:
+            yield
+        finally:
+            for each in servers:
+                with suppress(ProcessLookupError):  # itself, and what it has started
+                    os.killpg(each.pid, signal.SIGKILL)
+                each.wait()
+
+    def expected(self, backup: Backup) -> list[int]:
+        """The ports of a host that were expected."""
+        texts = [each["expects"] for each in self.daemon.events("expectation")]
+        found = [
+            re.fullmatch(rf"tcp .* > {re.escape(backup.known_as)}:(\d+)", each)
+            for each in texts
+        ]
+        return [int(each[1]) for each in found if each]
+
+
+@pytest.fixture(scope="module")
+def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """All are asked without the daemon, which is then started, and once more."""
+    world.reset()
+    world.firewall(ADMIT)
+    with ExitStack() as stack:
+        for namespace, device, address in (
+            *((world.server, ETH, each) for each in HOSTS),
+            *((world.gateway, LAN, each) for each in (OUTSIDE, OUTSIDE_BOTH)),
+        ):
+            namespace.tell(f"ip address add {address}/24 dev {device}")
+            stack.callback(namespace.tell, f"ip address del {address}/24 dev {device}")
+        for namespace in (world.client, world.server):
+            namespace.tell(FILES)
+        daemon = stack.enter_context(
+            Daemon(world.gateway, tmp_path_factory.mktemp("daemon"))
+        )
+        story = Story(world, daemon, {})
+        story.ask_in_vain()
+        # They ask from one of 21 ports, and a flow of before has no helper.
+        world.forget()
+        daemon.start(CONFIG)
+        story.ask()
+        yield story
+
+
+@pytest.mark.parametrize("name", BACKUPS)
+def test_stream_is_not_opened_without_the_daemon(story: Story, name: str) -> None:
+    assert "Connected" not in story.said["without"][name]
+
+
+@pytest.mark.parametrize("name", BACKUPS)
+def test_stream_is_opened_with_the_daemon(story: Story, name: str) -> None:
+    assert story.said["with"][name] == "Connected\n"
+
+
+@pytest.mark.parametrize("name", BACKUPS)
+def test_every_port_was_expected_and_no_stream_for_one(story: Story, name: str) -> None:
+    ports = story.expected(BACKUPS[name])
+    assert len(ports) == BACKUPS[name].streams
+    assert set(ports) <= set(STREAMS)
+
+
+def test_nobody_was_refused(story: Story) -> None:
+    assert story.daemon.events("refused") == []
+
+
+def test_streams_are_for_who_asked_and_each_for_one_flow(story: Story) -> None:
+    first, *others = story.expected(BACKUPS["bsd"])
+    before = story.world.dropped("tcp", first)
+    knock(story.world, "tcp", first)
+    assert story.world.dropped("tcp", first) > before
+    live = story.world.conntrack("-L", "expect")
+    for port in others:
+        (line,) = [
+            each
+            for each in live.splitlines()
+            if f"dst={SERVER} " in each and f"dport={port} " in each
+        ]
+        assert f"src={CLIENT} " in line
+    assert story.daemon.stop() == 0
