@@ -5,8 +5,17 @@ A control point sends ``M-SEARCH * HTTP/1.1`` with ``MAN: "ssdp:discover"`` and 
 ``ST`` to 239.255.255.250 or to ff02::c, ff05::c, ff08::c, port 1900. Each device that
 has it answers within ``MX`` seconds, 1 to 5, several times over, by unicast to the port
 that asked and mostly from port 1900. Announcements (NOTIFY) go to the group and need a
-static rule. What the answers name is fetched over TCP, by the asker. Events, for which
-devices connect to the asker, are not served.
+static rule. What the answers name is fetched over TCP, by the asker.
+
+Events (GENA, section 4) are not served. A program asks a device for them by SUBSCRIBE,
+which names a port of the program's own, and the device connects to that port at each
+change, for half an hour and more. SUBSCRIBE goes over TCP to a port that only the
+answers' LOCATION tells; the same port often carries films, and each renewal comes in a
+new flow. So a helper would have to tag flows by what an answer said, to let those go at
+once that begin with something else, and to know of a subscription what another flow
+said; the host offers none of that, and to queue all TCP instead would cost more than it
+helps. Have the program use a port that you choose, and admit the link to it; most go on
+without events, and learn of a change when they ask next.
 
 Security. No answer's LOCATION is read, and so nothing else is opened than the asker's
 port, for 8 s, to hosts of the link that send from port 1900. Programs that ask from
