@@ -3,9 +3,9 @@
 
 A helper is one class per protocol; the host makes one instance per flow, so ``self``
 is the flow's state. It reads whole messages and yields effects: `expect` asks for an
-expectation, `Rewrite` changes bytes of the message, `DONE` ends the inspection of the
-flow. It does no I/O and holds no globals: clock, tuples and options come with the
-message.
+expectation, `Rewrite` changes bytes of the message, `Withdraw` takes an expectation
+back, `DONE` ends the inspection of the flow. It does no I/O and holds no globals:
+clock, tuples and options come with the message.
 """
 
 import enum
