@@ -265,6 +265,7 @@ def test_settings_are_those_of_the_configuration() -> None:
         replay(SHOWMOUNT, SunRpc, settings="helpers.sunrpc.mode = 1")
 
 
+@pytest.mark.interpreted
 def test_failures_name_frame_and_reason() -> None:
     class Wrong(Ftp):
         def on_message(self, message: Message) -> Effects:
