@@ -157,8 +157,20 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
                 story.theirs = story.run(FAILING_SECONDS * 2)
         daemon.start(CONFIG)
         story.working = story.run(WORKING_SECONDS)
+        if WHOLE:
+            _print_table(story)
         yield story
         assert daemon.stop() == 0
+
+
+def _print_table(story: Story) -> None:
+    words = {True: "works", False: "fails"}
+    for nat in NATS:
+        print(f"\n| {nat} | without | cthelper | nf_conntrack_ftp |\n|---|---|---|---|")
+        for cell in CELLS:
+            each = [found[nat, cell] for found in (story.without, story.working)]
+            each.append(story.theirs[nat, cell])
+            print(f"| {cell} | {' | '.join(words[one] for one in each)} |")
 
 
 @contextmanager
@@ -187,17 +199,6 @@ def test_client_works_with_the_daemon(story: Story, nat: str, cell: Cell) -> Non
 def test_nothing_was_refused_and_nothing_failed(story: Story) -> None:
     for event in ("refused", "malformed", "helper-fault", "step-failed"):
         assert story.daemon.events(event) == []
-
-
-@pytest.mark.skipif(not WHOLE, reason="is for script/live --matrix")
-def test_table_is_printed(story: Story) -> None:
-    words = {True: "works", False: "fails"}
-    for nat in NATS:
-        print(f"\n| {nat} | without | cthelper | nf_conntrack_ftp |\n|---|---|---|---|")
-        for cell in CELLS:
-            each = [found[nat, cell] for found in (story.without, story.working)]
-            each.append(story.theirs[nat, cell])
-            print(f"| {cell} | {' | '.join(words[one] for one in each)} |")
 
 
 # What is taken back
