@@ -145,7 +145,9 @@ def _wget(*options: str) -> Callable[[str, int], list[str]]:
 
 
 def _lftp(*settings: str) -> Callable[[str, int], list[str]]:
-    said = "; ".join(f"set {each}" for each in ("net:max-retries 1", *settings))
+    # It waits for half a minute before it tries again.
+    patience = ("net:max-retries 3", "net:reconnect-interval-base 1")
+    said = "; ".join(f"set {each}" for each in (*patience, *settings))
     return lambda host, port: [
         *("lftp", "-c", f"{said}; open {_url(host, port)}; cat file")
     ]
