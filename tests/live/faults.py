@@ -295,7 +295,8 @@ def load_module_before_start(scene: Scene) -> None:
     scene.stop()
     with module(_MODULE):
         scene.daemon.start(_with_tftp(scene))
-        assert _MODULE in scene.told("config-warning")[0]["detail"]
+        warned = scene.daemon.events("config-warning")
+        assert any(_MODULE in each["detail"] for each in warned)
         scene.recover(_SECONDS)
         scene.stop()
     scene.start()
