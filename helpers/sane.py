@@ -108,18 +108,21 @@ class Sane(Helper):
     def on_message(self, message: Message) -> Effects:
         """Expect the data flow that START's reply announces."""
         if message.direction is not self._turn:
-            yield Done(f"the {_speaker(message)} speaks out of turn", "out-of-turn")
+            yield _out_of_turn(message)
         elif message.direction is ORIGINAL:
-            yield from self._asks(message.payload)
+            yield from self._asks(message)
         elif self._acknowledges:
             self._acknowledges = False
         elif self._asked != Code.START:
             walk = self._walk
             if walk is None:
                 walk = self._walk = Walk(REPLIES[self._asked])
-            if walk.read(message.payload):
+            beyond = walk.read(message.payload)
+            if beyond is not None:
                 self._walk = None
                 self._answered(walk.last)
+                if beyond:
+                    yield _out_of_turn(message)
         else:
             port, resource = read_start(message.payload)
             self._answered(resource)
@@ -151,9 +154,9 @@ class Sane(Helper):
             )
         return fields
 
-    def _asks(self, data: bytes) -> Effects:
+    def _asks(self, message: Message) -> Effects:
         """Follow a request, or more of it."""
-        walk = self._walk
+        walk, data = self._walk, message.payload
         if walk is None:
             if not self._begun and not is_init(data):
                 yield Done("it is no SANE")
@@ -172,14 +175,22 @@ class Sane(Helper):
             if code != Code.AUTHORIZE:
                 self._asked = code
             data = data[WORD:]
-        if walk.read(data):
+        beyond = walk.read(data)
+        if beyond is not None:
             self._walk = None
             self._turn = REPLY
+            if beyond:
+                yield _out_of_turn(message)
 
     def _answered(self, resource: int) -> None:
         """A reply is over; `resource` is the length of what it has at the end."""
         self._turn = ORIGINAL
         self._authorizes = resource > 0 and self._asked in MAY_AUTHORIZE
+
+
+def _out_of_turn(message: Message) -> Done:
+    """What ends the help: one speaks though the other one is asked to."""
+    return Done(f"the {_speaker(message)} speaks out of turn", "out-of-turn")
 
 
 def _name(code: int) -> str:

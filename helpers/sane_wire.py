@@ -25,9 +25,9 @@ _INIT: Final = bytes([0, 0, 0, 0, 1])
 _BUILD: Final = bytes([0, 3])
 # Options of a scanner, or values to choose one from.
 _ELEMENTS: Final = 4096
-# Lengths and the like in one packet, so that it is read in time. A scanner with 57
-# options has 800 in 10 KiB.
-_LENGTHS: Final = 2000
+# Lengths and the like in one request or reply, which may be one packet, so that it is
+# read in time. A scanner with 57 options has 800; few have more than twice as many.
+_LENGTHS: Final = 2500
 
 
 class Code(enum.IntEnum):
@@ -127,15 +127,16 @@ class Walk:
         self.todo: list[int] = list(reversed(fields))
         self.last = 0
         self._begun = b""
+        self._words = 0
 
-    def read(self, data: bytes) -> bool:
-        """Go on with the bytes of a packet, and tell whether they end it.
+    def read(self, data: bytes) -> int | None:
+        """Go on with the bytes of a packet: how many follow the end; None: no end yet.
 
-        Raises Malformed, also where bytes follow the end.
+        Raises Malformed.
         """
         data = self._begun + data
-        todo, size = self.todo, len(data)
-        at = words = 0
+        todo, size, words = self.todo, len(data), self._words
+        at = 0
         while todo and at <= size:
             field = todo.pop()
             if field >= 0:
@@ -148,7 +149,7 @@ class Walk:
             at += WORD
             words += 1
             if words > _LENGTHS:
-                raise Malformed(f"over {_LENGTHS} fields in {size} bytes")
+                raise Malformed(f"over {_LENGTHS} fields")
             kind = _KINDS[field]
             if kind.choices is not None:
                 fields = kind.choices.get(word, kind.other)
@@ -165,12 +166,8 @@ class Walk:
                 todo += [kind.element] * word
         if at > size:
             todo.append(at - size)
-        self._begun = data[at:]
-        if todo:
-            return False
-        if self._begun:
-            raise Malformed(f"{len(self._begun)} bytes out of turn")
-        return True
+        self._begun, self._words = data[at:], words
+        return None if todo else size - at
 
 
 def is_init(data: bytes) -> bool:

@@ -99,7 +99,7 @@ SCANNERS: Final = {
     ),
     "START in the same segment": _sane(
         *(*_BEGUN, _SET_OPTION + SANE_START, _ANSWER_OF_IT),
-        says="malformed",
+        says="finished.out-of-turn",
     ),
     "port in a failed START": _sane(
         *(*_BEGUN, SANE_START, sane_start(_PORT, status=1), SANE_START),

@@ -49,6 +49,8 @@ _FOUND: Final = {
     "config/all-ports-denied": '`denied_ports = ["1-65535"]` took hours to read',
     "descriptor/quote-inside-a-bare-value": "a descriptor was read that was still "
     "waited for",
+    "sane/bytes-out-of-turn": "a request and more of it were malformed in one segment "
+    "and out of turn in two",
     "netlink/words-that-are-not-ascii": "an extended acknowledgement that is not text, "
     "or cut off, raised what is no NetlinkError",
     "retransmission/span-repeated-with-the-rest": "behind NAT, bytes that had gone on "
