@@ -141,7 +141,8 @@ class Cell:
                 f"rexmt 2\nget a {here}.a\nget b {here}.b\nput {here}.a {self.file}\n"
                 f"EOF\ncat {here}.a {here}.b"
             ),
-            "atftp": f"atftp --get -r a -l {here} {host} && cat {here}",
+            # It asks whether a file that is there may be written to.
+            "atftp": f"rm -f {here}; atftp --get -r a -l {here} {host} && cat {here}",
             "tftpy": f'{sys.executable} -c "$TFTPY" {host} {here} && cat {here}',
         }[self.client]
 
@@ -192,8 +193,10 @@ class Story:
             return dict(zip(cells, served, strict=True))
 
     def _serves(self, cell: Cell, seconds: float) -> bool:
+        # It ends the shell's children, too, which would go on asking.
+        ended = ("timeout", str(seconds), "env", f"TFTPY={_TFTPY}")
         done = self.world.client.run(
-            *("env", f"TFTPY={_TFTPY}", "sh", "-c", cell.script), timeout=seconds
+            *ended, "sh", "-c", cell.script, timeout=seconds + 20
         )
         put = Path(f"/proc/{self.world.server.pid}/root{FOLDER}/{cell.file}")
         return done.stdout == cell.prints and (
