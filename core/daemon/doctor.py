@@ -2,6 +2,7 @@
 """Can this machine run the daemon: each requirement, and how to mend it."""
 
 import enum
+import functools
 import gzip
 import os
 import re
@@ -358,6 +359,7 @@ def code() -> Finding:
 
 def names(config: Config, host: Host) -> Iterator[Finding]:
     """Whether the kernel's own helpers leave the configured names free."""
+    rules = functools.cache(_meant)
     for name, each in config.helpers.items():
         own = each.helper.name
         module = loaded_module(name, host.root)
@@ -374,23 +376,23 @@ def names(config: Config, host: Host) -> Iterator[Finding]:
                 f"helper {own} is known as {name}, since the kernel module {other} has "
                 "its name",
             )
-            yield from _rules_of(own, name, other)
+            if own in rules() and name not in rules():
+                yield Finding(
+                    Health.WARNING,
+                    f'{rules()[own]} matches ct helper "{own}", which is the helper of '
+                    f"{other}",
+                    f'let it match "{name}", so that it accepts what ours expects',
+                )
         else:
             yield Finding(Health.OK, f"helper name {name}")
 
 
-def _rules_of(own: str, known_as: str, module: str) -> Iterator[Finding]:
-    """Whether rules that are loaded mean the kernel's helper and not ours."""
+def _meant() -> dict[str, str]:
+    """The helpers that loaded rules match; nothing where these cannot be listed."""
     try:
-        rules = meant(nft.loaded_ruleset())
+        return meant(nft.loaded_ruleset())
     except RulesetError:
-        return  # `ruleset` tells of it
-    if own in rules and known_as not in rules:
-        yield Finding(
-            Health.WARNING,
-            f'{rules[own]} matches ct helper "{own}", which is the helper of {module}',
-            f'let it match "{known_as}", so that it accepts what ours expects',
-        )
+        return {}  # `ruleset` tells of it
 
 
 def queues(config: Config) -> Iterator[Finding]:
