@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from tests.live.world import SERVER, SERVER6, Family, Namespace, World, until
 
@@ -215,15 +214,8 @@ class Scripted:
         self.server.settimeout(20)
         self.answers("220 ready")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close both ends."""
         self.client.close()
         self.server.close()
 

@@ -9,7 +9,7 @@ every kind of NAT, with the kernel's own helper as well, and prints the table.
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -217,7 +217,8 @@ def sessions(story: Story, count: int) -> Iterator[list[Scripted]]:
         stack.enter_context(listener)
         listener.settimeout(20)
         yield [
-            stack.enter_context(Scripted(story.world, listener)) for _ in range(count)
+            stack.enter_context(closing(Scripted(story.world, listener)))
+            for _ in range(count)
         ]
 
 
