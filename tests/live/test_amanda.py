@@ -57,7 +57,8 @@ table inet nat {{
 """
 # Both ends log, and keep what they must not in folders of the machine.
 FILES: Final = f"""
-printf 'amanda {PORT}/udp\\namanda {PORT}/tcp\\n' >/run/services
+cp /etc/services /run/services
+printf 'amanda {PORT}/udp\\namanda {PORT}/tcp\\n' >>/run/services
 mount --bind /run/services /etc/services
 echo '{GATEWAY_WAN} gateway' >>/run/hosts
 for each in client gateway; do
