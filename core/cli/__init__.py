@@ -8,7 +8,10 @@ ended by Ctrl-C. Errors are one line to standard error.
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import argparse
 
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C: 128 and SIGINT, as a shell has it."""
@@ -31,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def parser() -> "argparse.ArgumentParser":
+    """What reads the command line, with all commands."""
     # Only now, as Ctrl-C may come while they load.
     import argparse
 
@@ -47,6 +51,22 @@ def _run(arguments: Sequence[str] | None) -> int:
         ruleset,
         run,
     )
+
+    made = argparse.ArgumentParser(
+        prog="cthelper",
+        description="Connection-tracking helpers in user space: they read the messages "
+        "of protocols that announce further addresses and ports, and tell the kernel "
+        "which flows to expect.",
+    )
+    made.add_argument("--version", action="version", version=f"cthelper {__version__}")
+    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (run, check, reload, ruleset, replay, helpers, new, doctor, ask):
+        module.add_parser(commands)
+    return made
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    # As above.
     from cthelper.core.cli.options import complain
     from cthelper.core.errors import (
         ConfigError,
@@ -57,19 +77,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         advised,
     )
 
-    parser = argparse.ArgumentParser(
-        prog="cthelper",
-        description="Connection-tracking helpers in user space: they read the messages "
-        "of protocols that announce further addresses and ports, and tell the kernel "
-        "which flows to expect.",
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"cthelper {__version__}"
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (run, check, reload, ruleset, replay, helpers, new, doctor, ask):
-        module.add_parser(commands)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         status: int = options.command(options)
     except CthelperError as error:

@@ -39,6 +39,13 @@ from cthelper.core.trusted import privileged
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
+def file_name(text: str) -> str:
+    """The name of a file, as it is given. A shell knows by this type, and by Path, that
+    it can complete it.
+    """
+    return text
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add ``--config FILE``."""
     parser.add_argument(

@@ -18,6 +18,7 @@ from cthelper.core.cli.options import (
     add_config,
     add_plugins,
     configured,
+    file_name,
     warned,
 )
 from cthelper.core.cli.progress import Progress
@@ -48,6 +49,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument(
         "captures",
+        type=file_name,
         nargs="+",
         metavar="CAPTURE",
         help="a file, a pattern, a folder with all captures below it, or - for "

@@ -25,7 +25,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "which attaches helpers to new flows and queues what they read. `cthelper run` "
         "installs and removes it by itself.",
     )
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, command, text in (
         (
             "show",
