@@ -22,7 +22,7 @@ _WIDTH: Final = 88
 # Of a helper whose ports only the user knows.
 _PORTS: Final = (9999,)
 
-_Key = tuple[str, object, str]
+Key = tuple[str, object, str]
 """Name, default and meaning; empty: it needs no words."""
 
 
@@ -36,11 +36,22 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
 
     With `brief` only the helper's own options are explained.
     """
-    name = "NAME" if helper.template else helper.name
+    own = {key for keys in _own(helper) for key, _, _ in keys}
+    whole = "\n".join(
+        _table(name, _without_meaning(keys, own) if brief else keys)
+        for name, keys in tables(helper).items()
+    )
+    # Else they would be the tables of a helper that is not there.
+    return re.sub(r"^\[", "#[", whole, flags=re.M) if helper.template else whole
+
+
+def tables(helper: type[Helper]) -> dict[str, list[Key]]:
+    """All keys of these tables, by the tables' names."""
+    top = f"helpers.{'NAME' if helper.template else helper.name}"
     broadcast = f'"{BROADCAST}": every broadcast address of IPv4.'
     rules = Rules(lowest_port=helper.lowest_port)
     hooks = sorted((hook.value for hook in helper.hooks), reverse=True)
-    common: list[_Key] = [
+    common: list[Key] = [
         ("enabled", helper.enabled, ""),
         ("queue", DaemonConfig().queue, "NFQUEUE number; by default that of [daemon]."),
         (
@@ -82,27 +93,10 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
             "end where a module of the kernel has that.",
         ),
     ]
-    options: list[_Key] = [
-        (each.name, each.default, f"{each.meaning}.") for each in helper.options
-    ]
-    own: list[_Key] = []
-    if helper.template:
-        own = [
-            (
-                "type",
-                helper.name,
-                "Makes a helper of your own of this table, with a NAME of your own.",
-            ),
-            (
-                "window",
-                helper.policies[0].timeout,
-                "Seconds that a port stays open for answers, 1 to 120.",
-            ),
-        ]
-    keys = [*own, *_without_meaning(common, brief), *options]
-    parts = [_table(f"helpers.{name}", keys)]
+    made, options = _own(helper)
+    found = {top: [*made, *common, *options]}
     for policy in helper.policies:
-        limits: list[_Key] = [
+        limits: list[Key] = [
             (
                 "max_expected",
                 policy.max_expected,
@@ -110,9 +104,8 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
             ),
             ("timeout", policy.timeout, "Seconds that one lives, 1 to 86400."),
         ]
-        where = f"helpers.{name}.policies.{policy.name}"
-        parts.append(_table(where, _without_meaning(limits, brief)))
-    guard: list[_Key] = [
+        found[f"{top}.policies.{policy.name}"] = limits
+    found[f"{top}.guard"] = [
         (
             "denied_ports",
             spelled(rules.denied_ports),
@@ -147,9 +140,8 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
         ),
         ("per_helper", rules.per_helper, ""),
     ]
-    parts.append(_table(f"helpers.{name}.guard", _without_meaning(guard, brief)))
     if helper.nat:
-        nat: list[_Key] = [
+        found[f"{top}.nat"] = [
             (
                 "outside",
                 (),
@@ -163,17 +155,38 @@ def table(helper: type[Helper], *, brief: bool = False) -> str:
                 "cannot be: accept or drop.",
             ),
         ]
-        parts.append(_table(f"helpers.{name}.nat", _without_meaning(nat, brief)))
-    whole = "\n".join(parts)
-    # Else they would be the tables of a helper that is not there.
-    return re.sub(r"^\[", "#[", whole, flags=re.M) if helper.template else whole
+    return found
 
 
-def _without_meaning(keys: list[_Key], brief: bool) -> list[_Key]:
-    return [(key, default, "") for key, default, _ in keys] if brief else keys
+def _own(helper: type[Helper]) -> tuple[list[Key], list[Key]]:
+    """The keys that not every helper has: what makes one of a template, and options."""
+    options: list[Key] = [
+        (each.name, each.default, f"{each.meaning}.") for each in helper.options
+    ]
+    made: list[Key] = []
+    if helper.template:
+        made = [
+            (
+                "type",
+                helper.name,
+                "Makes a helper of your own of this table, with a NAME of your own.",
+            ),
+            (
+                "window",
+                helper.policies[0].timeout,
+                "Seconds that a port stays open for answers, 1 to 120.",
+            ),
+        ]
+    return made, options
 
 
-def _table(name: str, keys: Iterable[_Key]) -> str:
+def _without_meaning(keys: list[Key], but: set[str]) -> list[Key]:
+    return [
+        (key, default, meaning if key in but else "") for key, default, meaning in keys
+    ]
+
+
+def _table(name: str, keys: Iterable[Key]) -> str:
     lines = [f"[{name}]"]
     for key, default, meaning in keys:
         lines += _comment(meaning)
