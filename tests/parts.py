@@ -9,6 +9,9 @@ from typing import Final
 
 import pytest
 
+# What reads the files of commands in bash, which by itself reads none.
+BASH_COMPLETION: Final = "/usr/share/bash-completion/bash_completion"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -17,12 +20,14 @@ class Part:
     purpose: str
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def demand(self) -> None:
         """Skip the test that runs where something is missing; CI skips nothing."""
         missing = [
             *(each for each in self.packages if importlib.util.find_spec(each) is None),
             *(each for each in self.programs if shutil.which(each) is None),
+            *(each for each in self.files if not os.path.exists(each)),
         ]
         if not missing:
             return
@@ -38,6 +43,8 @@ PARTS: Final = {
         "browser", packages=("selenium",), programs=("chromium", "chromedriver")
     ),
     "cluster": Part("cluster", packages=("distributed",)),
+    "man": Part("test", programs=("man",)),
+    "shells": Part("manual", programs=("zsh", "fish"), files=(BASH_COMPLETION,)),
     "systemd": Part("test", programs=("systemd-analyze",)),
     "tshark": Part("test", programs=("tshark",)),
 }
