@@ -20,9 +20,8 @@ from cthelper.core.api import (
 )
 from cthelper.core.grants import How
 from cthelper.core.nearest import Pattern
+from cthelper.core.records import Record, flow_record, network_text, pattern_record
 from cthelper.core.tuples import Address, Expectation, Network, host_network
-
-Record = dict[str, object]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -285,7 +284,7 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
                 **_head("expectation", capture, event, begin),
                 "helper": event.helper,
                 "policy": wanted.policy,
-                "flow": _flow(wanted.master),
+                "flow": flow_record(wanted.master),
                 "direction": event.direction.value,
                 "expects": _expects(Pattern.of(wanted)),
                 "permanent": wanted.permanent,
@@ -298,7 +297,7 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
                 **_head("related", capture, event, begin),
                 "expectation_frame": event.expectation_frame,
                 "helper": event.helper,
-                "flow": _flow(event.flow),
+                "flow": flow_record(event.flow),
             }
         case WithdrawnEvent():
             wanted = event.expectation
@@ -306,7 +305,7 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
                 **_head("withdrawn", capture, event, begin),
                 "helper": event.helper,
                 "policy": wanted.policy,
-                "flow": _flow(wanted.master),
+                "flow": flow_record(wanted.master),
                 "expects": _expects(Pattern.of(wanted)),
                 "flows": event.flows,
             }
@@ -328,7 +327,7 @@ def record(event: Event, capture: str, begin: Begin | None = None) -> Record | N
             return {
                 **_head("finished", capture, event, begin),
                 "helper": event.helper,
-                "flow": _flow(event.flow),
+                "flow": flow_record(event.flow),
                 "reason": event.reason,
             }
         case Summary():
@@ -357,25 +356,13 @@ def _head(name: str, capture: str, event: Told, begin: Begin | None) -> Record:
     }
 
 
-def _flow(flow: Tuple) -> Record:
-    return {
-        "transport": str(flow.transport),
-        "source": str(flow.source),
-        "destination": str(flow.destination),
-    }
-
-
 def _expects(flows: Pattern) -> Record:
-    return {
-        "transport": str(flows.transport),
-        "source": None if flows.source is None else source_text(flows.source),
-        "source_port": flows.source_port,
-        "destination": str(flows.destination),
-    }
+    source = None if flows.source is None else source_text(flows.source)
+    return pattern_record(flows.transport, source, flows.source_port, flows.destination)
 
 
 def source_text(source: Source | Network) -> str:
     """Who may open a flow: in a word, an address, or a network of more than one."""
     if isinstance(source, Source):
         return source.value
-    return str(source).removesuffix("/32" if source.version == 4 else "/128")
+    return network_text(source)

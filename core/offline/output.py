@@ -10,7 +10,6 @@ from cthelper.core.offline.events import (
     Event,
     FaultEvent,
     Notice,
-    Record,
     Summary,
     added,
     record,
@@ -23,6 +22,7 @@ from cthelper.core.offline.report import (
     read_records,
     summary,
 )
+from cthelper.core.records import Record
 
 
 def warn(capture: str, event: Event) -> bool:

@@ -15,13 +15,13 @@ from cthelper.core.offline.events import (
     ExpectationEvent,
     FinishedEvent,
     MalformedEvent,
-    Record,
     RefusedEvent,
     RelatedEvent,
     Summary,
     Told,
     WithdrawnEvent,
 )
+from cthelper.core.records import Record
 
 # `json.dumps` would make one for each record.
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cthelper.core.offline.events import Begin, Record
+from cthelper.core.offline.events import Begin
 from cthelper.core.offline.report import differences, json_line
+from cthelper.core.records import Record
 
 
 @pytest.mark.parametrize(
