@@ -18,6 +18,7 @@ from cthelper.core.netlink.decoding import (
     expectation_entry,
     expectations_made,
 )
+from cthelper.core.netlink.listing import Listed, listed_entry
 from cthelper.core.netlink.messages import CTNETLINK, CTNETLINK_EXP, nfgen_msg
 from cthelper.core.netlink.socket import (
     CREATE,
@@ -127,6 +128,13 @@ class Ctnetlink:
         """All TCP and UDP entries of this network namespace."""
         frames = self._dump(CTNETLINK, "list conntrack entries")
         return [each for frame in frames if (each := _try_entry(frame))]
+
+    def listed(self) -> Iterator[Listed]:
+        """The same with what a list shows of each."""
+        for frame in self._dump(CTNETLINK, "list conntrack entries"):
+            each = listed_entry(frame.data, _HEADERS)
+            if each is not None:
+                yield each
 
     def update(
         self,
