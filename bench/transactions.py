@@ -21,6 +21,7 @@ from typing import Final
 from unittest.mock import patch
 
 from cthelper.core.config import Config, parse
+from cthelper.core.control.reports import pair
 from cthelper.core.daemon import server
 from cthelper.core.daemon.channel import Channel
 from cthelper.core.daemon.expectation_table import ExpectationTable
@@ -289,7 +290,8 @@ class _Daemon:
         ):
             stack.enter_context(patch.object(module, name, value))
         channel, other = Channel.pair()
-        for end in (channel, other):
+        asking, reports = pair()
+        for end in (channel, other, asking, reports):
             stack.callback(end.close)
         self._server = Server(
             0,
@@ -300,6 +302,7 @@ class _Daemon:
             UNKNOWN,
             Progress(),
             Quarantine(clock),
+            reports,
         )
         self._id = 0
         self._sequence = 0

@@ -48,6 +48,7 @@ _RATE_LIMIT: Final = 1_000_000
 _WORKERS_LIMIT: Final = 16
 _MARK_LIMIT: Final = 0xFFFFFFFF
 _SIZE_LIMIT: Final = 1 << 20
+_SOCKET_LIMIT: Final = 108
 # Of a helper's name (NF_CT_HELPER_NAME_LEN), and what is put after one that a module of
 # the kernel has.
 _NAME_LENGTH: Final = 15
@@ -119,6 +120,19 @@ class Budget:
     memory: int = 256 * 1024 * 1024
     messages: int = 64
     source_cpu: int = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlConfig:
+    """Table ``[control]``.
+
+    At `socket` the daemon says how it is, and is told what to do; None: nowhere. Root
+    may connect, and members of `group` where there is one; whether there is such a one
+    is not looked at.
+    """
+
+    socket: Path | None = Path("/run/cthelper/control.sock")
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +228,7 @@ class Config:
 
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     budget: Budget = field(default_factory=Budget)
+    control: ControlConfig = field(default_factory=ControlConfig)
     limits: Limits = field(default_factory=Limits)
     helpers: Mapping[str, HelperConfig]
     warnings: tuple[str, ...] = ()
@@ -337,6 +352,7 @@ def parse(
     problems = root.problems
     daemon = _daemon(root.table("daemon"))
     budget = _budget(root.table("budget"))
+    control = _control(root.table("control"))
     guard = root.table("guard")
     denied = _ports(guard, "denied_ports", tuple(sorted(DENIED_PORTS)), Transport)
     plain = Limits()
@@ -386,6 +402,7 @@ def parse(
     result = Config(
         daemon=daemon,
         budget=budget,
+        control=control,
         limits=limits,
         helpers={
             each.name: each for each in _separated(enabled.values(), daemon.workers)
@@ -553,6 +570,19 @@ def _budget(table: Table) -> Budget:
     )
     table.close()
     return budget
+
+
+def _control(table: Table) -> ControlConfig:
+    plain = ControlConfig()
+    text = table.text("socket", str(plain.socket))
+    group = table.text("group", "")
+    # sun_path of unix(7), with the zero byte at its end.
+    if text and not (text.startswith("/") and len(os.fsencode(text)) < _SOCKET_LIMIT):
+        table.refuse(
+            "socket", text, "must be an absolute path of at most 107 bytes, or empty"
+        )
+    table.close()
+    return ControlConfig(socket=Path(text) if text else None, group=group or None)
 
 
 def _made(

@@ -83,6 +83,12 @@ class Quarantine:
         """How many peers and flows are remembered."""
         return len(self._assured) + len(self._others) + len(self._flows)
 
+    @property
+    def helpers(self) -> list[str]:
+        """The helpers that read nothing, for everybody's sake."""
+        now = self._clock()
+        return [name for name, each in self._helpers.items() if each.until > now]
+
     def holds(self, helper: str, entry: Conntrack) -> bool:
         """Whether a helper shall not read a flow, for either end's sake or its own."""
         now = self._clock()

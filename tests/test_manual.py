@@ -271,6 +271,8 @@ def in_fish(share: Path, line: str, folder: Path) -> str:
         cwd=folder,
         env={
             **os.environ,
+            # It completes commands that are there.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(folder.parent),
             "LINE": line,
             "XDG_DATA_DIRS": f"{share}:/usr/share",

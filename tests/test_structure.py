@@ -43,6 +43,7 @@ PURE: Final = frozenset(
         "ports",
         "quarantine",
         "reader",
+        "records",
         "reference",
         "registry",
         "rewriting",
@@ -58,9 +59,10 @@ PURE: Final = frozenset(
 ROOMS: Final = {
     "netlink": BASE,
     "queue": BASE | {"netlink", "packet"},
-    "daemon": BASE | PURE | {"netlink", "queue"},
+    "control": BASE | PURE | {"netlink", "queue"},
+    "daemon": BASE | PURE | {"netlink", "queue", "control"},
     "offline": BASE | PURE,
-    "cli": BASE | PURE | {"netlink", "queue", "daemon", "offline"},
+    "cli": BASE | PURE | {"netlink", "queue", "control", "daemon", "offline"},
 }
 # Packages that one room alone imports, beside the tests and benchmarks.
 PACKAGES: Final = {"pyroute2": "netlink", "netfilterqueue": "queue", "scapy": "offline"}

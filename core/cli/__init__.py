@@ -44,12 +44,16 @@ def parser() -> "argparse.ArgumentParser":
         ask,
         check,
         doctor,
+        events,
+        expectations,
+        flows,
         helpers,
         new,
         reload,
         replay,
         ruleset,
         run,
+        status,
     )
 
     made = argparse.ArgumentParser(
@@ -60,7 +64,10 @@ def parser() -> "argparse.ArgumentParser":
     )
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, check, reload, ruleset, replay, helpers, new, doctor, ask):
+    for module in (
+        *(run, status, flows, expectations, events, check, reload, ruleset),
+        *(replay, helpers, new, doctor, ask),
+    ):
         module.add_parser(commands)
     return made
 
@@ -79,7 +86,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     options = parser().parse_args(arguments)
     try:
-        status: int = options.command(options)
+        code: int = options.command(options)
     except CthelperError as error:
         text = str(error)
         if isinstance(error, NetlinkError):
@@ -87,4 +94,4 @@ def _run(arguments: Sequence[str] | None) -> int:
         complain(text)
         wrong = isinstance(error, ConfigError | RegistryError | UsageError)
         return 2 if wrong else 1
-    return status
+    return code

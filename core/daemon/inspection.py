@@ -19,7 +19,7 @@ from cthelper.core.daemon.probe import Kernel
 from cthelper.core.daemon.progress import Progress
 from cthelper.core.engine import Decision, Engine
 from cthelper.core.expecter import Expecter
-from cthelper.core.flows import Flow
+from cthelper.core.flows import Flow, FlowTable
 from cthelper.core.guard import Guard
 from cthelper.core.masters import Masters, Updater
 from cthelper.core.netlink.ctnetlink import ExpectationMade, ExpectationMet
@@ -82,6 +82,7 @@ class Inspection:
         self._log = log
         self._clock = clock
         self._progress = progress
+        self._quarantine = quarantine
         self._ctnetlink = ctnetlink
         self._masters = Masters(ctnetlink, log, clock, mark=config.daemon.mark)
         self._expecter = Expecter(ctnetlink, self._masters, log, clock, follow)
@@ -108,6 +109,23 @@ class Inspection:
     def prefilters(self) -> dict[str, Prefilter]:
         """The datagrams that helpers read, by helper, once what is prepared is so."""
         return {name: each.prefilter for name, each in self._prepared.helpers.items()}
+
+    @property
+    def flows(self) -> FlowTable:
+        """The flows that are followed."""
+        return self._engine.flows
+
+    @property
+    def state(self) -> dict[str, object]:
+        """What budgets have been spent, and who is left out (core/control/health)."""
+        flows, daemon = self._engine.flows, self._config.daemon
+        return {
+            "flows": {"used": len(flows), "most": daemon.flow_limit},
+            "memory": {"used": flows.weight, "most": self._config.budget.memory},
+            "evicted": dict(flows.evicted),
+            "expectations": len(self._engine.guard.ledger),
+            "quarantined": self._quarantine.helpers,
+        }
 
     def serve(self, queue: Queue) -> None:
         """Answer packets that wait in a queue; never waits itself."""

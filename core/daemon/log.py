@@ -2,11 +2,13 @@
 """The daemon's log and its counters: one line a decision, key=value or JSON."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
+from cthelper.core.control.recent import Recent
 from cthelper.core.daemon.standard_error import StandardError, priority
 
 _LEVELS: Final = ("debug", "info", "warning", "error")
@@ -30,9 +32,9 @@ class Log:
     The rate is per event and reason, so that a flood of one never hides another. The
     first line that is written again says how many were left out (``suppressed``).
     Lines that cannot be written are counted, too: an event of its own (``log-lost``)
-    tells of them before the next line that can be. `common` are fields that all lines
-    have. Lines go to `output`, by default standard error; where that is the journal
-    each begins with its priority.
+    tells of them before the next line that can be. The latest events are in `recent`,
+    whatever their level. `common` are fields that all lines have. Lines go to `output`,
+    by default standard error; where that is the journal each begins with its priority.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Log:
         common: Mapping[str, Value] = {},
     ) -> None:
         self.counters: Counter[str] = Counter()
+        self.recent = Recent()
         self._clock = clock
         self._marks = dict.fromkeys(_LEVELS, "")
         if output is None:
@@ -68,6 +71,7 @@ class Log:
         """
         reason = fields.get("reason")
         self.counters[event if reason is None else f"{event}.{reason}"] += 1
+        self.recent.add(time.time(), event, level, fields)
         if _LEVELS.index(level) < self._lowest:
             return
         key = event, str(reason)

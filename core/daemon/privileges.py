@@ -83,7 +83,15 @@ class Confinement:
         Raises CthelperError.
         """
         with _named():
-            self._confine(_SERVER, bare=False)
+            self._confine(_SERVER)
+
+    def confine_controller(self) -> None:
+        """Give up in this process all that a controller need not have.
+
+        It has what a server has, and may accept connections. Raises CthelperError.
+        """
+        with _named():
+            self._confine(_SERVER, accepts=True)
 
     def confine_examiner(self) -> None:
         """Give up in this process all that it takes to import somebody's code.
@@ -102,7 +110,9 @@ class Confinement:
         with _named():
             self._confine_supervisor()
 
-    def _confine(self, kept: Iterable[Capability], *, bare: bool) -> None:
+    def _confine(
+        self, kept: Iterable[Capability], *, bare: bool = False, accepts: bool = False
+    ) -> None:
         if self.user is not None:
             capabilities.keep_when_user_changes()
             os.setgroups([])
@@ -122,7 +132,7 @@ class Confinement:
                 self.landlock, handled, landlock.reading(self.readable), alone=True
             )
         if self.seccomp:
-            seccomp.restrict(bare=bare)
+            seccomp.restrict(bare=bare, accepts=accepts)
 
     def _confine_supervisor(self) -> None:
         if os.geteuid() == 0:

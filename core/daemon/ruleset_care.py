@@ -45,6 +45,11 @@ class RulesetCare:
         self._back_at: float | None = None
         self._again = 0
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the ruleset is there, as far as is known."""
+        return self._lost_at is None
+
     def look(self, config: Config) -> None:
         """Somebody has touched a ruleset, be it another one or us."""
         try:

@@ -135,6 +135,7 @@ shmget shmat msgget semget mq_open
 )
 
 
+_ACCEPT: Final = (Rule("accept"), Rule("accept4"))
 # What is shared and has no file (MAP_SHARED is a bit of MAP_SHARED_VALIDATE, too).
 _UNCOUNTED: Final = (Rule("mmap", (_bits(3, _SHARED, _SHARED),)),)
 
@@ -189,17 +190,23 @@ def available() -> bool:
     return _library() is not None
 
 
-def restrict(*, bare: bool = False) -> None:
+def restrict(*, bare: bool = False, accepts: bool = False) -> None:
     """Have nothing left but what a server needs, in this thread and those it starts.
 
     With `bare` not even that: no socket of netlink, and no memory that RLIMIT_DATA does
-    not count. libseccomp must be there, and no_new_privs be set. Raises OSError.
+    not count. With `accepts` it may take connections of sockets that listen already.
+    libseccomp must be there, and no_new_privs be set. Raises OSError.
     """
     pid = os.getpid()
     protocols = () if bare else _PROTOCOLS
     # The kernel takes the error of the filter that came last.
-    _load(_ERRNO | errno.ENOSYS, _ALLOW, _allowed(pid, protocols), log=False)
-    refused = [*_refused(pid, protocols), *(_UNCOUNTED if bare else ())]
+    more = _ACCEPT if accepts else ()
+    allowed = [*_allowed(pid, protocols), *more]
+    _load(_ERRNO | errno.ENOSYS, _ALLOW, allowed, log=False)
+    refused = [
+        *(each for each in _refused(pid, protocols) if each not in more),
+        *(_UNCOUNTED if bare else ()),
+    ]
     _load(_ALLOW, _ERRNO | errno.EPERM, refused, log=True)
 
 

@@ -7,6 +7,7 @@ Where the supervisor has died the server lets go of the queues without losing a 
 and ends.
 """
 
+import os
 import selectors
 import socket
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
 from cthelper.core.config import Config
+from cthelper.core.control.reports import Reporter
 from cthelper.core.daemon.channel import (
     Channel,
     Gone,
@@ -37,6 +39,7 @@ from cthelper.core.errors import (
     QueueError,
     RestartNeeded,
 )
+from cthelper.core.flows import Flow
 from cthelper.core.netlink.ctnetlink import (
     Ctnetlink,
     EntryGone,
@@ -49,6 +52,7 @@ from cthelper.core.quarantine import Quarantine
 from cthelper.core.queue.backends import choose
 from cthelper.core.queue.binding import Binding, bound_queues, open_list
 from cthelper.core.queue.protocol import Queue
+from cthelper.core.records import Record
 
 _T = TypeVar("_T")
 _TICK_SECONDS: Final = 1.0
@@ -71,9 +75,9 @@ class Server:
 
     `config` may have stand-ins of helpers; `configure` makes a configuration of what
     the supervisor has read, and imports them. `progress` shows the supervisor that it
-    goes on, `quarantine` holds what servers before it have died of. Use `load` where
-    there are stand-ins, then `run`; all that needs more than CAP_NET_ADMIN is opened
-    before.
+    goes on, `quarantine` holds what servers before it have died of, and at `reports`
+    the controller asks. Use `load` where there are stand-ins, then `run`; all that
+    needs more than CAP_NET_ADMIN is opened before.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Server:
         kernel: Kernel,
         progress: Progress,
         quarantine: Quarantine,
+        reports: socket.socket,
     ) -> None:
         self._number = number
         self._config = self._prepared = config
@@ -131,6 +136,14 @@ class Server:
         self._watch(self._links, self._follow_links)
         self._watch(self._woken, lambda: empty(self._woken))
         self._watch(channel, self._listen)
+        self._listed: list[Flow] = []
+        answers = {
+            "state": lambda _: self._state(),
+            "events": self._log.recent.answer,
+            "flows": self._page,
+        }
+        self._reporter = Reporter(reports, answers)
+        self._watch(self._reporter, self._report)
         for binding in bindings:
             self._open(binding)
 
@@ -272,6 +285,32 @@ class Server:
                     overruns=statistics.overruns,
                     **{fate: missed},
                 )
+
+    # What the controller asks
+
+    def _report(self) -> None:
+        """Answer one question; the next packets come first."""
+        if not self._reporter.serve():
+            self._selector.unregister(self._reporter)
+
+    def _state(self) -> Record:
+        totals = self._log.counters + self._totals
+        for queue in self._queues.values():
+            totals["packets"] += queue.statistics.received
+            totals["verdicts_refused"] += queue.statistics.refused
+        return {"pid": os.getpid(), "counters": totals, **self._inspection.state}
+
+    def _page(self, question: Record) -> Record:
+        """Some of the flows, from the one with number `at` on, of those at `at` 0."""
+        at, most = question["at"], question["most"]
+        if not isinstance(at, int) or not isinstance(most, int):
+            raise TypeError
+        if at == 0:
+            self._listed = list(self._inspection.flows)
+        flows = self._listed[at : at + most]
+        if not flows:
+            self._listed = []
+        return {"flows": [[*each.key, each.name, each.finished] for each in flows]}
 
     # Orders
 

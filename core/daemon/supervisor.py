@@ -19,13 +19,14 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
+from cthelper import __version__
 from cthelper.core.compiled import COMPILED
 from cthelper.core.config import Config
 from cthelper.core.daemon import interruption
@@ -39,6 +40,7 @@ from cthelper.core.daemon.channel import (
     fingerprint,
     handed,
 )
+from cthelper.core.daemon.controlling import Control
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.notify import Notifier
@@ -61,6 +63,7 @@ from cthelper.core.errors import CthelperError, QueueError, RestartNeeded
 from cthelper.core.quarantine import FAULTS, Quarantine
 from cthelper.core.queue.backends import choose
 from cthelper.core.queue.binding import Binding, bound_queues
+from cthelper.core.records import Record
 from cthelper.core.sources import Declared
 from cthelper.core.tuples import FlowKey
 
@@ -126,6 +129,9 @@ class Supervisor:
         self._backend = choose(daemon.backend)
         self._log = Log(daemon.log_level, daemon.log_format, clock=time.monotonic)
         self._notifier = Notifier(os.environ, time.monotonic)
+        self._control = Control(self._log, daemon.workers, self._state, confinement)
+        self._began = time.time()
+        self._reloaded: Record | None = None
         self._kernel = UNKNOWN
         self._installation = Installation(self._log)
         self._care = RulesetCare(self._installation, self._log, time.monotonic)
@@ -181,7 +187,7 @@ class Supervisor:
                 **{name: totals[name] for name in sorted(totals.keys() - set(first))},
             )
 
-    def _watch(self, source: HasFileno, act: Callable[[], None]) -> None:
+    def _watch(self, source: HasFileno, act: Callable[[], object]) -> None:
         self._selector.register(source, selectors.EVENT_READ, act)
 
     def _turn(self) -> None:
@@ -189,7 +195,7 @@ class Supervisor:
         beginning = [each for each in self._processes.values() if not each.serving]
         dues = [*self._due.values(), *self._paused.values()]
         dues += [each.since + _ANSWER_SECONDS for each in beginning]
-        for other in (self._care.due, self._notifier.due):
+        for other in (self._care.due, self._notifier.due, self._control.due):
             if other is not None:
                 dues.append(other)
         wait = max(0.0, min(dues) - time.monotonic()) if dues else None
@@ -218,6 +224,8 @@ class Supervisor:
                     self._postpone(number)
         if self._care.due is not None and self._care.due <= time.monotonic():
             self._care.act(self._config)
+        if self._control.due is not None and self._control.due <= time.monotonic():
+            self._start_controller()
         # One that stands still is replaced soon, or something is wrong here.
         if not any(each.standing.told for each in self._processes.values()):
             self._notifier.alive()
@@ -263,6 +271,8 @@ class Supervisor:
             self._installation.take_over(config)
             self._bindings = self._bind(config, config.queues)
             self._kernel = self._ask()
+            reporter = self._control.open(config.control)
+            self._watch(reporter, reporter.serve)
             self._confine()
             for number in range(config.daemon.workers):
                 self._fork(number)
@@ -275,6 +285,7 @@ class Supervisor:
                 self._serves(process)
             self._installation.install(config, self._kernel)
         except CthelperError:
+            self._control.close()
             self._installation.abandon()
             self._dismiss()
             self._unbind(list(self._bindings))
@@ -312,6 +323,7 @@ class Supervisor:
     def _stop(self) -> None:
         """Queue no more, answer what waits, leave nothing behind."""
         self._notifier.stopping()
+        self._control.close()
         for binding in self._bindings.values():
             self._installation.attempt(binding.pause)
         self._failed(self._order_all(Order.DRAIN))
@@ -374,22 +386,20 @@ class Supervisor:
         Raises QueueError where there are no more processes or descriptors to be had.
         """
         ends: tuple[Channel, ...] = ()
-        # A signal that came before the server ignores it would be the supervisor's.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            ours, theirs = ends = Channel.pair()
-            progress = Progress()
-            pid = os.fork()
-        except OSError as error:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            for end in ends:
-                end.close()
-            raise QueueError(
-                f"cannot start server {number}: {error.strerror}"
-            ) from None
-        if pid == 0:
-            self._become(number, ours, theirs, progress, before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with _held_back() as mask:
+            try:
+                ours, theirs = ends = Channel.pair()
+                progress = Progress()
+                pid = os.fork()
+            except OSError as error:
+                for end in ends:
+                    end.close()
+                raise QueueError(
+                    f"cannot start server {number}: {error.strerror}"
+                ) from None
+            if pid == 0:
+                serve = partial(self._serve, number, ours, theirs, progress)
+                self._become(serve, mask, worker=number)
         theirs.close()
         process = _Process(number, pid, ours, time.monotonic(), progress)
         self._processes[number] = process
@@ -397,13 +407,11 @@ class Supervisor:
 
     def _become(
         self,
-        number: int,
-        ours: Channel,
-        theirs: Channel,
-        progress: Progress,
+        serve: Callable[[], None],
         mask: Iterable[signal.Signals | int],
-    ) -> None:
-        """Be the server, in the process that was forked for it; does not return."""
+        **who: object,
+    ) -> NoReturn:
+        """Be another process, in the one that was forked for it."""
         status = 1
         try:
             # A terminal and systemd send them to all processes.
@@ -413,41 +421,102 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._notifier.close()
             # Who holds the supervisor's end of a channel keeps it open for the dead.
-            ours.close()
             for process in self._processes.values():
                 process.channel.close()
                 process.progress.close()
             self._selector.close()
             self._installation.close()
-            own = self._bindings_of(number)
-            for binding in self._bindings.values():
-                if binding not in own:
-                    binding.socket.close()
-            try:
-                server = Server(
-                    *(number, self._config, own, self._configure, theirs),
-                    *(self._kernel, progress, self._quarantine),
-                )
-                self._confinement.confine_server()
-                helpers = self._config.helpers.values()
-                if any(is_stand_in(each.helper) for each in helpers):
-                    interruption.end_with_parent()
-                    server.load(self._sources)
-            except CthelperError as error:
-                with suppress(Gone):
-                    theirs.send({"error": str(error)})
-            else:
-                interruption.allow()
-                server.run()
-                status = 0
+            serve()
+            status = 0
         except CthelperError:
-            pass  # the server has logged it
+            pass  # it has been told
         except BaseException:
             trace = traceback.format_exc()
-            self._log.event("step-failed", "error", detail=trace, worker=number)
+            self._log.event("step-failed", "error", detail=trace, **who)
         finally:
             # Nothing of the supervisor's is to be done at this process's end.
             os._exit(status)
+
+    def _serve(
+        self, number: int, ours: Channel, theirs: Channel, progress: Progress
+    ) -> None:
+        """Be a server to its end. Raises CthelperError, once it is told."""
+        ours.close()
+        own = self._bindings_of(number)
+        for binding in self._bindings.values():
+            if binding not in own:
+                binding.socket.close()
+        self._control.leave(number)
+        try:
+            server = Server(
+                *(number, self._config, own, self._configure, theirs),
+                *(self._kernel, progress, self._quarantine),
+                self._control.end_of(number),
+            )
+            self._confinement.confine_server()
+            helpers = self._config.helpers.values()
+            if any(is_stand_in(each.helper) for each in helpers):
+                interruption.end_with_parent()
+                server.load(self._sources)
+        except CthelperError as error:
+            with suppress(Gone):
+                theirs.send({"error": str(error)})
+            raise
+        interruption.allow()
+        server.run()
+
+    def _start_controller(self) -> None:
+        with _held_back() as mask:
+
+            def become(serve: Callable[[], None]) -> NoReturn:
+                for binding in self._bindings.values():
+                    binding.socket.close()
+                self._become(serve, mask, process="controller")
+
+            try:
+                life = self._control.start(become)
+            except OSError as error:
+                self._failed([f"cannot start the controller: {error.strerror}"])
+                return
+
+        def dead() -> None:
+            self._selector.unregister(life)
+            self._control.died()
+            self._log.event("controller-died", "warning")
+
+        self._watch(life, dead)
+
+    def _state(self) -> Record:
+        """What the controller is told of it (core/control/health.py)."""
+        config = self._config
+        return {
+            "version": __version__,
+            "code": "compiled" if COMPILED else "interpreted",
+            "backend": self._backend.name,
+            "kernel": os.uname().release,
+            "pid": os.getpid(),
+            "since": self._began,
+            "workers": [
+                {
+                    "worker": number,
+                    "pid": process.pid if process is not None else None,
+                    "serving": process is not None
+                    and process.serving
+                    and not process.standing.told,
+                }
+                for number in range(config.daemon.workers)
+                for process in [self._processes.get(number)]
+            ],
+            "helpers": {
+                each.name: {"policies": [policy.name for policy in each.policies]}
+                for each in config.helpers.values()
+            },
+            "queues": sorted(self._bindings),
+            "closed_queues": sorted(config.closed_queues),
+            "ruleset": self._care.in_place,
+            "reload": self._reloaded,
+            "counters": self._log.counters,
+        }
 
     def _hear(self, process: _Process) -> None:
         """A server is ready, or has died."""
@@ -609,6 +678,7 @@ class Supervisor:
         else:
             self._warn()
             self._log.event("reloaded", helpers=",".join(config.helpers))
+        self._reloaded = {"time": time.time(), "error": refused}
         self._notifier.reloaded(refused)
         self._tell_state("" if refused is None else f"; refused a reload: {refused}")
         self._notifier.ready()
@@ -625,6 +695,8 @@ class Supervisor:
         for key in _FIXED:
             if getattr(self._config.daemon, key) != getattr(config.daemon, key):
                 raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
+        if config.control != self._config.control:
+            raise RestartNeeded("control has changed: restart cthelper")
         for number in range(config.daemon.workers):
             others = self._bindings.keys() - self._config.queues_of(number)
             if moved := config.queues_of(number) & others:
@@ -684,6 +756,18 @@ class Supervisor:
             self._installation.attempt(step)
         self._failed(self._order_all(Order.COMMIT))
         self._unbind(unused)
+
+
+@contextmanager
+def _held_back() -> Iterator[Collection[signal.Signals | int]]:
+    """Signals wait meanwhile: one that came before a child ignores it would be the
+    supervisor's. Gives the mask of before.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield before
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _told(subject: Subject | None) -> dict[str, object]:

@@ -121,14 +121,16 @@ def _failure(what: str, error: OSError) -> QueueError:
 class BoundQueue:
     """A row of /proc/net/netfilter/nfnetlink_queue.
 
-    Its owner's netlink port, how many packets wait there, and the id of the last one
-    that came.
+    Its owner's netlink port, how many packets wait there, the id of the last one that
+    came, and how many packets were not given to its owner: they found the queue full,
+    or its receive buffer. Where it fails open they have passed.
     """
 
     number: int
     port: int
     waiting: int
     last: int
+    missed: int = 0
 
 
 def open_list() -> int | None:
@@ -161,4 +163,7 @@ def bound_queues(opened: int | None = None) -> dict[int, BoundQueue]:
         if opened is None:
             os.close(descriptor)
     rows = [[int(field) for field in line.split()] for line in data.splitlines()]
-    return {row[0]: BoundQueue(row[0], row[1], row[2], row[7]) for row in rows}
+    return {
+        row[0]: BoundQueue(row[0], row[1], row[2], row[7], row[5] + row[6])
+        for row in rows
+    }

@@ -7,7 +7,13 @@ from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
-from cthelper.core.config import DEFAULT_PLUGINS, Budget, Config, parse
+from cthelper.core.config import (
+    DEFAULT_PLUGINS,
+    Budget,
+    Config,
+    ControlConfig,
+    parse,
+)
 from cthelper.core.guard import Limits, Rules
 from cthelper.core.registry import builtin_helpers
 
@@ -31,7 +37,10 @@ def test_commented_keys_stand_at_their_defaults() -> None:
 
 def test_every_key_is_there() -> None:
     written = tomllib.loads(WHOLE)
-    assert set(written) == {"daemon", "budget", "guard", "plugins", "helpers"}
+    assert set(written) == {
+        *("daemon", "control", "budget", "guard", "plugins", "helpers")
+    }
+    assert set(written["control"]) == {each.name for each in fields(ControlConfig)}
     assert set(written["daemon"]) == {
         "queue",
         "workers",

@@ -14,16 +14,18 @@ WRONG = [
     # Keys that nobody knows.
     (
         "port = 1",
-        "port = 1: unknown key, known are daemon, budget, guard, plugins, helpers",
+        "port = 1: unknown key, "
+        "known are daemon, budget, control, guard, plugins, helpers",
     ),
     (
         '"a\\nb" = 1',
-        '"a\\nb" = 1: unknown key, known are daemon, budget, guard, plugins, helpers',
+        '"a\\nb" = 1: unknown key, '
+        "known are daemon, budget, control, guard, plugins, helpers",
     ),
     (
         '"daemon.queue" = 1',
         '"daemon.queue" = 1: unknown key (did you mean daemon?), '
-        "known are daemon, budget, guard, plugins, helpers",
+        "known are daemon, budget, control, guard, plugins, helpers",
     ),
     # Tables that are none.
     ("daemon = 1", "daemon = 1: must be a table [daemon]"),

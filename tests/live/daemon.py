@@ -115,8 +115,9 @@ class Daemon:
 
     def await_rest(self) -> None:
         """Wait until it has done what it does at its start."""
-        servers = len(self.processes) - 1
-        assert until(lambda: len(self._children()) == servers, _STEP_SECONDS)
+        # Servers, and who answers at the control socket.
+        children = len(self.processes) - 1 + len(self.events("controller-started"))
+        assert until(lambda: len(self._children()) == children, _STEP_SECONDS)
 
     def _children(self) -> list[int]:
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
@@ -156,6 +157,16 @@ class Daemon:
                 break
             time.sleep(0.05)
         raise AssertionError(f"no event {name!r} number {count} in:\n{self.text}")
+
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that asks the running daemon."""
+        return self._namespace.run(*CTHELPER, *arguments, timeout=_STEP_SECONDS)
+
+    def records(self, *arguments: str) -> list[dict[str, Any]]:
+        """What such a command prints with ``--json``."""
+        done = self.ask(*arguments, "--json")
+        assert done.returncode in (0, 1), done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     def cthelper(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command with the same configuration."""

@@ -286,7 +286,7 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         print_table(story)
 
 
-def kernels_own(story: Story) -> dict[Cell, bool]:
+def kernels_own(story: Story) -> dict[Cell, str]:
     """What comes of the clients with the kernel's own helper."""
     world = story.world
     with module("nf_nat_tftp"):

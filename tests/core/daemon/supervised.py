@@ -41,6 +41,7 @@ OTHERS = "".join(
     for name, each in builtin_helpers().items()
     if each.enabled and not each.template and name not in ("sunrpc", "tns")
 )
+OTHERS += 'control.socket = ""\n'
 MOVED = "[helpers.tns]\nqueue = 2090\n"
 SECONDS = 10.0
 ENTRY = conntrack(helper="tns")
@@ -209,6 +210,7 @@ class FakeServer:
         _kernel: Kernel,
         progress: Progress,
         quarantine: Quarantine,
+        _reports: socket.socket,
     ) -> None:
         self._running, self._number, self._channel = running, number, channel
         self._progress, self._quarantine = progress, quarantine

@@ -19,6 +19,8 @@ from typing import Protocol
 import pytest
 
 from cthelper.core.config import Config, parse
+from cthelper.core.control import reports
+from cthelper.core.control.reports import Asker
 from cthelper.core.daemon import server
 from cthelper.core.daemon.channel import (
     Channel,
@@ -110,6 +112,8 @@ class World:
         self.output = StringIO()
         self.queues: dict[int, FakeQueue] = {}
         self.channel, self.theirs = Channel.pair()
+        asking, self.reports = reports.pair()
+        self.controller = Asker(asking)
         self.config, self.new = config, config
         self.said: Message = {}
         numbers = sorted(config.queues_of(0))
@@ -118,6 +122,7 @@ class World:
         self.sockets = [
             end for each in self.bindings for end in (each.socket, each.other)
         ]
+        self.sockets += (asking, self.reports)
         self.thread = Thread(target=self._run)
 
     def _run(self) -> None:
@@ -125,6 +130,7 @@ class World:
             server = Server(
                 *(0, self.config, self.bindings, self.configured, self.theirs),
                 *(UNKNOWN, Progress(), Quarantine(time.monotonic)),
+                self.reports,
             )
             if self.loaded is not None:
                 self.new = self.loaded

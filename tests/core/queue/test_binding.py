@@ -50,7 +50,7 @@ def test_bound_queues_are_read_by_their_number(rows: Path) -> None:
     rows.write_text(ROWS)
     assert bound_queues() == {
         0: BoundQueue(0, 31621, 0, 0),
-        2077: BoundQueue(2077, -12345, 17, 99),
+        2077: BoundQueue(2077, -12345, 17, 99, 7),
     }
 
 

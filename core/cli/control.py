@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the commands share that ask a running daemon: where it is, and which flows."""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from cthelper.control import SOCKET, Control, ControlError, NotRunning
+
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"(\d{1,9})([smhd]?)", re.ASCII)
+_FILTER: Final = (
+    *("transport", "source", "destination", "sport", "dport"),
+    *("helper", "state", "zone"),
+)
+
+
+def add_socket(parser: argparse.ArgumentParser) -> None:
+    """Add ``--socket PATH``."""
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        default=SOCKET,
+        metavar="PATH",
+        help=f"where the daemon listens, control.socket (default: {SOCKET})",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line (docs/control.md)"
+    )
+
+
+def add_filter(parser: argparse.ArgumentParser, *, state: bool = False) -> None:
+    """Add the options that narrow flows, in the words of conntrack(8)."""
+    group = parser.add_argument_group(
+        "which flows", "of the original direction, as conntrack(8) has them"
+    )
+    group.add_argument(
+        *("-p", "--proto", "--protonum"),
+        dest="transport",
+        choices=("tcp", "udp"),
+        help="the transport",
+    )
+    group.add_argument(
+        *("-s", "--src", "--orig-src"),
+        dest="source",
+        metavar="ADDRESS",
+        help="from an address or a network",
+    )
+    group.add_argument(
+        *("-d", "--dst", "--orig-dst"),
+        dest="destination",
+        metavar="ADDRESS",
+        help="to an address or a network",
+    )
+    group.add_argument(
+        "--sport", "--orig-port-src", type=int, metavar="PORT", help="from a port"
+    )
+    group.add_argument(
+        "--dport", "--orig-port-dst", type=int, metavar="PORT", help="to a port"
+    )
+    group.add_argument("--helper", metavar="NAME", help="of one helper")
+    group.add_argument("--zone", type=int, metavar="ZONE", help="in a conntrack zone")
+    if state:
+        group.add_argument(
+            "--state", type=str.upper, metavar="STATE", help="in a state of TCP"
+        )
+
+
+def filter_of(options: argparse.Namespace) -> dict[str, object]:
+    """What those options say."""
+    given = {key: getattr(options, key, None) for key in _FILTER}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+@contextmanager
+def connected(options: argparse.Namespace) -> Iterator[Control]:
+    """The daemon. Raises ControlError that says how to mend it."""
+    try:
+        with Control(options.socket) as control:
+            yield control
+    except NotRunning:
+        raise
+    except ControlError as error:
+        if error.reason == "not-permitted":
+            raise ControlError(error.reason, f"{error}: run it as root") from None
+        raise
+
+
+def print_records(records: Iterable[Any]) -> None:
+    """Print each as JSON, as it comes."""
+    for record in records:
+        print(json.dumps(record), flush=True)
+
+
+def duration(text: str) -> float:
+    """Seconds: a number, or one with s, m, h or d behind it."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} is no time such as 30, 90s, 10m, 2h")
+    return float(int(found[1]) * _UNITS[found[2]])
+
+
+def flow_text(flow: dict[str, Any]) -> str:
+    """A flow, or what an expectation admits, as the log has it."""
+    source = flow["source"] or "any"
+    if flow.get("source_port") is not None:
+        source += f" port {flow['source_port']}"
+    return f"{flow['transport']} {source} > {flow['destination']}"
+
+
+def amount(number: int) -> str:
+    """Bytes in the largest unit that leaves no fraction to be missed."""
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{number} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``cthelper events``: what the daemon decides, as it does."""
+
+import argparse
+import json
+from typing import Any, Final
+
+from cthelper.core.cli.control import (
+    add_filter,
+    add_json,
+    add_socket,
+    connected,
+    duration,
+    filter_of,
+    flow_text,
+    print_records,
+)
+from cthelper.core.cli.options import Commands
+from cthelper.core.errors import UsageError
+
+_TOLD_APART: Final = ("time", "level", "event", "helper", "flow", "expects", "worker")
+
+
+def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "events",
+        help="what the running daemon expects, refuses and finishes, as it happens",
+        description="Prints the decisions of the running daemon as they happen, until "
+        "Ctrl-C, also those that its log leaves out as too many. Each of its processes "
+        "remembers its last 2,048.",
+    )
+    add_socket(parser)
+    add_json(parser)
+    parser.add_argument(
+        "--since",
+        type=duration,
+        metavar="TIME",
+        help="first those of so many seconds, or 10m, 2h, 1d, as far as they are "
+        "remembered",
+    )
+    parser.add_argument(
+        "--no-follow",
+        action="store_true",
+        help="with --since: do not wait for others",
+    )
+    parser.add_argument(
+        "--event",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="of one kind, such as refused; may be repeated",
+    )
+    add_filter(parser)
+    parser.set_defaults(command=_events)
+
+
+def _events(options: argparse.Namespace) -> int:
+    if options.no_follow and options.since is None:
+        raise UsageError("--no-follow is for --since")
+    with connected(options) as control:
+        found = control.events(
+            since=options.since,
+            follow=not options.no_follow,
+            events=options.event,
+            **filter_of(options),
+        )
+        if options.json:
+            print_records(found)
+        else:
+            for record in found:
+                print(_line(record), flush=True)
+    return 0
+
+
+def _line(record: dict[str, Any]) -> str:
+    parts = [record["time"], record["event"]]
+    if record.get("helper"):
+        parts.append(record["helper"])
+    if isinstance(record.get("flow"), dict):
+        parts.append(flow_text(record["flow"]))
+    if isinstance(record.get("expects"), dict):
+        parts.append(f"expects {flow_text(record['expects'])}")
+    for key, value in record.items():
+        if key not in _TOLD_APART and value not in (None, ""):
+            text = value if isinstance(value, str) else json.dumps(value)
+            parts.append(f"{key}={text if ' ' not in text else json.dumps(text)}")
+    return " ".join(parts)

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can be asked for at the control socket, and what is answered.
+
+Each command takes the request and gives records as they come. What a request may hold,
+docs/control.md says.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any, Final, cast
+
+from cthelper.core.control.health import Fill, status
+from cthelper.core.control.matching import Ends, Filter
+from cthelper.core.control.reports import TOO_LONG, Asker
+from cthelper.core.control.tree import (
+    Branch,
+    Known,
+    branch_record,
+    branches,
+    expectation_record,
+    meant,
+)
+from cthelper.core.errors import CthelperError, NotFound
+from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.queue.binding import bound_queues, open_list
+from cthelper.core.records import (
+    Record,
+    flow_record,
+    read_endpoint,
+    read_flow,
+    read_transport,
+)
+from cthelper.core.tuples import Conntrack, Expectation, FlowKey
+
+SUPERVISOR: Final = -1
+"""The supervisor's number among those that are asked."""
+
+_ANSWER_SECONDS: Final = 3.0
+# A server answers so many flows, or events, at a time, between packets.
+_PAGE: Final = 500
+_EVENTS: Final = 100
+# How often who follows events has them asked for.
+_FOLLOW_SECONDS: Final = 0.25
+
+
+_Command = Callable[[Record], Iterator[Record | None]]
+
+
+class Refused(CthelperError):
+    """A request is not granted; `reason` is a code, the message says it in words."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Commands:
+    """The commands, of which `asked` are the processes that are asked, by number."""
+
+    def __init__(
+        self,
+        asked: Mapping[int, Asker],
+        *,
+        ctnetlink: Callable[[], Ctnetlink] = Ctnetlink,
+        expectations: Callable[[], Fill | None],
+        entries: Callable[[], Fill | None],
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._asked = asked
+        self._ctnetlink = ctnetlink
+        self._expectations = expectations
+        self._entries = entries
+        self._clock = clock
+        self._sleep = sleep
+        self._list = open_list()
+        self._commands: dict[str, _Command] = {
+            "status": self._status,
+            "flows": self._flows,
+            "expectations": self._list_expectations,
+            "events": self._events,
+        }
+        self._changes: dict[str, _Command] = {
+            "delete-flows": self._delete_flows,
+            "add-expectation": self._add_expectation,
+            "delete-expectations": self._delete_expectations,
+        }
+
+    def run(self, request: Record, *, root: bool) -> Iterator[Record | None]:
+        """What a request asks for. Raises Refused, and other CthelperErrors.
+
+        None says that there is nothing yet, and that whoever asked may have left.
+        """
+        name = request.get("command")
+        known = {**self._commands, **self._changes}
+        command = known.get(name) if isinstance(name, str) else None
+        if command is None:
+            raise Refused("unknown-command", f"there is no command {name}")
+        if name in self._changes and not root:
+            raise Refused("not-permitted", f"{name} is root's alone")
+        try:
+            yield from command(request)
+        except (ValueError, TypeError) as error:
+            raise Refused("wrong-request", str(error)) from None
+
+    # What is asked for
+
+    def _status(self, _request: Record) -> Iterator[Record | None]:
+        states = {
+            number: asker.ask("state", _ANSWER_SECONDS)
+            for number, asker in self._asked.items()
+        }
+        supervisor = states.pop(SUPERVISOR, None)
+        yield status(
+            supervisor,
+            states,
+            bound_queues(self._list),
+            self._entries(),
+            self._expectations(),
+        )
+
+    def _flows(self, request: Record) -> Iterator[Record | None]:
+        wanted = Filter.read(request.get("filter", {}))
+        policies, known = self._policies(), self._known()
+        others = bool(request.get("all"))
+        with closing(self._ctnetlink()) as ctnetlink:
+            for branch in _branches(ctnetlink, wanted, policies, others=others):
+                yield branch_record(branch, known, policies)
+
+    def _list_expectations(self, request: Record) -> Iterator[Record | None]:
+        wanted = Filter.read(request.get("filter", {}))
+        policies = self._policies()
+        with closing(self._ctnetlink()) as ctnetlink:
+            found = ctnetlink.expectations()
+        for expectation in found:
+            if _expected(expectation, wanted):
+                yield _expectation_record(expectation, policies)
+
+    def _events(self, request: Record) -> Iterator[Record | None]:
+        wanted = Filter.read(request.get("filter", {}))
+        names = request.get("events") or ()
+        if not isinstance(names, list | tuple):
+            raise ValueError("events is no list")
+        since = request.get("since")
+        if since is not None and not isinstance(since, int | float):
+            raise ValueError("since is no number of seconds")
+        begin = self._clock() - (0.0 if since is None else since)
+        sources = [_Source(number, each) for number, each in self._asked.items()]
+        while True:
+            found = [each for source in sources for each in source.next(begin)]
+            for record in sorted(found, key=lambda each: str(each["time"])):
+                if (not names or record["event"] in names) and _told_of(record, wanted):
+                    yield record
+            if any(source.more for source in sources):
+                continue
+            if not request.get("follow"):
+                return
+            # Whether somebody still listens is seen now.
+            yield None
+            self._sleep(_FOLLOW_SECONDS)
+
+    # What is changed
+
+    def _delete_flows(self, request: Record) -> Iterator[Record | None]:
+        wanted = _narrow(request)
+        policies, known = self._policies(), self._known()
+        with closing(self._ctnetlink()) as ctnetlink:
+            for branch in list(_branches(ctnetlink, wanted, policies)):
+                # What belongs to others than those that are meant stays.
+                if not wanted.admits(Ends.of(branch.original)):
+                    continue
+                ends = [] if branch.listed is None else [branch.listed]
+                if request.get("data"):
+                    ends += branch.flows
+                deleted = 0
+                for each in ends:
+                    with suppress(NotFound):  # it has ended by itself
+                        # Its expectations go with it (nf_ct_remove_expectations).
+                        ctnetlink.delete(each.entry.original, each.entry.zone)
+                        deleted += 1
+                if deleted:
+                    yield {**branch_record(branch, known, policies), "deleted": deleted}
+
+    def _add_expectation(self, request: Record) -> Iterator[Record | None]:
+        policies = self._policies()
+        zone = request.get("zone", 0)
+        if not isinstance(zone, int):
+            raise ValueError("zone is no number")
+        flow = read_flow(request.get("flow"))
+        with closing(self._ctnetlink()) as ctnetlink:
+            master = ctnetlink.get(flow, zone)
+            if master.helper not in policies:
+                raise ValueError(f"{flow} has none of this daemon's helpers")
+            expectation = _wanted(request, master, policies[master.helper])
+            ctnetlink.expect(expectation)
+            # The kernel has given it the timeout of its policy.
+            yield _expectation_record(ctnetlink.covering(expectation), policies)
+
+    def _delete_expectations(self, request: Record) -> Iterator[Record | None]:
+        wanted = _narrow(request)
+        policies = self._policies()
+        with closing(self._ctnetlink()) as ctnetlink:
+            for expectation in ctnetlink.expectations():
+                ours = expectation.helper in policies
+                if ours and _expected(expectation, wanted):
+                    with suppress(NotFound):  # it was met, or its time is over
+                        ctnetlink.delete_expectation(expectation)
+                        yield _expectation_record(expectation, policies)
+
+    # Where it comes from
+
+    def _policies(self) -> dict[str, tuple[str, ...]]:
+        """The policies of each helper, in the kernel's order. Raises Refused."""
+        state = self._asked[SUPERVISOR].ask("state", _ANSWER_SECONDS)
+        if state is None:
+            raise Refused("busy", "the supervisor does not answer: try again")
+        helpers: Mapping[str, Any] = cast(Mapping[str, Any], state["helpers"])
+        return {name: tuple(each["policies"]) for name, each in helpers.items()}
+
+    def _known(self) -> dict[FlowKey, Known]:
+        """What the servers know of flows; nothing of one that does not answer."""
+        known: dict[FlowKey, Known] = {}
+        for number, asker in self._asked.items():
+            if number == SUPERVISOR:
+                continue
+            at = 0
+            while True:
+                page = asker.ask("flows", _ANSWER_SECONDS, at=at, most=_PAGE)
+                rows = None if page is None else cast(list[list[Any]], page["flows"])
+                if not rows:
+                    break
+                for id_, zone, helper, finished in rows:
+                    known[id_, zone] = Known(number, helper, finished)
+                at += len(rows)
+        return known
+
+
+class _Source:
+    """The events of a process, a page at a time."""
+
+    def __init__(self, number: int, asker: Asker) -> None:
+        self._number = number
+        self._asker = asker
+        self._pid: object = None
+        self._after = 0
+        self._most = _EVENTS
+        self.more = False
+
+    def next(self, begin: float) -> list[Record]:
+        """The next ones since a time; `more` is whether there are others already."""
+        answer = self._asker.ask(
+            "events",
+            _ANSWER_SECONDS,
+            pid=self._pid,
+            since=begin,
+            after=self._after,
+            most=self._most,
+        )
+        self.more = False
+        if answer is None:
+            return []
+        if TOO_LONG in answer:
+            # One that is too long by itself is left out, and counted.
+            self._after += self._most == 1
+            self._most = max(1, self._most // 2)
+            self.more = True
+            return []
+        events = cast(list[Record], answer["events"])
+        first, last = cast(int, answer["first"]), cast(int, answer["last"])
+        missed = first - self._after - 1
+        if answer["pid"] != self._pid:
+            # What a process before it has told nobody knows any more.
+            self._pid, missed = answer["pid"], 0
+        self._after = first - 1 + len(events)
+        self._most = min(_EVENTS, self._most * 2)
+        self.more = self._after < last
+        if missed > 0:
+            time = events[0]["time"] if events else ""
+            events.insert(0, {"time": time, "event": "events-missed", "count": missed})
+        where = "supervisor" if self._number == SUPERVISOR else self._number
+        return [{**each, "worker": where} for each in events]
+
+
+def _branches(
+    ctnetlink: Ctnetlink,
+    wanted: Filter,
+    policies: Mapping[str, tuple[str, ...]],
+    *,
+    others: bool = False,
+) -> Iterator[Branch]:
+    """The control flows that a filter means, with what is theirs."""
+    # In this order: one that is met between the two is listed twice, and not never.
+    expectations = ctnetlink.expectations()
+    found = branches(ctnetlink.listed(), expectations, policies, others=others)
+    return (each for each in found if meant(each, wanted))
+
+
+def _narrow(request: Record) -> Filter:
+    """The filter of a request that deletes. Raises ValueError where it means all."""
+    wanted = Filter.read(request.get("filter", {}))
+    if wanted.all and not request.get("all"):
+        raise ValueError('nothing says which: give a filter, or "all"')
+    return wanted
+
+
+def _expected(expectation: Expectation, wanted: Filter) -> bool:
+    """Whether a filter means an expectation, by itself or by its control flow."""
+    if wanted.zone not in (None, expectation.zone) or wanted.state is not None:
+        return False
+    if wanted.helper not in (None, expectation.helper):
+        return False
+    return any(
+        map(wanted.admits, (Ends.expected(expectation), Ends.of(expectation.master)))
+    )
+
+
+def _expectation_record(
+    expectation: Expectation, policies: Mapping[str, tuple[str, ...]]
+) -> Record:
+    helper = expectation.helper
+    return {
+        "helper": helper,
+        "flow": flow_record(expectation.master),
+        "zone": expectation.zone,
+        **expectation_record(expectation, policies.get(helper or "", ())),
+    }
+
+
+def _wanted(request: Record, master: Conntrack, policies: Sequence[str]) -> Expectation:
+    """The expectation that a request asks for. Raises ValueError."""
+    expects, policy = request.get("expects"), request.get("policy", policies[0])
+    if not isinstance(expects, Mapping):
+        raise ValueError("expects is no object")
+    if policy not in policies:
+        raise ValueError(
+            f"{policy} is no policy of {master.helper}: {', '.join(policies)}"
+        )
+    source, port = expects.get("source"), expects.get("source_port")
+    if port is not None and not (isinstance(port, int) and 0 < port <= 0xFFFF):
+        raise ValueError(f"source port {port} is no number from 1 to 65535")
+    destination = read_endpoint(expects.get("destination"))
+    network = None if source is None else ip_network(str(source))
+    if network is not None and network.version != destination.address.version:
+        raise ValueError("source and destination are of two versions of IP")
+    return Expectation(
+        master=master.original,
+        transport=read_transport(expects.get("transport")),
+        source=network,
+        source_port=port,
+        destination=destination,
+        policy=str(policy),
+        timeout=0,
+        class_=list(policies).index(str(policy)),
+        permanent=bool(request.get("permanent")),
+        helper=None,
+        zone=master.zone,
+    )
+
+
+def _told_of(event: Record, wanted: Filter) -> bool:
+    """Whether an event is of a flow, or of flows, that a filter means."""
+    if wanted.all:
+        return True
+    if wanted.helper not in (None, event.get("helper")):
+        return False
+    plain = replace(wanted, helper=None, state=None, zone=None)
+    if plain.all:
+        return True
+    found = [event.get(key) for key in ("flow", "expects")]
+    return any(
+        plain.admits(Ends.told(each)) for each in found if isinstance(each, Mapping)
+    )

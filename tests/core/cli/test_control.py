@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the commands print of a daemon that is asked, and their exit codes."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from cthelper.core.cli import main
+from cthelper.core.records import Record
+from tests.core.builders import CLIENT, SERVER, flow_tuple
+from tests.core.control.controlled import World, controller
+from tests.core.control.test_tree import expectation, listed, tuple_of
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path / "socket")
+    world.kernel.table = [
+        listed(1, helper="line"),
+        listed(10, master=tuple_of(1)),
+        listed(11, master=tuple_of(9)),
+    ]
+    world.kernel.expected = [expectation(1, 7001)]
+    world.server.flows = [[1, 0, "line", "done"]]
+    with controller(world):
+        yield world
+
+
+class Ran:
+    """A command's exit code, and what it printed."""
+
+    def __init__(
+        self, world: World, capsys: pytest.CaptureFixture[str], *words: str
+    ) -> None:
+        self.code = main([*words, "--socket", str(world.path)])
+        self.out, self.err = capsys.readouterr()
+
+
+def test_status_is_one_screen(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    state = cast(Record, world.supervisor.state)
+    state["since"] = time.time() - 90_000
+    done = Ran(world, capsys, "status")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "cthelper 1, compiled, native backend, Linux 6.1, process 1 for 1 d 1 h",
+        "health       ok",
+        "ruleset      in place",
+        "reload       none since the start",
+        "helpers      line",
+        "worker 0     process 2: 1 of 100 flows, 1000 B of 1.0 MiB, 3 expectations",
+        "conntrack    2 of 65,536 in the kernel's table",
+        "expectations 1 of 4,096 in the kernel's table",
+        "counted      expectation 2, started 1",
+    ]
+    state["ruleset"] = False
+    state["reload"] = {"time": 0.0, "error": "line 1"}
+    done = Ran(world, capsys, "status")
+    assert done.code == 1
+    assert "health       degraded\n  !          the ruleset is gone: " in done.out
+    assert "reload       1970-01-01 00:00:00+00:00 refused: line 1\n" in done.out
+    done = Ran(world, capsys, "status", "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["health"] == "degraded"
+
+
+def test_flows_are_shown_as_trees(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Ran(world, capsys, "flows")
+    assert (done.code, done.err) == (0, "")
+    counted = "ESTABLISHED, 0 s, 5 packets, 500 B"
+    assert done.out.splitlines() == [
+        f"tcp {CLIENT}:1 > {SERVER}:7000  line, finished (done), {counted}",
+        f"  expects tcp {CLIENT} > {SERVER}:7001  data, once, 30 s",
+        f"  expected tcp {CLIENT}:10 > {SERVER}:7000  {counted}",
+        f"tcp {CLIENT}:9 > {SERVER}:7000  has ended",
+        f"  expected tcp {CLIENT}:11 > {SERVER}:7000  {counted}",
+    ]
+    done = Ran(world, capsys, "flows", "--json", "--sport", "1", "-p", "tcp")
+    assert [json.loads(line)["id"] for line in done.out.splitlines()] == [1]
+    done = Ran(world, capsys, "flows", "-s", "10.9.0.0/16")
+    assert (done.code, done.out) == (0, "")
+
+
+def test_flows_are_deleted(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    done = Ran(world, capsys, "flows", "delete", "--data", "--sport", "1")
+    assert done.code == 0
+    assert done.out.endswith("\n2 entries deleted\n")
+    assert [each.entry.id for each in world.kernel.table] == [11]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("flows", "delete"), "flows delete: say which flows, or --all"),
+        (("flows", "--data"), "--data is for flows delete"),
+        (("flows", "--state", "open"), "OPEN is no state of TCP: NONE"),
+        (("expectations", "delete"), "expectations delete: say which, or flush all"),
+        (("events", "--no-follow"), "--no-follow is for --since"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    error: str,
+) -> None:
+    done = Ran(world, capsys, *words)
+    assert done.code == (1 if "--state" in words else 2)
+    assert done.err.startswith(f"cthelper: {error}")
+    assert done.out == ""
+
+
+def test_expectations_are_listed_added_and_deleted(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = f"tcp {CLIENT} > {SERVER}:7001  line data, once, 30 s, of tcp {CLIENT}:1 > "
+    assert Ran(world, capsys, "expectations", "list").out.startswith(first)
+    done = Ran(
+        *(world, capsys, "expectations", "add", "udp", f"{SERVER}:53", "--permanent"),
+        *("--flow", "tcp", f"{CLIENT}:1", f"{SERVER}:7000", "--from-port", "53"),
+    )
+    assert done.out == (
+        f"udp any port 53 > {SERVER}:53  line data, permanent, 30 s, of "
+        f"tcp {CLIENT}:1 > {SERVER}:7000\n"
+    )
+    done = Ran(world, capsys, "expectations", "delete", "--dport", "53")
+    assert done.out.endswith("\n1 expectations deleted\n")
+    assert Ran(world, capsys, "expectations", "flush").out.startswith(first)
+    assert world.kernel.expected == []
+
+
+def test_events_are_a_line_each(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields: Record = {
+        "helper": "line",
+        "policy": "data",
+        "flow": flow_tuple(),
+        "expects": expectation(1, 7001),
+        "detail": "two words",
+        "label": None,
+    }
+    world.server.recent.add(time.time(), "expectation", "info", fields)
+    done = Ran(world, capsys, "events", "--since", "1h", "--no-follow")
+    time_, _, line = done.out.partition(" ")
+    assert time_.endswith("+00:00")
+    assert line == (
+        f"expectation line tcp {CLIENT}:40000 > {SERVER}:7000 "
+        f'expects tcp {CLIENT} > {SERVER}:7001 policy=data detail="two words"\n'
+    )
+    done = Ran(world, capsys, "events", "--since", "9", "--no-follow", "--event", "x")
+    assert (done.code, done.out) == (0, "")
+
+
+def test_nobody_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "no daemon answers: is `cthelper run` running?"
+    for words, code in ((("status",), 2), (("flows",), 1), (("events",), 1)):
+        assert main([*words, "--socket", str(tmp_path / "none")]) == code
+        assert capsys.readouterr().err == f"cthelper: {tmp_path}/none: {said}\n"

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A controller at a real socket, with processes and a kernel that are made up."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+from cthelper.core.control.commands import SUPERVISOR, Commands
+from cthelper.core.control.controller import Controller
+from cthelper.core.control.health import Fill
+from cthelper.core.control.recent import Recent
+from cthelper.core.control.reports import Asker
+from cthelper.core.errors import NotFound
+from cthelper.core.netlink.listing import Listed
+from cthelper.core.records import Record
+from cthelper.core.tuples import Conntrack, Expectation, Tuple
+
+
+class Process:
+    """Answers as a server does, or the supervisor."""
+
+    def __init__(self, state: Record) -> None:
+        self.state: Record | None = state
+        self.recent = Recent()
+        self.flows: list[list[object]] = []
+        self.asked: list[str] = []
+
+    def ask(self, what: str, _seconds: float, **details: object) -> Record | None:
+        """As `Asker` does."""
+        self.asked.append(what)
+        if self.state is None:
+            return None
+        if what == "state":
+            return self.state
+        if what == "events":
+            return self.recent.answer(details)
+        at, most = cast(int, details["at"]), cast(int, details["most"])
+        return {"flows": self.flows[at : at + most]}
+
+
+class Kernel:
+    """The tables, as `Ctnetlink` has them."""
+
+    def __init__(self) -> None:
+        self.table: list[Listed] = []
+        self.expected: list[Expectation] = []
+
+    def close(self) -> None:
+        pass
+
+    def listed(self) -> Iterator[Listed]:
+        return iter(list(self.table))
+
+    def expectations(self) -> list[Expectation]:
+        return list(self.expected)
+
+    def get(self, original: Tuple, zone: int = 0) -> Conntrack:
+        for each in self.table:
+            if (each.entry.original, each.entry.zone) == (original, zone):
+                return each.entry
+        raise NotFound.of(2, f"get conntrack entry {original}")
+
+    def delete(self, original: Tuple, zone: int = 0) -> None:
+        entry = self.get(original, zone)
+        self.table = [each for each in self.table if each.entry is not entry]
+
+    def expect(self, expectation: Expectation) -> None:
+        expectation.timeout, expectation.helper = 30, "line"
+        self.expected.append(expectation)
+
+    def covering(self, expectation: Expectation) -> Expectation:
+        return expectation
+
+    def delete_expectation(self, expectation: Expectation) -> None:
+        self.expected.remove(expectation)
+
+
+class World:
+    """A supervisor, a server and a kernel, and who answers for them at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kernel = Kernel()
+        self.supervisor = Process(
+            {
+                **{"version": "1", "code": "compiled", "backend": "native"},
+                **{"kernel": "6.1", "pid": 1, "since": 0.0, "counters": {"started": 1}},
+                "workers": [{"worker": 0, "pid": 2, "serving": True}],
+                "helpers": {"line": {"policies": ["data"]}},
+                **{"queues": [], "closed_queues": []},
+                **{"ruleset": True, "reload": None},
+            }
+        )
+        self.server = Process(
+            {
+                **{"pid": 2, "counters": {"expectation": 2}},
+                "flows": {"used": 1, "most": 100},
+                "memory": {"used": 1000, "most": 1 << 20},
+                **{"expectations": 3, "quarantined": []},
+            }
+        )
+        self.commands = Commands(
+            cast(dict[int, Asker], {SUPERVISOR: self.supervisor, 0: self.server}),
+            ctnetlink=lambda: cast(Any, self.kernel),
+            expectations=lambda: Fill(1, 4096),
+            entries=lambda: Fill(2, 65536),
+        )
+
+    def run(self, command: str, *, root: bool = True, **details: object) -> list[Any]:
+        """What a request is answered with."""
+        request: Record = {"command": command, **details}
+        return list(self.commands.run(request, root=root))
+
+
+@contextmanager
+def controller(world: World) -> Iterator[None]:
+    """Somebody answers there."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(world.path))
+    listening.listen(8)
+    life, gone = socket.socketpair()
+    thread = Thread(
+        target=Controller(listening, gone.fileno(), world.commands, "9").run
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        life.close()
+        thread.join()
+        listening.close()
+        gone.close()
