@@ -15,8 +15,9 @@ until that has come. A reply of several lines (``227-...``) ends with a line of 
 code and a blank; what stands between belongs to users and announces nothing, and
 neither does a 227 or 229 that nobody asked for. One that names another address than the
 server's has the port opened at the server's own, where clients go. After ``EPSV ALL``
-nothing opens but by EPSV. LPRT and LPSV (RFC 1639) are refused (reason ``unserved``),
-and so is an announcement that cannot be read (``unreadable``); what else is odd passes.
+nothing opens but by EPSV, until ``REIN``. LPRT and LPSV (RFC 1639) are refused (reason
+``unserved``), and so is an announcement that cannot be read (``unreadable``); what else
+is odd passes.
 
 An announcement is taken back where it or its transfer is refused or aborted, or where
 another follows before it was used; not where the transfer has succeeded, since that may
@@ -91,6 +92,8 @@ _TRANSFERS: Final = frozenset(
     {b"RETR", b"STOR", b"STOU", b"APPE", b"LIST", b"NLST", b"MLSD"}
 )
 _ABORT: Final = b"ABOR"
+# It sets all parameters back (RFC 959, section 4.1.1).
+_ANEW: Final = b"REIN"
 # Either may be answered as the other.
 _PASSIVE_VERBS: Final = frozenset({b"PASV", b"EPSV"})
 _PASSIVE_CODES: Final = frozenset({b"227", b"229"})
@@ -204,7 +207,7 @@ class Ftp(Helper):
                 self._await(_ALL)
             elif verb == b"EPSV" or not self._extended_only:
                 self._await(verb)
-        elif verb in _TRANSFERS or verb == _ABORT:
+        elif verb in _TRANSFERS or verb in (_ABORT, _ANEW):
             self._await(verb)
         elif verb in (b"LPRT", b"LPSV"):
             raise ExpectationRefused("unserved", f"{verb.decode()}, of RFC 1639")
@@ -306,6 +309,8 @@ class Ftp(Helper):
             void = [each for each in self._unused if each < number]
         elif verb == _ALL and not failed:
             self._extended_only = True
+        elif verb == _ANEW and not failed:
+            self._extended_only = False
         for each in void:
             self._unused.remove(each)
         return void

@@ -272,6 +272,19 @@ def test_epsv_all_that_was_refused_changes_nothing() -> None:
     assert found == [data("192.0.2.1:40000")]
 
 
+@handles("REIN, accepted", "ends what EPSV ALL has begun")
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        ("< 220 anew", [data("192.0.2.1:40000")]),
+        ("< 502 no", ["epsv-all: PORT after EPSV ALL"]),
+    ],
+)
+def test_rein_that_is_accepted_ends_epsv_all(reply: str, found: list[object]) -> None:
+    texts = ["> EPSV ALL", "< 200 ok", "> REIN", reply, "> PORT 192,0,2,1,156,64"]
+    assert read(lines(GREETING, *texts)) == found
+
+
 @handles("LPRT, LPSV", "refused: `unserved`")
 @pytest.mark.parametrize(
     ("text", "reason"),
