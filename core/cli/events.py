@@ -3,7 +3,10 @@
 
 import argparse
 import json
-from typing import Any, Final
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 from cthelper.core.cli.control import (
     add_filter,
@@ -15,7 +18,7 @@ from cthelper.core.cli.control import (
     flow_text,
     print_records,
 )
-from cthelper.core.cli.options import Commands
+from cthelper.core.cli.options import Commands, warn
 from cthelper.core.errors import UsageError
 
 _TOLD_APART: Final = ("time", "level", "event", "helper", "flow", "expects", "worker")
@@ -51,6 +54,13 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         metavar="NAME",
         help="of one kind, such as refused; may be repeated",
     )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="at the end of a file, as JSON, of one daemon after the other; SIGHUP "
+        "opens it anew",
+    )
     add_filter(parser)
     parser.set_defaults(command=_events)
 
@@ -58,19 +68,39 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _events(options: argparse.Namespace) -> int:
     if options.no_follow and options.since is None:
         raise UsageError("--no-follow is for --since")
+    if options.output is not None:
+        if options.no_follow:
+            raise UsageError("--output goes on for ever: leave --no-follow out")
+        _write(options)
+    found = _asked(options, options.since)
+    if options.json:
+        print_records(found)
+    else:
+        for record in found:
+            print(_line(record), flush=True)
+    return 0
+
+
+def _asked(
+    options: argparse.Namespace, since: float | None
+) -> Iterator[dict[str, Any]]:
     with connected(options) as control:
-        found = control.events(
-            since=options.since,
+        yield from control.events(
+            since=since,
             follow=not options.no_follow,
             events=options.event,
             **filter_of(options),
         )
-        if options.json:
-            print_records(found)
-        else:
-            for record in found:
-                print(_line(record), flush=True)
-    return 0
+
+
+def _write(options: argparse.Namespace) -> NoReturn:
+    """Write to the file until a signal ends it."""
+    from cthelper.core.cli.event_file import EventFile, forever
+
+    file = EventFile(options.output)
+    for record in forever(partial(_asked, options), options.since, warn):
+        file.write(record)
+    raise AssertionError  # it has no end
 
 
 def _line(record: dict[str, Any]) -> str:

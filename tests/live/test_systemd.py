@@ -6,14 +6,17 @@ this tree's, at the place that the unit names; the unit is as it is shipped. It 
 once and is led through a life.
 """
 
+import grp
+import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -22,6 +25,8 @@ from tests.live.world import until
 ROOT: Final = Path(__file__).parents[2]
 UNITS: Final = Path("/run/systemd/system")
 CONFIG: Final = Path("/etc/cthelper/cthelper.toml")
+COMMAND: Final = "/opt/cthelper/bin/cthelper"
+SOCKET: Final = Path("/run/cthelper/control.sock")
 SECONDS: Final = 90.0
 
 pytestmark = [
@@ -89,6 +94,20 @@ def journal(*arguments: str) -> list[str]:
     return text.splitlines()
 
 
+def status() -> dict[str, Any]:
+    """What the daemon says of itself."""
+    answer: dict[str, Any] = json.loads(run(COMMAND, "status", "--json").stdout)
+    return answer
+
+
+def page_has(first: str) -> str:
+    """A block of docs/control.md, by its first line, without that."""
+    page = (ROOT / "docs" / "control.md").read_text()
+    block = page.partition(f"```\n{first}\n")[2].partition("```\n")[0]
+    assert block
+    return block
+
+
 def table() -> str:
     """The daemon's table; nothing where it is not loaded."""
     return run("nft", "list", "table", "inet", "cthelper").stdout
@@ -117,7 +136,7 @@ def installed() -> Iterator[None]:
     """The unit and the command where they belong; the service is not started yet."""
     Path("/opt/tree").mkdir()
     assert run("mount", "--bind", str(ROOT), "/opt/tree").returncode == 0
-    command = Path("/opt/cthelper/bin/cthelper")
+    command = Path(COMMAND)
     command.parent.mkdir(parents=True)
     command.write_text(_COMMAND)
     command.chmod(0o755)
@@ -141,6 +160,15 @@ def test_what_waits_for_network_pre_starts_once_the_table_is_loaded() -> None:
     assert "mdns" in shown("StatusText")
 
 
+def test_it_is_asked_how_it_is_by_root_alone() -> None:
+    await_that(lambda: run(COMMAND, "status").returncode == 0)
+    assert status()["health"] == "ok"
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    refused = run(*nobody, COMMAND, "status")
+    assert refused.returncode == 1
+    assert refused.stderr == f"cthelper: {SOCKET}: Permission denied\n"
+
+
 def test_reload_is_done_when_it_returns() -> None:
     pid = shown("MainPID")
     assert serves_mdns()
@@ -162,9 +190,9 @@ def test_plugin_is_examined_and_served_and_a_wrong_one_fails_the_reload() -> Non
     assert "udp dport 4203" in table()
     assert "answer" in shown("StatusText")
     # A worker that begins imports it, too.
-    (worker,) = run("pgrep", "-P", before).stdout.split()
-    os.kill(int(worker), signal.SIGKILL)
-    await_that(lambda: run("pgrep", "-P", before).stdout.split() not in ([], [worker]))
+    (server,) = status()["servers"]
+    os.kill(server["pid"], signal.SIGKILL)
+    await_that(lambda: status()["servers"][0].get("pid") not in (None, server["pid"]))
     await_that(lambda: shown("StatusText").startswith("1 of 1 workers serve "))
     plugin.write_text("import os\n\nos._exit(3)\n")
     assert systemctl("reload", "cthelper") != 0
@@ -233,6 +261,47 @@ def test_stop_leaves_nothing() -> None:
     assert systemctl("stop", "cthelper") == 0
     assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
     assert not table()
+
+
+def test_group_is_let_in_as_the_page_says() -> None:
+    settings = page_has("# systemctl edit cthelper")
+    drop_in = UNITS / "cthelper.service.d" / "group.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(settings)
+    configure('control.group = "adm"\n')
+    assert systemctl("daemon-reload") == 0
+    assert systemctl("start", "cthelper") == 0
+    group = grp.getgrnam("adm").gr_gid
+    member = ("setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups")
+    await_that(lambda: run(*member, COMMAND, "status").returncode == 0)
+    assert SOCKET.stat().st_gid == group
+    assert stat.S_IMODE(SOCKET.stat().st_mode) == 0o660
+    assert run(*member, COMMAND, "flows", "delete", "--all").returncode == 1
+    assert systemctl("stop", "cthelper") == 0
+    drop_in.unlink()
+    drop_in.parent.rmdir()
+
+
+def test_events_are_written_to_a_file_as_the_page_says() -> None:
+    name = "cthelper-events.service"
+    (UNITS / name).write_text(page_has(f"# /etc/systemd/system/{name}"))
+    configure("")
+    assert systemctl("daemon-reload") == 0
+    file = Path("/var/log/cthelper/events.json")
+    rotated = file.with_suffix(".1")
+    assert systemctl("start", "cthelper-events") == 0
+    await_that(file.exists)
+    file.rename(rotated)
+    assert systemctl("kill", "-s", "HUP", "cthelper-events") == 0
+    await_that(file.exists)
+    # A daemon that comes later is heard, too.
+    assert systemctl("start", "cthelper") == 0
+    await_that(lambda: run(COMMAND, "status").returncode == 0)
+    time.sleep(3.0)
+    assert systemctl("reload", "cthelper") == 0
+    await_that(lambda: '"reloaded"' in file.read_text())
+    assert rotated.read_text() == ""
+    assert systemctl("stop", "cthelper-events", "cthelper") == 0
 
 
 def test_configuration_that_is_refused_is_not_tried_again() -> None:
