@@ -34,6 +34,8 @@ _OTHERS: Final = 16
 # A session that asks for nothing for so long, or does not read what it has asked for.
 _IDLE_SECONDS: Final = 60.0
 _SEND_SECONDS: Final = 10.0
+# Of each session, so that all of them leave memory for tables.
+_STACK: Final = 1 << 19
 # struct ucred of socket.h: pid, uid, gid.
 _CREDENTIALS: Final = struct.Struct("=iII")
 
@@ -64,6 +66,7 @@ class Controller:
 
     def run(self) -> None:
         """Accept whoever connects."""
+        threading.stack_size(_STACK)
         self._listening.setblocking(False)
         with selectors.DefaultSelector() as selector:
             selector.register(self._listening, selectors.EVENT_READ)
@@ -153,6 +156,8 @@ class Controller:
             return _error(error.reason, str(error))
         except CthelperError as error:
             return _error("failed", str(error))
+        except MemoryError:
+            return _error("too-much", "it does not fit into memory: narrow it")
         return {"done": {"records": count}}
 
 

@@ -49,18 +49,25 @@ def branches(
 ) -> Iterator[Branch]:
     """The control flows of these helpers, with what is theirs.
 
-    With `others` also all entries that have no such helper and that nobody expected.
+    With `others` also all entries that have no such helper and that nobody expected, as
+    they come: there may be very many.
     """
     names = set(helpers)
     found: dict[Place, Branch] = {}
     children: list[Listed] = []
+    # Control flows of helpers of the kernel's, and of other programs.
+    elsewhere: set[Place] = set()
     for each in entries:
         entry = each.entry
         if entry.master is not None:
             children.append(each)
-        if entry.helper in names or (others and entry.master is None):
-            place = entry.original, entry.zone
+        place = entry.original, entry.zone
+        if entry.helper in names or (others and entry.helper is not None):
             found[place] = Branch(*place, each)
+        elif entry.helper is not None:
+            elsewhere.add(place)
+        elif others and entry.master is None:
+            yield Branch(*place, each)
     for expectation in expectations:
         branch = found.get((expectation.master, expectation.zone))
         if branch is not None:
@@ -68,6 +75,8 @@ def branches(
     for child in children:
         assert child.entry.master is not None  # noqa: S101 - as they were chosen
         place = child.entry.master, child.entry.zone
+        if place in elsewhere:
+            continue
         found.setdefault(place, Branch(*place)).flows.append(child)
     for branch in found.values():
         listed = branch.listed

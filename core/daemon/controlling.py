@@ -8,6 +8,7 @@ connections wait, and packets never do.
 
 import grp
 import os
+import resource
 import signal
 import socket
 import stat
@@ -36,6 +37,7 @@ _ENTRIES: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _MOST_ENTRIES: Final = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 # What packets wait for has the processor first.
 _NICE: Final = 5
+_MEMORY: Final = 512 << 20
 _BACKLOG: Final = 16
 # The controller of a supervisor that was killed leaves within a moment.
 _LEAVING_SECONDS: Final = 3.0
@@ -152,6 +154,8 @@ class Control:
             entries=lambda: _fill(entries),
         )
         os.nice(_NICE)
+        # Tables may be large; where it needs more whoever asks is told.
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
         self._confinement.confine_controller()
         Controller(self._listening, life.fileno(), commands, __version__).run()
 

@@ -8,7 +8,7 @@ import errno
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from cthelper.core.errors import NotFound
 from cthelper.core.netlink import encoding, messages
@@ -130,11 +130,17 @@ class Ctnetlink:
         return [each for frame in frames if (each := _try_entry(frame))]
 
     def listed(self) -> Iterator[Listed]:
-        """The same with what a list shows of each."""
-        for frame in self._dump(CTNETLINK, "list conntrack entries"):
-            each = listed_entry(frame.data, _HEADERS)
-            if each is not None:
-                yield each
+        """The same with what a list shows of each, as they come.
+
+        Ask for nothing else before its end.
+        """
+        for message in _every_family():
+            for frame in self._socket.stream(
+                message, CTNETLINK | messages.GET, "list conntrack entries"
+            ):
+                each = listed_entry(frame.data, _HEADERS)
+                if each is not None:
+                    yield each
 
     def update(
         self,
@@ -285,9 +291,7 @@ class Ctnetlink:
 
     def _dump(self, subsystem: int, what: str) -> Iterator[Frame]:
         """The entries of a table, of IPv4 and then of IPv6."""
-        for family in _FAMILIES:
-            message = nfgen_msg()
-            message["nfgen_family"] = family
+        for message in _every_family():
             yield from self._socket.dump(message, subsystem | messages.GET, what)
 
 
@@ -357,6 +361,14 @@ class Events:
                 entry = _try_entry(frame)
                 if entry is not None and entry.master is not None:
                     yield ExpectationMet(entry.original, entry.master, entry.zone)
+
+
+def _every_family() -> Iterator[Any]:
+    """What asks for IPv4, and what then for IPv6."""
+    for family in _FAMILIES:
+        message = nfgen_msg()
+        message["nfgen_family"] = family
+        yield message
 
 
 def _new(expectation: Expectation, flags: int) -> Request:

@@ -248,6 +248,24 @@ class NetlinkSocket:
         self._send(message, type_, _REQUEST | _DUMP, what)
         return self._answers(what)
 
+    def stream(self, message: Any, type_: int, what: object) -> Iterator[Frame]:
+        """The same as they come, of a table that is too large to be held.
+
+        Ask for nothing else before its end. Raises NetlinkError.
+        """
+        self._send(message, type_, _REQUEST | _DUMP, what)
+        while True:
+            for frame in split(self._receive(what)):
+                if frame.sequence != self._sequence:
+                    continue
+                if frame.type not in (_NLMSG_ERROR, _NLMSG_DONE):
+                    yield frame
+                    continue
+                error = _error(frame, what)
+                if error is not None:
+                    raise error
+                return
+
     def filter(self, *filters: Filter) -> None:
         """Have only those events come that filters let pass. Raises NetlinkError."""
         instructions = program(filters)

@@ -56,7 +56,7 @@ def test_flows_are_listed_with_what_the_servers_know(world: World) -> None:
     assert [each["inspection"] for each in found] == ["inspected"] * 2
     # A page at a time, and one that says that there are no more.
     assert world.server.asked.count("flows") == 4
-    assert ports(world.run("flows", all=True)) == [1, 2, 50]
+    assert ports(world.run("flows", all=True)) == [50, 1, 2]
     assert ports(world.run("flows", filter={"sport": 10})) == [1]
     world.server.state = None
     assert [each["inspection"] for each in world.run("flows")] == ["unknown"] * 2

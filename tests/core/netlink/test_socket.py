@@ -156,6 +156,7 @@ def test_acknowledgement_without_a_code_is_an_error() -> None:
 def test_addresses_of_this_host_can_be_dumped() -> None:
     with NetlinkSocket(NETLINK_ROUTE) as socket:
         frames = socket.dump(ifaddrmsg(), GETADDR, "list addresses")
+        again = list(socket.stream(ifaddrmsg(), GETADDR, "list addresses"))
     addresses = []
     for each in frames:
         message = ifaddrmsg(each.data)
@@ -163,6 +164,7 @@ def test_addresses_of_this_host_can_be_dumped() -> None:
         addresses.append(ip_address(message.get_attr("IFA_ADDRESS")))
     assert all(each.type == 20 for each in frames)
     assert len(addresses) == len(frames)
+    assert [each.type for each in again] == [each.type for each in frames]
 
 
 def test_request_that_the_kernel_refuses_raises_its_error() -> None:
@@ -172,6 +174,8 @@ def test_request_that_the_kernel_refuses_raises_its_error() -> None:
     ):
         socket.request(ifaddrmsg(), 0x7F, 0, "get nothing")
     assert caught.value.errno > 0
+    with NetlinkSocket(NETLINK_ROUTE) as socket, pytest.raises(NetlinkError):
+        list(socket.stream(ifaddrmsg(), 0x7F, "list nothing"))
 
 
 def test_family_that_the_kernel_lacks_is_an_error() -> None:
@@ -208,6 +212,7 @@ class Failing:
         "request": lambda one: one.request(ifaddrmsg(), GETADDR, 0, "it"),
         "send": lambda one: one.send(2, b"", GETADDR, 0, "it"),
         "dump": lambda one: one.dump(ifaddrmsg(), GETADDR, "it"),
+        "stream": lambda one: list(one.stream(ifaddrmsg(), GETADDR, "it")),
         "join": lambda one: one.join(1),
         "leave": lambda one: one.leave(1),
         "answer": lambda one: one._answers("it"),
