@@ -27,12 +27,20 @@ from typing import Final
 
 from bench import PEER
 from tests.live.attacks import ATTACKS, FLOODS, Lab
-from tests.live.conntrackd import conntrackd
+from tests.live.conntrackd import RPC_TNS, Tagged, conntrackd
 from tests.live.daemon import Daemon
 from tests.live.world import World
 
 OURS: Final = "cthelper"
 NOBODY: Final = "no daemon"
+
+# What this host itself asks groups is tagged on its way out.
+MORE: Final = (
+    Tagged("ftp", "tcp", "21", families=(4,)),
+    Tagged("mdns", "udp", "5353", families=(4,), hook="output"),
+    Tagged("slp", "udp", "427", families=(4,), hook="output"),
+    Tagged("dhcpv6", "udp", "547", families=(6,), hook="output"),
+)
 
 
 @dataclass(slots=True)
@@ -94,7 +102,7 @@ def _flood(lab: Lab, name: str) -> Latency:
 
 @contextmanager
 def _theirs(lab: Lab, folder: Path) -> Iterator[None]:
-    with conntrackd(lab.world, folder, more=True):
+    with conntrackd(lab.world, folder, *RPC_TNS, *MORE):
         lab.pids = [_pid(PEER)]
         yield
 

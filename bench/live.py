@@ -33,7 +33,7 @@ from typing import Final
 
 from bench import BACKENDS, PEER, UNLIMITED, resident
 from cthelper.core.netlink.ctnetlink import Ctnetlink
-from tests.live.conntrackd import conntrackd
+from tests.live.conntrackd import RPC_TNS, conntrackd
 from tests.live.daemon import Daemon
 from tests.live.traffic import getport_call, getport_reply, null_call
 from tests.live.world import SERVER, World
@@ -275,7 +275,7 @@ class Bench:
         world.reset()
         if variant == PEER:
             began = time.perf_counter()
-            with conntrackd(world, self._folder):
+            with conntrackd(world, self._folder, *RPC_TNS):
                 started = time.perf_counter() - began
                 return {
                     "start s": started,

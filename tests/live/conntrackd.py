@@ -1,26 +1,72 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""conntrackd with its helpers, for comparison: RPC and TNS, or all that we have."""
+"""conntrackd with some of its helpers, for comparison, and rules that tag flows."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cthelper.core.daemon.ruleset import unregister
+from cthelper.core.netlink.nfnetlink_cthelper import Registration
 from tests.live.gateway import helper_table
-from tests.live.world import World
+from tests.live.world import Family, Transport, World, until
 
-_TYPES: Final = [
-    f"{helper} {family} {transport}"
-    for family in ("inet", "inet6")
-    for helper, transport in (("rpc", "tcp"), ("rpc", "udp"), ("tns", "tcp"))
-]
-_MORE: Final = [
-    *("ftp inet tcp", "mdns inet udp", "slp inet udp", "dhcpv6 inet6 udp"),
-]
 _FIRST_QUEUE: Final = 21
 _START_SECONDS: Final = 60.0
+_FAMILIES: Final[dict[Family, str]] = {4: "inet", 6: "inet6"}
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A helper that is not ours, and the flows that have it: to these ports.
+
+    What the gateway itself sends is tagged in the hook "output".
+    """
+
+    helper: str
+    transport: Transport
+    ports: str
+    families: tuple[Family, ...] = (4, 6)
+    hook: str = "prerouting"
+
+    @property
+    def types(self) -> list[str]:
+        """What conntrackd has to register for it."""
+        return [
+            f"{self.helper} {_FAMILIES[family]} {self.transport}"
+            for family in self.families
+        ]
+
+
+RPC_TNS: Final = (
+    Tagged("rpc", "tcp", "111"),
+    Tagged("rpc", "udp", "111"),
+    Tagged("tns", "tcp", "1521"),
+)
+
+
+@contextmanager
+def tagging(world: World, *helpers: Tagged) -> Iterator[None]:
+    """The gateway tags flows, of the families that these helpers are registered for."""
+    world.gateway.run("nft", "-f", "-", input=_rules(helpers), check=True)
+    try:
+        yield
+    finally:
+        world.gateway.run("nft", "delete table inet theirs", check=True)
+
+
+def _rules(helpers: Iterable[Tagged]) -> str:
+    objects, chains = "", ""
+    for number, each in enumerate(helpers):
+        kind = f'type "{each.helper}" protocol {each.transport}'
+        objects += f"	ct helper helper-{number} {{ {kind}; }}\n"
+        chains += f"""	chain {each.hook}-{number} {{
+		type filter hook {each.hook} priority -150; policy accept;
+		{each.transport} dport {{ {each.ports} }} ct helper set "helper-{number}"
+	}}
+"""
+    return f"table inet theirs {{\n{objects}{chains}}}\n"
 
 
 def _configuration(folder: Path, names: list[str]) -> str:
@@ -38,65 +84,30 @@ def _configuration(folder: Path, names: list[str]) -> str:
     )
 
 
-_RULES: Final = """
-table inet theirs {
-	ct helper rpc-tcp { type "rpc" protocol tcp; }
-	ct helper rpc-udp { type "rpc" protocol udp; }
-	ct helper tns-tcp { type "tns" protocol tcp; }
-	chain prerouting {
-		type filter hook prerouting priority -150; policy accept;
-		tcp dport 111 ct helper set "rpc-tcp"
-		udp dport 111 ct helper set "rpc-udp"
-		tcp dport 1521 ct helper set "tns-tcp"
-	}
-}
-"""
-
-
-# What this host itself asks groups is tagged on its way out.
-_MORE_RULES: Final = """
-table inet theirs {
-	ct helper ftp-tcp { type "ftp" protocol tcp; }
-	ct helper mdns-udp { type "mdns" protocol udp; l3proto ip; }
-	ct helper slp-udp { type "slp" protocol udp; l3proto ip; }
-	ct helper dhcpv6-udp { type "dhcpv6" protocol udp; l3proto ip6; }
-	chain more {
-		type filter hook prerouting priority -149; policy accept;
-		tcp dport 21 ct helper set "ftp-tcp"
-	}
-	chain output {
-		type filter hook output priority -150; policy accept;
-		meta nfproto ipv4 udp dport 5353 ct helper set "mdns-udp"
-		meta nfproto ipv4 udp dport 427 ct helper set "slp-udp"
-		meta nfproto ipv6 udp dport 547 ct helper set "dhcpv6-udp"
-	}
-}
-"""
-
-
 @contextmanager
-def conntrackd(world: World, folder: Path, *, more: bool = False) -> Iterator[None]:
-    """Run it on the gateway, which tags the same flows for it as for us.
-
-    With `more` it has its helpers for FTP, mDNS, SLP and DHCPv6, too.
-    """
+def conntrackd(world: World, folder: Path, *helpers: Tagged) -> Iterator[None]:
+    """Run it on the gateway with these helpers, and tag flows for it."""
     config = folder / "conntrackd.conf"
-    config.write_text(_configuration(folder, [*_TYPES, *(_MORE if more else ())]))
+    types = [name for each in helpers for name in each.types]
+    config.write_text(_configuration(folder, types))
+    names = {each.helper for each in helpers}
     process = world.gateway.start("conntrackd", "-C", str(config))
-    rules = _RULES + (_MORE_RULES if more else "")
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        # The kernel resolves the names of the helpers, which it registers first.
-        while world.gateway.run("nft", "-f", "-", input=rules).returncode:
-            if process.poll() is not None or time.monotonic() > deadline:
+    with helper_table(world) as table:
+
+        def registered() -> list[Registration]:
+            return [each for each in table.list() if each.name in names]
+
+        def ready() -> bool:
+            return process.poll() is not None or len(registered()) == len(types)
+
+        try:
+            # The kernel resolves the names in rules once, when they are loaded.
+            if not until(ready, _START_SECONDS) or process.poll() is not None:
                 raise RuntimeError(f"conntrackd: {world.gateway.log()}")
-            time.sleep(0.5)
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
-        world.gateway.run("nft", "delete", "table", "inet", "theirs")
-        # It leaves them behind, and ours have the same names.
-        known = {each.split()[0] for each in (*_TYPES, *_MORE)}
-        with helper_table(world) as table:
-            unregister(table, [each for each in table.list() if each.name in known])
+            with tagging(world, *helpers):
+                yield
+        finally:
+            process.terminate()
+            process.wait(20)
+            # It leaves them behind, and ours have the same names.
+            unregister(table, registered())

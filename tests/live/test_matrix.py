@@ -19,7 +19,7 @@ from typing import Final
 
 import pytest
 
-from tests.live.conntrackd import conntrackd
+from tests.live.conntrackd import RPC_TNS, conntrackd
 from tests.live.daemon import Daemon
 from tests.live.tns_client import NODE, PYTHON, RealClient, dial, exchange
 from tests.live.tns_listener import (
@@ -256,7 +256,8 @@ def result(
             result.log = daemon.text
         if WHOLE:
             world.conntrack("-F")
-            with conntrackd(world, tmp_path_factory.mktemp("conntrackd")):
+            folder = tmp_path_factory.mktemp("conntrackd")
+            with conntrackd(world, folder, *RPC_TNS):
                 result.theirs = run(world, clients, nat, FAILING_SECONDS)
     result.leaks = inside(frames)
     yield nat, result
