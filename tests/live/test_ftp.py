@@ -3,7 +3,7 @@
 is void is closed in the kernel.
 
 One daemon serves the whole module. ``script/live --matrix`` runs every client behind
-every kind of NAT, with the kernel's own helper as well, and prints the table.
+every kind of NAT, with the helpers of others as well, and prints the tables.
 """
 
 import socket
@@ -15,6 +15,8 @@ from typing import Final
 
 import pytest
 
+from tests.live.compared import WHOLE, print_table, with_others
+from tests.live.conntrackd import Tagged
 from tests.live.daemon import Daemon, only
 from tests.live.peers_ftp import (
     CELLS,
@@ -24,7 +26,7 @@ from tests.live.peers_ftp import (
     Scripted,
     start_servers,
 )
-from tests.live.test_matrix import MASQUERADE, WHOLE
+from tests.live.test_matrix import MASQUERADE
 from tests.live.world import (
     CLIENT,
     GATEWAY_LAN,
@@ -62,17 +64,7 @@ _KINDS: Final = {
     "both": MASQUERADE + FORWARD,
 }
 NATS: Final = _KINDS if WHOLE else {each: _KINDS[each] for each in ("none", "both")}
-# The kernel's own helpers, as a user attaches them.
-THEIRS: Final = f"""table inet theirs {{
-	ct helper ftp-std {{
-		type "ftp" protocol tcp
-	}}
-	chain prerouting {{
-		type filter hook prerouting priority filter;
-		tcp dport {{ {_ALL} }} ct helper set "ftp-std"
-	}}
-}}
-"""
+THEIRS: Final = Tagged("ftp", "tcp", _ALL)
 FAILING_SECONDS: Final = 5.0
 WORKING_SECONDS: Final = 40.0
 
@@ -108,7 +100,6 @@ class Story:
     pool: ThreadPoolExecutor
     without: Results = field(default_factory=dict)
     working: Results = field(default_factory=dict)
-    theirs: Results = field(default_factory=dict)
 
     def run(self, seconds: float) -> Results:
         """Run the clients, all at once, behind one kind of NAT after the other."""
@@ -152,38 +143,18 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     ):
         story = Story(world, daemon, pool)
         story.without = story.run(FAILING_SECONDS)
-        if WHOLE:
-            with _kernels_own(world):
-                story.theirs = story.run(FAILING_SECONDS * 2)
+        others = tmp_path_factory.mktemp("conntrackd")
+        theirs = with_others(
+            world, others, THEIRS, lambda: story.run(FAILING_SECONDS * 2)
+        )
         daemon.start(CONFIG)
         story.working = story.run(WORKING_SECONDS)
-        if WHOLE:
-            _print_table(story)
+        # That all fail without and work with ours is what the tests say.
+        for whose, works in theirs.items():
+            by_nat = {nat: {cell: works[nat, cell] for cell in CELLS} for nat in NATS}
+            print_table(f"FTP, {whose}", CELLS, by_nat)
         yield story
         assert daemon.stop() == 0
-
-
-def _print_table(story: Story) -> None:
-    words = {True: "works", False: "fails"}
-    for nat in NATS:
-        print(f"\n| {nat} | without | cthelper | nf_conntrack_ftp |\n|---|---|---|---|")
-        for cell in CELLS:
-            each = [found[nat, cell] for found in (story.without, story.working)]
-            each.append(story.theirs[nat, cell])
-            print(f"| {cell} | {' | '.join(words[one] for one in each)} |")
-
-
-@contextmanager
-def _kernels_own(world: World) -> Iterator[None]:
-    """The modules of the kernel's helper do what ours does."""
-    world.gateway.run("modprobe", "-a", "nf_conntrack_ftp", "nf_nat_ftp", check=True)
-    try:
-        world.gateway.run("nft", "-f", "-", input=THEIRS, check=True)
-        yield
-    finally:
-        world.gateway.run(*["nft", "delete", "table", "inet", "theirs"], check=True)
-        world.forget()
-        world.gateway.run("rmmod", "nf_nat_ftp", "nf_conntrack_ftp", check=True)
 
 
 @pytest.mark.parametrize(("nat", "cell"), WAYS)

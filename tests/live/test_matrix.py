@@ -19,6 +19,7 @@ from typing import Final
 
 import pytest
 
+from tests.live.compared import WHOLE, print_table
 from tests.live.conntrackd import RPC_TNS, conntrackd
 from tests.live.daemon import Daemon
 from tests.live.tns_client import NODE, PYTHON, RealClient, dial, exchange
@@ -56,7 +57,6 @@ pytestmark = pytest.mark.live
 
 FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 NATS: Final = ("masquerade", "dnat", "both")
-WHOLE: Final = os.environ.get("NAT_MATRIX") == "all"
 CHOSEN: Final = NATS if WHOLE else ("both",)
 
 MASQUERADE: Final = f"""table inet nat {{
@@ -92,6 +92,9 @@ class Cell:
 
     client: str
     family: Family
+
+    def __str__(self) -> str:
+        return f"{self.client}, IPv{self.family}"
 
     @property
     def server(self) -> str:
@@ -134,7 +137,6 @@ ORACLE: Final = {"python-oracledb, DATA": PYTHON, "node-oracledb, inline": NODE}
 CELLS: Final = [
     Cell(client, family) for client in (*RPC, *ORACLE) for family in FAMILIES
 ]
-IDS: Final = [f"{each.client}, IPv{each.family}" for each in CELLS]
 
 
 @dataclass
@@ -261,25 +263,18 @@ def result(
                 result.theirs = run(world, clients, nat, FAILING_SECONDS)
     result.leaks = inside(frames)
     yield nat, result
-    if result.theirs:
-        print(f"\n\n| {nat} | without | cthelper | conntrackd |")
-        print("|---|---|---|---|")
-        for cell, name in zip(CELLS, IDS, strict=True):
-            marks = [
-                "works" if each[cell] else "fails"
-                for each in (result.without, result.working, result.theirs)
-            ]
-            print(f"| {name} | {' | '.join(marks)} |")
+    columns = {"without": result.without, "cthelper": result.working}
+    print_table(nat, CELLS, columns | {"conntrackd": result.theirs})
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=IDS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_client_fails_without_the_daemon(
     result: tuple[str, Result], cell: Cell
 ) -> None:
     assert not result[1].without[cell]
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=IDS)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_client_works_with_the_daemon(result: tuple[str, Result], cell: Cell) -> None:
     assert result[1].working[cell], result[1].log
 

@@ -3,11 +3,10 @@
 
 All clients run side by side, over IPv4 and IPv6, and the address that each knows its
 server by says whether client, server or both are translated. One daemon serves the
-whole module. ``script/live --matrix`` runs them with the kernel's own helper as well
-(nf_conntrack_tftp, nf_nat_tftp) and prints a table.
+whole module. ``script/live --matrix`` runs them with the helpers of others as well and
+prints a table.
 """
 
-import os
 import socket
 import subprocess
 import sys
@@ -21,8 +20,9 @@ from typing import Final
 import pytest
 
 from tests.live.chapters import FAULTS
+from tests.live.compared import WHOLE, print_table, with_others
+from tests.live.conntrackd import Tagged
 from tests.live.daemon import Daemon, only
-from tests.live.scene import module
 from tests.live.world import (
     CLIENT,
     ETH,
@@ -42,7 +42,6 @@ from tests.live.world import (
 
 pytestmark = pytest.mark.live
 
-WHOLE: Final = os.environ.get("NAT_MATRIX") == "all"
 PORT: Final = 69
 QUEUE: Final = 2077
 FOLDER: Final = "/run/tftp"
@@ -89,17 +88,7 @@ table inet nat {{
 	}}
 }}
 """
-THEIRS: Final = f"""
-table inet theirs {{
-	ct helper four {{ type "tftp" protocol udp; l3proto ip; }}
-	ct helper six {{ type "tftp" protocol udp; l3proto ip6; }}
-	chain prerouting {{
-		type filter hook prerouting priority filter;
-		meta nfproto ipv4 udp dport {PORT} ct helper set "four"
-		meta nfproto ipv6 udp dport {PORT} ct helper set "six"
-	}}
-}}
-"""
+THEIRS: Final = Tagged("tftp", "udp", str(PORT))
 
 # Each asks again within these seconds.
 FAILING_SECONDS: Final = 5.0
@@ -182,7 +171,6 @@ class Story:
     daemon: Daemon
     without: dict[Cell, str] = field(default_factory=dict)
     working: dict[Cell, str] = field(default_factory=dict)
-    theirs: dict[Cell, str] = field(default_factory=dict)
 
     def run(self, cells: list[Cell], seconds: float) -> dict[Cell, str]:
         """Run these clients, side by side; what was amiss with each, if anything."""
@@ -274,40 +262,22 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         try:
             story.without = story.run(CELLS, FAILING_SECONDS)
             story.without |= story.run(ONE_PORT, WORKING_SECONDS)
-            if WHOLE:
-                story.theirs = kernels_own(story)
+            others = tmp_path_factory.mktemp("conntrackd")
+            theirs = with_others(
+                world, others, THEIRS, lambda: story.run(CELLS, WORKING_SECONDS)
+            )
             daemon.start(only("tftp"))
             story.working = story.run(CELLS + ONE_PORT, WORKING_SECONDS)
             yield story
         finally:
             for each in servers:
                 each.terminate()
-    if WHOLE:
-        print_table(story)
-
-
-def kernels_own(story: Story) -> dict[Cell, str]:
-    """What comes of the clients with the kernel's own helper."""
-    world = story.world
-    with module("nf_nat_tftp"):
-        world.gateway.run("nft", "-f", "-", input=THEIRS, check=True)
-        try:
-            return story.run(CELLS, WORKING_SECONDS)
-        finally:
-            world.gateway.run("nft", "delete table inet theirs", check=True)
-            world.forget()
-
-
-def print_table(story: Story) -> None:
-    """What works: a row for each client."""
-    print("\n\n| TFTP | without | cthelper | nf_conntrack_tftp |")
-    print("|---|---|---|---|")
-    for cell in CELLS:
-        marks = [
-            "fails" if each[cell] else "works"
-            for each in (story.without, story.working, story.theirs)
-        ]
-        print(f"| {cell} | {' | '.join(marks)} |")
+    said = {"without": story.without, "cthelper": story.working} | theirs
+    works = {
+        whose: {cell: not amiss for cell, amiss in each.items()}
+        for whose, each in said.items()
+    }
+    print_table("TFTP", CELLS, works)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
