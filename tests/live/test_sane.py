@@ -3,7 +3,8 @@
 
 All scan at the same time, once without the daemon and once with it: over IPv4 and IPv6,
 several pages, from two servers, with a password, and behind destination NAT, with the
-client's address translated or not.
+client's address translated or not. ``script/live --matrix`` has them scan with the
+helpers of others as well, and prints a table.
 """
 
 import re
@@ -17,6 +18,8 @@ from typing import Final
 
 import pytest
 
+from tests.live.compared import print_table, with_others
+from tests.live.conntrackd import Tagged
 from tests.live.daemon import Daemon, only
 from tests.live.traffic import knock
 from tests.live.world import (
@@ -42,6 +45,7 @@ OUTSIDE, OUTSIDE_BOTH = "10.77.1.11", "10.77.1.12"
 # Ports that saned announces, by the address that it listens at.
 RANGES: Final = {SERVER: 40000, SERVER6: 41000, GUARDED: 42000}
 CONFIG: Final = only() + "[helpers.sane]\nenabled = true\n"
+THEIRS: Final = Tagged("sane", "tcp", str(PORT))
 ADMIT: Final = f"""
 insert rule inet firewall forward iifname "{LAN}" tcp dport {PORT} accept
 table inet nat {{
@@ -104,14 +108,14 @@ class Story:
     pages: dict[str, dict[str, int]] = field(default_factory=dict)
     lost: Counter[int] = field(default_factory=Counter)
 
-    def scan(self) -> None:
-        """Have all clients scan at once."""
+    def scan(self) -> dict[str, int]:
+        """Have all clients scan at once; how many pages each got."""
         with ThreadPoolExecutor(len(SCANS)) as pool:
             done = pool.map(
                 lambda scan: self.world.client.run(*scan.command, timeout=60.0),
                 SCANS.values(),
             )
-            self.pages["with"] = {
+            return {
                 name: pages(each.stderr) for name, each in zip(SCANS, done, strict=True)
             }
 
@@ -190,8 +194,15 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         story = Story(world, daemon)
         story.scan_in_vain()
         story.lost = story.dropped()
+        others = tmp_path_factory.mktemp("conntrackd")
+        theirs = with_others(world, others, THEIRS, story.scan)
         daemon.start(CONFIG)
-        story.scan()
+        story.pages["cthelper"] = story.scan()
+        works = {
+            whose: {name: count == SCANS[name].pages for name, count in each.items()}
+            for whose, each in (story.pages | theirs).items()
+        }
+        print_table("SANE", SCANS, works)
         yield story
 
 
@@ -206,7 +217,7 @@ def test_data_flows_of_every_server_were_dropped(story: Story) -> None:
 
 @pytest.mark.parametrize("name", SCANS)
 def test_client_gets_all_its_pages_with_the_daemon(story: Story, name: str) -> None:
-    assert story.pages["with"][name] == SCANS[name].pages
+    assert story.pages["cthelper"][name] == SCANS[name].pages
 
 
 def test_each_page_was_expected_for_its_client_once(story: Story) -> None:
