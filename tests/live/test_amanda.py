@@ -4,6 +4,8 @@
 All ask at the same time, once without the daemon and once with it: with auth bsd and
 bsdudp, several clients of Amanda's, and behind destination NAT, with the backup
 server's address translated or not. Debian's Amanda has no IPv6.
+``script/live --matrix`` has them ask with the helpers of others as well, and prints a
+table.
 """
 
 import os
@@ -19,6 +21,8 @@ from typing import Final
 
 import pytest
 
+from tests.live.compared import print_table, with_others
+from tests.live.conntrackd import Tagged
 from tests.live.daemon import Daemon, only
 from tests.live.traffic import knock
 from tests.live.world import (
@@ -41,6 +45,8 @@ PORT: Final = 10080
 HOSTS: Final = ("10.77.2.3", "10.77.2.4", "10.77.2.5", "10.77.2.6")
 OUTSIDE, OUTSIDE_BOTH = "10.77.1.11", "10.77.1.12"
 CONFIG: Final = only() + "[helpers.amanda]\nenabled = true\n"
+THEIRS: Final = Tagged("amanda", "udp", str(PORT))
+OPENED: Final = "Connected\n"
 ADMIT: Final = f"""
 insert rule inet firewall forward iifname "{LAN}" udp dport {PORT} accept
 table inet nat {{
@@ -144,14 +150,14 @@ class Story:
     daemon: Daemon
     said: dict[str, dict[str, str]]
 
-    def ask(self) -> None:
-        """Have all hosts asked at once."""
+    def ask(self) -> dict[str, str]:
+        """Have all hosts asked at once; what came of each."""
         with self.servers(), ThreadPoolExecutor(len(BACKUPS)) as pool:
             done = pool.map(
                 lambda backup: self.world.client.run(*backup.command, timeout=40.0),
                 BACKUPS.values(),
             )
-            self.said["with"] = {
+            return {
                 name: each.stdout + each.stderr
                 for name, each in zip(BACKUPS, done, strict=True)
             }
@@ -231,10 +237,17 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         )
         story = Story(world, daemon, {})
         story.ask_in_vain()
+        others = tmp_path_factory.mktemp("conntrackd")
+        theirs = with_others(world, others, THEIRS, story.ask)
         # They ask from one of 21 ports, and a flow of before has no helper.
         world.forget()
         daemon.start(CONFIG)
-        story.ask()
+        story.said["cthelper"] = story.ask()
+        works = {
+            whose: {name: text == OPENED for name, text in each.items()}
+            for whose, each in (story.said | theirs).items()
+        }
+        print_table("Amanda", BACKUPS, works)
         yield story
 
 
@@ -245,7 +258,7 @@ def test_stream_is_not_opened_without_the_daemon(story: Story, name: str) -> Non
 
 @pytest.mark.parametrize("name", BACKUPS)
 def test_stream_is_opened_with_the_daemon(story: Story, name: str) -> None:
-    assert story.said["with"][name] == "Connected\n"
+    assert story.said["cthelper"][name] == OPENED
 
 
 @pytest.mark.parametrize("name", BACKUPS)
