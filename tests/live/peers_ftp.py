@@ -2,6 +2,7 @@
 """FTP's servers and clients: real ones, and a server that says what it is told."""
 
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,23 +73,28 @@ chmod 600 /run/pure.pem
 """
 
 
-def start_servers(world: World) -> None:
+def start_servers(world: World) -> list["subprocess.Popen[str]"]:
     """Start all of them, and wait until they answer."""
     server = world.server
     server.tell(_FILES)
-    server.start(str(_DEBIAN / "vsftpd/usr/sbin/vsftpd"), "/run/vsftpd.conf")
     pure = str(_DEBIAN / "pure-ftpd/usr/sbin/pure-ftpd")
-    server.start(
-        *(pure, "-e", "-H", "-S", str(PORTS["pure-ftpd"]), "-g", "/run/pure.pid"),
-        *("--tls=1", "--certfile=/run/pure.pem"),
-    )
-    server.start("proftpd", "-n", "-c", "/run/proftpd.conf")
     script = str(_SCRIPTS / "server.py")
-    port = str(PORTS["pyftpdlib"])
-    server.start(sys.executable, "-B", script, _FOLDER, port)
+    started = [
+        server.start(*command)
+        for command in (
+            (str(_DEBIAN / "vsftpd/usr/sbin/vsftpd"), "/run/vsftpd.conf"),
+            (
+                *(pure, "-e", "-H", "-S", str(PORTS["pure-ftpd"])),
+                *("-g", "/run/pure.pid", "--tls=1", "--certfile=/run/pure.pem"),
+            ),
+            ("proftpd", "-n", "-c", "/run/proftpd.conf"),
+            (sys.executable, "-B", script, _FOLDER, str(PORTS["pyftpdlib"])),
+        )
+    ]
     with server.entered():
         for name in PORTS:
             assert until(lambda name=name: _greets(name), 30.0), server.log()  # type: ignore[misc]
+    return started
 
 
 def _greets(name: str) -> bool:

@@ -135,7 +135,7 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     world.reset()
     world.firewall()
     world.gateway.run(*CONTROL.split(), check=True)
-    start_servers(world)
+    servers = start_servers(world)
     folder = tmp_path_factory.mktemp("daemon")
     with (
         Daemon(world.gateway, folder) as daemon,
@@ -155,6 +155,9 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
             print_table(f"FTP, {whose}", CELLS, by_nat)
         yield story
         assert daemon.stop() == 0
+    # Others have these ports after it.
+    for each in servers:
+        each.terminate()
 
 
 @pytest.mark.parametrize(("nat", "cell"), WAYS)
