@@ -144,9 +144,7 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         story = Story(world, daemon, pool)
         story.without = story.run(FAILING_SECONDS)
         others = tmp_path_factory.mktemp("conntrackd")
-        theirs = with_others(
-            world, others, THEIRS, lambda: story.run(FAILING_SECONDS * 2)
-        )
+        theirs = with_others(world, others, THEIRS, lambda: story.run(WORKING_SECONDS))
         daemon.start(CONFIG)
         story.working = story.run(WORKING_SECONDS)
         # That all fail without and work with ours is what the tests say.
