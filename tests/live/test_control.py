@@ -297,8 +297,7 @@ def test_nothing_that_is_asked_keeps_packets_waiting(
             each.connect(str(place(serving)))
             each.sendall(b'{"command": "flows", "all": true}\n' * 40)
             call(flow)
-        junk = slow.pop()
-        with suppress(BrokenPipeError):
+        with slow.pop() as junk, suppress(BrokenPipeError):
             junk.sendall(b"[" * 100_000)
         call(flow)
         controller = int(serving.events("controller-started")[-1]["pid"])
