@@ -153,9 +153,12 @@ class Control:
             expectations=expectations,
             entries=lambda: _fill(entries),
         )
-        os.nice(_NICE)
-        # Tables may be large; where it needs more whoever asks is told.
-        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+        # Neither is allowed by the systemd unit, which bounds its memory itself.
+        with suppress(OSError):
+            os.nice(_NICE)
+        with suppress(OSError, ValueError):
+            # Tables may be large; where it needs more whoever asks is told.
+            resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
         self._confinement.confine_controller()
         Controller(self._listening, life.fileno(), commands, __version__).run()
 

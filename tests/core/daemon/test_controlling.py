@@ -134,3 +134,17 @@ def test_controller_that_dies_has_a_successor(
     with pytest.raises(NotRunning):
         Client(path)
     reporter.close()
+
+
+def test_controller_that_may_not_be_nice_answers(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_increment: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "nice", refuse)
+    path = tmp_path / "socket"
+    control.open(ControlConfig(socket=path)).close()
+    control.start(become)
+    with Client(path) as client:
+        assert client.version
