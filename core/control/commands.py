@@ -39,6 +39,8 @@ SUPERVISOR: Final = -1
 """The supervisor's number among those that are asked."""
 
 _ANSWER_SECONDS: Final = 3.0
+# Each of several, once others have taken that long.
+_LATE_SECONDS: Final = 0.4
 # A server answers so many flows, or events, at a time, between packets.
 _PAGE: Final = 500
 _EVENTS: Final = 100
@@ -109,8 +111,10 @@ class Commands:
     # What is asked for
 
     def _status(self, _request: Record) -> Iterator[Record | None]:
+        # Who asks may have no time for each of many that do not answer.
+        until = time.monotonic() + _ANSWER_SECONDS
         states = {
-            number: asker.ask("state", _ANSWER_SECONDS)
+            number: asker.ask("state", max(_LATE_SECONDS, until - time.monotonic()))
             for number, asker in self._asked.items()
         }
         supervisor = states.pop(SUPERVISOR, None)

@@ -50,12 +50,10 @@ def status(
         counters.update({} if each is None else each["counters"])
     rows = [] if supervisor is None else list(_queues(supervisor, queues))
     problems = list(_problems(supervisor, servers, rows, entries, expectations))
-    told = {} if supervisor is None else dict(supervisor)
-    told.pop("counters", None)
     return {
         "health": "degraded" if problems else "ok",
         "problems": problems,
-        "supervisor": told or None,
+        "supervisor": None if supervisor is None else dict(supervisor),
         "servers": [_server(number, each) for number, each in servers.items()],
         "queues": rows,
         "tables": {
@@ -69,8 +67,7 @@ def status(
 def _server(number: int, state: State | None) -> Record:
     if state is None:
         return {"worker": number, "answers": False}
-    told = {key: value for key, value in state.items() if key != "counters"}
-    return {"worker": number, "answers": True, **told}
+    return {"worker": number, "answers": True, **state}
 
 
 def _queues(supervisor: State, queues: Mapping[int, BoundQueue]) -> Iterator[Record]:

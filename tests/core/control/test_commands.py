@@ -2,13 +2,16 @@
 """What each command answers, and what it refuses."""
 
 import re
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from cthelper.core.control.commands import Refused
+from cthelper.core.control import commands as module
+from cthelper.core.control.commands import SUPERVISOR, Commands, Refused
 from cthelper.core.control.recent import KEPT
+from cthelper.core.control.reports import Asker, pair
 from cthelper.core.errors import NotFound
 from cthelper.core.records import Record, flow_record
 from tests.core.builders import CLIENT, SERVER, flow_tuple
@@ -48,6 +51,29 @@ def test_status_is_one_record(world: World) -> None:
     world.server.state = None
     (found,) = world.run("status")
     assert found["problems"] == ["worker 0 does not answer"]
+
+
+def test_many_that_do_not_answer_are_not_waited_for_one_after_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(module, "_LATE_SECONDS", 0.01)
+    pairs = [pair() for _ in range(16)]
+    silent = {number: Asker(asking) for number, (asking, _) in enumerate(pairs)}
+    commands = Commands(
+        {SUPERVISOR: cast(Asker, world.supervisor), **silent},
+        expectations=lambda: None,
+        entries=lambda: None,
+    )
+    begun = time.monotonic()
+    (found,) = commands.run({"command": "status"}, root=False)
+    assert time.monotonic() - begun < 2
+    assert found is not None
+    assert found["servers"] == [
+        {"worker": number, "answers": False} for number in range(16)
+    ]
+    for end in (each for both in pairs for each in both):
+        end.close()
 
 
 def test_flows_are_listed_with_what_the_servers_know(world: World) -> None:

@@ -42,6 +42,9 @@ def test_all_is_well() -> None:
     found = status(supervisor(), {0: server()}, QUEUES, ROOM, ROOM)
     assert (found["health"], found["problems"]) == ("ok", [])
     assert found["counters"] == {"expectation": 3, "packets": 9}
+    # A process's own, too: they begin anew with it.
+    assert found["supervisor"] == supervisor()
+    assert found["servers"] == [{"worker": 0, "answers": True, **server()}]
     assert found["queues"] == [
         {"queue": 2077, "bound": True, "waiting": 4, "bypassed": 5}
     ]
