@@ -32,7 +32,6 @@ __all__ = ["SOCKET", "Control", "ControlError", "NotRunning"]
 
 # A daemon that is busy with nft answers some things late.
 _SECONDS: Final = 30.0
-_TIMEVAL: Final = struct.pack("@ll", int(_SECONDS), 0)
 
 
 class ControlError(CthelperError):
@@ -57,19 +56,22 @@ class Control:
     """A connection to the daemon at the socket `path`.
 
     Requests are made one after the other: read an answer to its end before the next, or
-    open another connection. Raises NotRunning, and ControlError.
+    open another connection. Nothing is waited for longer than `seconds`. Raises
+    NotRunning, and ControlError.
     """
 
-    def __init__(self, path: Path = SOCKET) -> None:
+    def __init__(self, path: Path = SOCKET, *, seconds: float = _SECONDS) -> None:
+        self._seconds = seconds
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._file = cast(BinaryIO, self._socket.makefile("rb"))
         self._lines = lines(self._file, LONGEST_ANSWER)
         try:
             # Where many ask at once it waits for its turn, which a socket with a
             # timeout of Python's would not.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL)
+            timeval = struct.pack("@ll", *divmod(int(seconds * 1e6), 10**6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
             self._socket.connect(str(path))
-            self._socket.settimeout(_SECONDS)
+            self._socket.settimeout(seconds)
             greeting = self._next()
         except (FileNotFoundError, ConnectionRefusedError):
             self.close()
@@ -134,7 +136,7 @@ class Control:
         **filter_: object,
     ) -> Iterator[Any]:
         """Decisions, from so many seconds ago on; with `follow` as they happen."""
-        self._socket.settimeout(None if follow else _SECONDS)
+        self._socket.settimeout(None if follow else self._seconds)
         return self.request(
             "events", since=since, follow=follow, events=list(events), filter=filter_
         )
