@@ -6,13 +6,14 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
 CAP_NET_ADMIN: Final = 12
 
 _REPLAY: Final = "scapy"
+_METRICS: Final = "prometheus_client"
 
 
 class CthelperError(Exception):
@@ -245,18 +246,26 @@ def pip_install(*packages: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *packages])
 
 
-@contextmanager
-def replay_extra() -> Iterator[None]:
+def replay_extra() -> AbstractContextManager[None]:
     """Around what needs the packages of the extra ``replay``.
 
     Raises CthelperError that says how to install them, where one is missing.
     """
+    return _needing(_REPLAY)
+
+
+def metrics_extra() -> AbstractContextManager[None]:
+    """The same of the extra ``metrics``."""
+    return _needing(_METRICS)
+
+
+@contextmanager
+def _needing(package: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package != _REPLAY:
+        if (error.name or "").partition(".")[0] != package:
             raise
         raise CthelperError(
-            f"{package} is not installed: {pip_install(_REPLAY)}"
+            f"{package} is not installed: {pip_install(package)}"
         ) from None

@@ -19,7 +19,7 @@ import pytest
 import scapy
 
 import cthelper
-from cthelper.core.errors import _REPLAY
+from cthelper.core.errors import _METRICS, _REPLAY
 from cthelper.core.offline.capture import ZSTD
 from cthelper.core.queue.backends import LIBRARY
 
@@ -166,6 +166,7 @@ def test_wheel_has_code_data_and_documents_and_no_tests(wheel: Path) -> None:
         "cthelper/core/cli/templates/tcp.py.in",
         "cthelper/testing.py",
         "cthelper/core/daemon/cthelper.service",
+        "cthelper/core/daemon/cthelper-metrics.service",
         "cthelper/core/offline/page.html",
     ):
         assert data in found
@@ -240,7 +241,11 @@ def test_packages_that_advice_names_are_those_of_the_extras() -> None:
         name: {re.split(r"[^\w.]", each)[0] for each in packages}
         for name, packages in project["optional-dependencies"].items()
     }
-    assert extras == {"replay": {_REPLAY, ZSTD}, "live": {LIBRARY}}
+    assert extras == {
+        "replay": {_REPLAY, ZSTD},
+        "live": {LIBRARY},
+        "metrics": {_METRICS},
+    }
 
 
 @pytest.mark.parametrize("folder", ["core", "docs", "plugins", "script", "src"])

@@ -65,7 +65,12 @@ ROOMS: Final = {
     "cli": BASE | PURE | {"netlink", "queue", "control", "daemon", "offline"},
 }
 # Packages that one room alone imports, beside the tests and benchmarks.
-PACKAGES: Final = {"pyroute2": "netlink", "netfilterqueue": "queue", "scapy": "offline"}
+PACKAGES: Final = {
+    "pyroute2": "netlink",
+    "netfilterqueue": "queue",
+    "scapy": "offline",
+    "prometheus_client": "cli",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ def parser() -> "argparse.ArgumentParser":
         expectations,
         flows,
         helpers,
+        metrics,
         new,
         reload,
         replay,
@@ -65,7 +66,7 @@ def parser() -> "argparse.ArgumentParser":
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
-        *(run, status, flows, expectations, events, check, reload, ruleset),
+        *(run, status, flows, expectations, events, metrics, check, reload, ruleset),
         *(replay, helpers, new, doctor, ask),
     ):
         module.add_parser(commands)
