@@ -44,7 +44,9 @@ PARTS: Final = {
     ),
     "cluster": Part("cluster", packages=("distributed",)),
     "man": Part("test", programs=("man",)),
-    "prometheus": Part("metrics", programs=("prometheus", "promtool")),
+    "prometheus": Part(
+        "metrics", programs=("prometheus", "promtool", "prometheus-node-exporter")
+    ),
     "shells": Part("manual", programs=("zsh", "fish"), files=(BASH_COMPLETION,)),
     "systemd": Part("test", programs=("systemd-analyze",)),
     "tshark": Part("test", programs=("tshark",)),

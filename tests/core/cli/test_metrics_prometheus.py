@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from cthelper.core.cli import main
 from cthelper.core.cli.exposition import METRICS, exposition
 from cthelper.core.queue.binding import BoundQueue
 from tests.core.cli.process import started
@@ -63,6 +64,46 @@ def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+def test_node_exporter_takes_the_file(tmp_path: Path) -> None:
+    folder, port = tmp_path / "textfiles", free_port()
+    folder.mkdir()
+    world = World(tmp_path / "socket")
+    with controller(world):
+        file = str(folder / "cthelper.prom")
+        assert main(["metrics", "--socket", str(world.path), "--textfile", file]) == 0
+    # The other format is none that it reads.
+    latest, _ = exposition(found(), openmetrics=True)
+    (folder / "latest.prom").write_bytes(latest)
+    (folder / "other").write_text("nobody_reads 1\n")
+    process = subprocess.Popen(
+        [
+            *("prometheus-node-exporter", "--collector.disable-defaults"),
+            *("--collector.textfile", f"--collector.textfile.directory={folder}"),
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + SECONDS
+        while True:
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                    text = answer.read().decode()
+                break
+            except URLError:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert "# TYPE cthelper_events_total counter\n" in text
+    assert "\ncthelper_up 1\n" in text
+    assert f'node_textfile_mtime_seconds{{file="{file}"}}' in text
+    assert "\nnode_textfile_scrape_error 1\n" in text
+    assert "latest.prom" not in text
+    assert "nobody_reads" not in text
 
 
 class Prometheus:
