@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
 import pytest
 
@@ -257,6 +258,42 @@ def test_service_that_is_killed_is_started_again() -> None:
     assert table()
 
 
+def served() -> str:
+    """The metrics; nothing where nobody serves them."""
+    try:
+        with urlopen("http://127.0.0.1:9747/metrics", timeout=SECONDS) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def test_metrics_are_served_by_a_unit_of_nobodys_user() -> None:
+    configure('[control]\ngroup = "adm"\n')
+    folder = ROOT / "core" / "daemon"
+    unit = "cthelper-metrics.service"
+    (UNITS / unit).write_text((folder / unit).read_text())
+    drop_in = UNITS / "cthelper.service.d" / "group.conf"
+    drop_in.parent.mkdir(exist_ok=True)
+    # As docs/control.md has it.
+    drop_in.write_text("[Service]\nSupplementaryGroups=adm\nSystemCallFilter=@chown\n")
+    assert systemctl("daemon-reload") == 0
+    assert systemctl("restart", "cthelper") == 0, "\n".join(journal("-n", "50"))
+    assert systemctl("start", unit) == 0
+    await_that(lambda: "cthelper_healthy 1.0\n" in served())
+    pid = run("systemctl", "show", "-P", "MainPID", unit).stdout.strip()
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "\nUid:\t0" not in status
+    assert "\nCapBnd:\t0000000000000000\n" in status
+    assert systemctl("stop", "cthelper") == 0
+    assert "cthelper_up 0.0\n" in served()
+    assert systemctl("stop", unit) == 0
+    assert run("systemctl", "show", "-P", "Result", unit).stdout == "success\n"
+    drop_in.unlink()
+    configure("")
+    assert systemctl("daemon-reload") == 0
+    assert systemctl("start", "cthelper") == 0
+
+
 def test_stop_leaves_nothing() -> None:
     assert systemctl("stop", "cthelper") == 0
     assert (shown("ActiveState"), shown("Result")) == ("inactive", "success")
@@ -317,7 +354,7 @@ def test_configuration_that_is_refused_is_not_tried_again() -> None:
 def test_supervisor_that_hangs_is_ended_and_started_again() -> None:
     configure("")
     drop_in = UNITS / "cthelper.service.d" / "watchdog.conf"
-    drop_in.parent.mkdir()
+    drop_in.parent.mkdir(exist_ok=True)
     drop_in.write_text("[Service]\nWatchdogSec=6\nTimeoutAbortSec=3\n")
     assert systemctl("daemon-reload") == 0
     assert systemctl("start", "cthelper") == 0
