@@ -114,8 +114,8 @@ class Commands:
         # Who asks may have no time for each of many that do not answer.
         until = time.monotonic() + _ANSWER_SECONDS
         states = {
-            number: asker.ask("state", max(_LATE_SECONDS, until - time.monotonic()))
-            for number, asker in self._asked.items()
+            number: self._state(number, max(_LATE_SECONDS, until - time.monotonic()))
+            for number in self._asked
         }
         supervisor = states.pop(SUPERVISOR, None)
         yield status(
@@ -216,9 +216,14 @@ class Commands:
 
     # Where it comes from
 
+    def _state(self, number: int, seconds: float) -> Record | None:
+        """What a process says of itself; None where it says nothing, or too much."""
+        state = self._asked[number].ask("state", seconds)
+        return None if state is None or TOO_LONG in state else state
+
     def _policies(self) -> dict[str, tuple[str, ...]]:
         """The policies of each helper, in the kernel's order. Raises Refused."""
-        state = self._asked[SUPERVISOR].ask("state", _ANSWER_SECONDS)
+        state = self._state(SUPERVISOR, _ANSWER_SECONDS)
         if state is None:
             raise Refused("busy", "the supervisor does not answer: try again")
         helpers: Mapping[str, Any] = cast(Mapping[str, Any], state["helpers"])

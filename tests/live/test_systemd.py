@@ -303,7 +303,7 @@ def test_stop_leaves_nothing() -> None:
 def test_group_is_let_in_as_the_page_says() -> None:
     settings = page_has("# systemctl edit cthelper")
     drop_in = UNITS / "cthelper.service.d" / "group.conf"
-    drop_in.parent.mkdir()
+    drop_in.parent.mkdir(exist_ok=True)
     drop_in.write_text(settings)
     configure('control.group = "adm"\n')
     assert systemctl("daemon-reload") == 0
@@ -316,7 +316,6 @@ def test_group_is_let_in_as_the_page_says() -> None:
     assert run(*member, COMMAND, "flows", "delete", "--all").returncode == 1
     assert systemctl("stop", "cthelper") == 0
     drop_in.unlink()
-    drop_in.parent.rmdir()
 
 
 def test_events_are_written_to_a_file_as_the_page_says() -> None:

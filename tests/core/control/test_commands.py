@@ -11,6 +11,7 @@ import pytest
 from cthelper.core.control import commands as module
 from cthelper.core.control.commands import SUPERVISOR, Commands, Refused
 from cthelper.core.control.recent import KEPT
+from cthelper.core.control.reports import TOO_LONG
 from cthelper.core.control.reports import Asker, pair
 from cthelper.core.errors import NotFound
 from cthelper.core.records import Record, flow_record
@@ -49,6 +50,9 @@ def test_status_is_one_record(world: World) -> None:
     assert found["health"] == "ok"
     assert found["tables"]["conntrack"] == {"used": 2, "most": 65536}
     world.server.state = None
+    (found,) = world.run("status")
+    assert found["problems"] == ["worker 0 does not answer"]
+    world.server.state = {TOO_LONG: True}
     (found,) = world.run("status")
     assert found["problems"] == ["worker 0 does not answer"]
 
