@@ -11,8 +11,7 @@ import pytest
 from cthelper.core.control import commands as module
 from cthelper.core.control.commands import SUPERVISOR, Commands, Refused
 from cthelper.core.control.recent import KEPT
-from cthelper.core.control.reports import TOO_LONG
-from cthelper.core.control.reports import Asker, pair
+from cthelper.core.control.reports import TOO_LONG, Asker, pair
 from cthelper.core.errors import NotFound
 from cthelper.core.records import Record, flow_record
 from tests.core.builders import CLIENT, SERVER, flow_tuple
