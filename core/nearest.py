@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from cthelper.core.records import network_text
 from cthelper.core.tuples import Endpoint, Expectation, Network, Transport, Tuple
 
 _MOMENTS: Final = 8
@@ -59,6 +60,12 @@ class Pattern(NamedTuple):
             expectation.source_port,
             expectation.destination,
         )
+
+    def __str__(self) -> str:
+        source = "any" if self.source is None else network_text(self.source)
+        if self.source_port is not None:
+            source += f" port {self.source_port}"
+        return f"{self.transport} {source} > {self.destination}"
 
 
 @dataclass(slots=True)
@@ -231,6 +238,13 @@ def _misplaced(pattern: Pattern, flow: Tuple) -> Iterator[_Misfit]:
         yield _Misfit(
             _Weight.TRANSPORT, f"the flow is {flow.transport}, not {pattern.transport}"
         )
+    version, other = destination.address.version, wanted.address.version
+    if version != other:
+        # Then its source is another, too, which says nothing.
+        yield _Misfit(_Weight.ADDRESS, f"the flow is IPv{version}, not IPv{other}")
+        if wanted.port != destination.port:
+            yield _Misfit(_Weight.PORT, f"the flow goes to port {destination.port}")
+        return
     if wanted.address != destination.address:
         yield _Misfit(
             _Weight.ADDRESS, f"the flow goes to {destination.address}, another address"
@@ -251,9 +265,10 @@ def _outside(wish: Wish, flow: Tuple, everything: Iterable[Wish]) -> str:
     """That the flow's source is in no network that was opened with this wish."""
     pattern = wish.pattern
     networks = {
-        str(each.pattern.source): None
+        network_text(each.pattern.source): None
         for each in everything
-        if each.pattern._replace(source=pattern.source) == pattern
+        if each.pattern.source is not None
+        and each.pattern._replace(source=pattern.source) == pattern
         and each.asked == wish.asked
         and each.refusal is None
     }

@@ -19,7 +19,6 @@ from cthelper.core.offline.events import (
     MalformedEvent,
     MessageEvent,
     RefusedEvent,
-    source_text,
     wished,
 )
 from cthelper.core.outcome import Finished
@@ -130,9 +129,8 @@ class History:
         return control
 
     def _refuse(self, helper: str, pattern: Pattern, refusal: str) -> None:
-        source = "any" if pattern.source is None else source_text(pattern.source)
-        text = f"{pattern.transport} {source} > {pattern.destination}"
-        self._wishes.append(Wish(helper, pattern, text, [self._now], refusal=refusal))
+        wish = Wish(helper, pattern, str(pattern), [self._now], refusal=refusal)
+        self._wishes.append(wish)
 
 
 def began(entry: Entry) -> Moment:

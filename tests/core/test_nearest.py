@@ -71,12 +71,18 @@ def wish(
             f"the flow goes to {OTHER}, another address",
         ),
         (
+            flow_tuple(UDP, ("2001:db8::9", 5353), ("2001:db8::1", 40500)),
+            "the flow is IPv6, not IPv4",
+        ),
+        (
             flow_tuple(TCP, ("203.0.113.9", 1), (CLIENT, 40500)),
             "the flow is tcp, not udp; its source 203.0.113.9 is not in 192.0.2.0/24; "
             "the flow comes from port 1, not 5353",
         ),
     ],
-    ids=["source", "source port", "transport", "port", "address", "several"],
+    ids=[
+        *("source", "source port", "transport", "port", "address", "IPv6", "several"),
+    ],
 )
 def test_what_does_not_fit_is_said(flow: Tuple, said: str) -> None:
     near = nearest(flow, NOW, [wish()])
@@ -242,3 +248,23 @@ def test_flow_that_fits_what_lives_needs_no_explanation(
     near = nearest(flow, NOW, [wish(each) for each in wanted])
     met = any(fits(each, flow) for each in wanted)
     assert near is None or (not met and near.misfits and not near.exact)
+
+
+def test_flow_of_the_other_version_to_another_port_is_not_near() -> None:
+    flow = flow_tuple(UDP, ("2001:db8::9", 5353), ("2001:db8::1", 40501))
+    assert nearest(flow, NOW, [wish()]) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (PATTERN, f"udp 192.0.2.0/24 port 5353 > {CLIENT}:40500"),
+        (
+            Pattern(TCP, ip_network(OTHER), None, endpoint(SERVER, 1)),
+            f"tcp {OTHER} > {SERVER}:1",
+        ),
+        (Pattern(TCP, None, None, endpoint(SERVER, 1)), f"tcp any > {SERVER}:1"),
+    ],
+)
+def test_pattern_reads_as_an_expectation_does(pattern: Pattern, text: str) -> None:
+    assert str(pattern) == text
