@@ -29,6 +29,7 @@ PURE: Final = frozenset(
         "engine",
         "examination",
         "expecter",
+        "firewall",
         "flows",
         "grants",
         "guard",
