@@ -100,13 +100,23 @@ def missing(config: Config) -> bool:
     return bool(_declared(render(config)) - _contents(_listing()))
 
 
+def whole_ruleset() -> list[dict[str, Any]]:
+    """All that is loaded, in nft's JSON. Raises RulesetError."""
+    listed: list[dict[str, Any]] = json.loads(_nft("-j", "list", "ruleset"))["nftables"]
+    return listed
+
+
+def ruleset_text() -> str:
+    """All that is loaded, as nft writes it, with handles. Raises RulesetError."""
+    return _nft("-s", "-a", "list", "ruleset")
+
+
 def loaded_ruleset() -> list[dict[str, Any]]:
     """All that is loaded but our own table, in nft's JSON. Raises RulesetError."""
     family, name = TABLE.split()
-    listed: list[dict[str, Any]] = json.loads(_nft("-j", "list", "ruleset"))["nftables"]
     return [
         each
-        for each in listed
+        for each in whole_ruleset()
         for content in each.values()
         if (content.get("family"), content.get("table")) != (family, name)
     ]
