@@ -295,11 +295,15 @@ class Inspection:
         for event in events:
             match event:
                 case Refused(reason, detail, wish):
+                    over = entry.original.transport
+                    if wish is not None and wish.transport is not None:
+                        over = wish.transport
                     self._log.event(
                         "refused",
                         reason=reason,
                         **common,
                         endpoint=None if wish is None else wish.endpoint,
+                        transport=None if wish is None else str(over),
                         detail=detail,
                     )
                 case Damaged(reason):

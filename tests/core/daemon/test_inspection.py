@@ -215,6 +215,8 @@ def test_packet_that_comes_back_is_not_read_again(
     payload = b"TRY 22 5000"
     assert served(world, inspects, payload, BEGUN, 1) == [Verdict(1, Action.REPEAT)]
     assert world.log.counters == {"refused.denied-port": 1}
+    (told,) = [each for each in lines(world) if each["event"] == "refused"]
+    assert (told["endpoint"], told["transport"]) == (f"{CLIENT}:22", "udp")
     assert served(world, inspects, payload, ENTRY, 2) == [
         *("expect 5000", "note 2 held"),
         Verdict(2, conntrack=KEPT),
