@@ -46,6 +46,7 @@ def parser() -> "argparse.ArgumentParser":
         doctor,
         events,
         expectations,
+        explain,
         flows,
         helpers,
         metrics,
@@ -66,7 +67,8 @@ def parser() -> "argparse.ArgumentParser":
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
-        *(run, status, flows, expectations, events, metrics, check, reload, ruleset),
+        *(run, status, flows, expectations, events, explain, metrics),
+        *(check, reload, ruleset),
         *(replay, helpers, new, doctor, ask),
     ):
         module.add_parser(commands)
