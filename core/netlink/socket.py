@@ -216,13 +216,20 @@ class NetlinkSocket:
         return self._answers(what)
 
     def send(
-        self, family: int, attributes: bytes, type_: int, flags: int, what: object
+        self,
+        family: int,
+        attributes: bytes,
+        type_: int,
+        flags: int,
+        what: object,
+        resource: int = 0,
     ) -> list[Frame]:
         """Like `request`, for attributes of nfnetlink that are encoded already.
 
-        `family` is AF_INET or AF_INET6. Raises NetlinkError.
+        `family` is AF_INET or AF_INET6, `resource` nfgenmsg's res_id, such as the
+        number of a group. Raises NetlinkError.
         """
-        self._put(self._request(family, attributes, type_, flags), what)
+        self._put(self._request(family, attributes, type_, flags, resource), what)
         return self._answers(what)
 
     def send_together(
@@ -279,6 +286,10 @@ class NetlinkSocket:
         except OSError as error:
             raise _failure(error, "filter netlink events") from None
 
+    def follow(self) -> None:
+        """Ask for nothing more: `events` gives what comes, without groups, too."""
+        self._socket.setblocking(False)
+
     def join(self, group: int) -> None:
         """Be a member of a group. Raises NetlinkError."""
         self._set(_ADD_MEMBERSHIP, group, "join netlink group")
@@ -305,7 +316,14 @@ class NetlinkSocket:
                 continue
             yield from split(data)
 
-    def _request(self, family: int, attributes: bytes, type_: int, flags: int) -> bytes:
+    def _request(
+        self,
+        family: int,
+        attributes: bytes,
+        type_: int,
+        flags: int,
+        resource: int = 0,
+    ) -> bytes:
         self._sequence += 1
         header = _NETFILTER.pack(
             _NETFILTER.size + len(attributes),
@@ -315,7 +333,7 @@ class NetlinkSocket:
             0,
             family,
             0,
-            0,
+            socket.htons(resource),
         )
         return header + attributes
 
