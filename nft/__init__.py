@@ -122,6 +122,12 @@ def loaded_ruleset() -> list[dict[str, Any]]:
     ]
 
 
+def tables(family: str) -> list[str]:
+    """The names of the tables that are loaded, of one family. Raises RulesetError."""
+    listed = json.loads(_nft("-j", "list", "tables", family))["nftables"]
+    return [each["table"]["name"] for each in listed if "table" in each]
+
+
 def load(text: str) -> None:
     """Load this text, which is not the ruleset for a configuration."""
     _nft("-f", "-", text=text)

@@ -51,6 +51,7 @@ def parser() -> "argparse.ArgumentParser":
         helpers,
         metrics,
         new,
+        record,
         reload,
         replay,
         ruleset,
@@ -67,7 +68,7 @@ def parser() -> "argparse.ArgumentParser":
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
-        *(run, status, flows, expectations, events, explain, metrics),
+        *(run, status, flows, expectations, events, explain, metrics, record),
         *(check, reload, ruleset),
         *(replay, helpers, new, doctor, ask),
     ):

@@ -27,22 +27,42 @@ class Interruption:
         self.end()
         self.stop.close()
 
-    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The handler of SIGINT."""
         self.came = True
         self.end()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager
-def interruption() -> Iterator[Interruption]:
-    """Note SIGINT while it is entered, unless it is ignored, as in the background."""
+def interruption(*further: signal.Signals) -> Iterator[Interruption]:
+    """Note SIGINT while it is entered, unless it is ignored, as in the background.
+
+    And `further` signals, in the same way.
+    """
     noted = Interruption()
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, noted.on_signal)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, *further)}
+    for each, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(each, noted.on_signal)
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
         noted.close()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Have no signal end what is entered, nor the programs that it runs.
+
+    Of Ctrl-C a terminal tells those, too.
+    """
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in ends}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
