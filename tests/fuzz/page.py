@@ -73,7 +73,7 @@ Whatever reads bytes of strangers, of the kernel or of files is a target
 the bytes reach; the captures in `pcaps/`, conversations that none of them holds, and
 what long runs have reached (`tests/fuzz/corpus`) are what it begins with. The ordinary
 tests read all of these once, and what was found and mended (`tests/fuzz/findings`).
-`script/test` fuzzes each target for 9 seconds, and compiled for 3.
+`script/test` fuzzes each target for 5 seconds, and compiled for 2.
 
 What holds of each input:
 
