@@ -25,7 +25,7 @@ from cthelper.core.control.tree import (
 )
 from cthelper.core.errors import CthelperError, NotFound
 from cthelper.core.netlink.ctnetlink import Ctnetlink
-from cthelper.core.queue.binding import bound_queues, open_list
+from cthelper.core.queue.binding import BoundQueue
 from cthelper.core.records import (
     Record,
     flow_record,
@@ -60,13 +60,18 @@ class Refused(CthelperError):
 
 
 class Commands:
-    """The commands, of which `asked` are the processes that are asked, by number."""
+    """The commands.
+
+    `asked` are the processes that are asked, by number. `queues` are those that are
+    bound, `expectations` and `entries` how full the kernel's tables are.
+    """
 
     def __init__(
         self,
         asked: Mapping[int, Asker],
         *,
         ctnetlink: Callable[[], Ctnetlink] = Ctnetlink,
+        queues: Callable[[], Mapping[int, BoundQueue]],
         expectations: Callable[[], Fill | None],
         entries: Callable[[], Fill | None],
         clock: Callable[[], float] = time.time,
@@ -74,11 +79,11 @@ class Commands:
     ) -> None:
         self._asked = asked
         self._ctnetlink = ctnetlink
+        self._queues = queues
         self._expectations = expectations
         self._entries = entries
         self._clock = clock
         self._sleep = sleep
-        self._list = open_list()
         self._commands: dict[str, _Command] = {
             "status": self._status,
             "flows": self._flows,
@@ -121,7 +126,7 @@ class Commands:
         yield status(
             supervisor,
             states,
-            bound_queues(self._list),
+            self._queues(),
             self._entries(),
             self._expectations(),
         )

@@ -31,6 +31,7 @@ from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.privileges import Confinement
 from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.queue.binding import bound_queues, open_list
 from cthelper.core.records import Record
 
 _ENTRIES: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")
@@ -142,6 +143,7 @@ class Control:
         for _, answering in self._pairs.values():
             answering.close()
         table = ExpectationTable(Ctnetlink())
+        queues = open_list()
         entries = [FileIO(each) for each in (_ENTRIES, _MOST_ENTRIES)]
 
         def expectations() -> Fill | None:
@@ -150,6 +152,7 @@ class Control:
 
         commands = Commands(
             {number: Asker(asking) for number, (asking, _) in self._pairs.items()},
+            queues=lambda: bound_queues(queues),
             expectations=expectations,
             entries=lambda: _fill(entries),
         )

@@ -105,6 +105,7 @@ class World:
         self.commands = Commands(
             cast(dict[int, Asker], {SUPERVISOR: self.supervisor, 0: self.server}),
             ctnetlink=lambda: cast(Any, self.kernel),
+            queues=dict,
             expectations=lambda: Fill(1, 4096),
             entries=lambda: Fill(2, 65536),
         )

@@ -65,6 +65,7 @@ def test_many_that_do_not_answer_are_not_waited_for_one_after_the_other(
     silent = {number: Asker(asking) for number, (asking, _) in enumerate(pairs)}
     commands = Commands(
         {SUPERVISOR: cast(Asker, world.supervisor), **silent},
+        queues=dict,
         expectations=lambda: None,
         entries=lambda: None,
     )
