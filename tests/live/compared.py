@@ -21,10 +21,11 @@ _MODULES: Final = {
     "amanda": "nf_nat_amanda",
     "ftp": "nf_nat_ftp",
     "irc": "nf_nat_irc",
+    "netbios-ns": "nf_conntrack_netbios_ns",
     "sane": "nf_conntrack_sane",
     "tftp": "nf_nat_tftp",
 }
-_CONNTRACKD: Final = ("amanda", "ftp", "sane", "tftp")
+_CONNTRACKD: Final = ("amanda", "ftp", "sane", "ssdp", "tftp")
 
 Outcome = TypeVar("Outcome")
 Row = TypeVar("Row")
@@ -33,7 +34,8 @@ Row = TypeVar("Row")
 def with_others(
     world: World, folder: Path, helper: Tagged, run: Callable[[], Outcome]
 ) -> dict[str, Outcome]:
-    """What comes of a run with the kernel's own helper, and with conntrackd's.
+    """What comes of a run with the kernel's own helper, and with conntrackd's, where
+    they have one.
 
     Nothing, but in the whole matrix. Our daemon does not run meanwhile, whose helpers
     have these names.
@@ -42,8 +44,9 @@ def with_others(
     if not WHOLE:
         return found
     world.forget()
-    with _kernels_own(world, helper):
-        found[f"nf_conntrack_{helper.helper}"] = run()
+    if helper.helper in _MODULES:
+        with _kernels_own(world, helper):
+            found[f"nf_conntrack_{helper.helper.replace('-', '_')}"] = run()
     if helper.helper in _CONNTRACKD:
         with conntrackd(world, folder, helper):
             found["conntrackd"] = run()

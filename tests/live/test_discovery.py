@@ -17,6 +17,8 @@ from itertools import chain
 import pytest
 
 from tests.live.chapters import FAULTS, answer_to, forget_answers, link_local
+from tests.live.compared import print_table, with_others
+from tests.live.conntrackd import Tagged
 from tests.live.daemon import Daemon, only
 from tests.live.peers_discovery import (
     ASKERS,
@@ -47,6 +49,12 @@ CONFIG = (
 ASKER_SECONDS = 14.0
 # Those that each kind of answer is forged to; what is expected for the others is alike.
 FORGED = ("lamp", "llmnr", "netbios-ns", "ssdp")
+
+# What the gateway asks, with helpers that others have, too.
+OTHERS = (
+    Tagged("ssdp", "udp", "1900", hook="output"),
+    Tagged("netbios-ns", "udp", "137", families=(4,), hook="output"),
+)
 
 WAYS = [
     pytest.param(protocol, group, id=f"{protocol}, {group}")
@@ -84,6 +92,18 @@ class Story:
         """What comes to `receiver` once a socket has asked."""
         query = partial(asker.sendto, protocol.query, self.target(protocol, group))
         return answer_to(self.world, receiver, query)
+
+    def named(self, name: str) -> Protocol:
+        """The protocol of a helper."""
+        (protocol,) = (each for each in PROTOCOLS if each.name == name)
+        return protocol
+
+    def answers(self, name: str) -> dict[str, bool]:
+        """Which groups' queries are answered."""
+        protocol = self.named(name)
+        return {
+            group: self.ask(protocol, group) is not None for group in protocol.groups
+        }
 
     def asker(self, protocol: Protocol, group: str) -> socket.socket:
         """A UDP socket of the gateway, which may send broadcasts to the server."""
@@ -153,8 +173,20 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
                 way = protocol.name, group
                 story.without[way] = story.ask(protocol, group)
         wait(story.printed["without"].values())
+        folder = tmp_path_factory.mktemp("others")
+        theirs = {
+            helper.helper: with_others(
+                *(world, folder, helper, partial(story.answers, helper.helper))
+            )
+            for helper in OTHERS
+        }
         daemon.start(CONFIG)
         story.run_askers("with")
+        for name, others in theirs.items():
+            if others:
+                ours = story.answers(name)
+                without = {each: story.without[name, each] is not None for each in ours}
+                print_table(name, ours, {"without": without, "cthelper": ours} | others)
         yield story
 
 
@@ -181,7 +213,7 @@ def test_query_is_answered_with_the_daemon(
     "name", [each.name for each in PROTOCOLS if not each.asked_from | each.answer_port]
 )
 def test_two_askers_at_once_are_answered_each(story: Story, name: str) -> None:
-    (protocol,) = (each for each in PROTOCOLS if each.name == name)
+    protocol = story.named(name)
     group = protocol.groups[0]
     with (
         closing(story.asker(protocol, group)) as one,

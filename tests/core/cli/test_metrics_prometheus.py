@@ -176,18 +176,13 @@ scrape_configs:
             process.wait()
 
 
-def test_server_scrapes_and_answers_all_panels_and_rules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_scrapes_and_answers_all_panels_and_rules(tmp_path: Path) -> None:
     world = World(tmp_path / "socket")
     world.supervisor.state = supervisor(workers=[{"worker": 0, "serving": True}])
-    monkeypatch.setattr(
-        "cthelper.core.control.commands.bound_queues",
-        lambda _: {
-            2077: BoundQueue(2077, 1, 4, 9, 5),
-            2078: BoundQueue(2078, 1, 6, 9, 7),
-        },
-    )
+    world.queues = {
+        2077: BoundQueue(2077, 1, 4, 9, 5),
+        2078: BoundQueue(2078, 1, 6, 9, 7),
+    }
     state = world.server.state
     assert state is not None
     state["counters"] = {"expectation": 2, "refused.low-port": 1, "packets": 9}

@@ -15,6 +15,7 @@ from cthelper.core.control.recent import Recent
 from cthelper.core.control.reports import Asker
 from cthelper.core.errors import NotFound
 from cthelper.core.netlink.listing import Listed
+from cthelper.core.queue.binding import BoundQueue
 from cthelper.core.records import Record
 from cthelper.core.tuples import Conntrack, Expectation, Tuple
 
@@ -84,6 +85,7 @@ class World:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kernel = Kernel()
+        self.queues: dict[int, BoundQueue] = {}
         self.supervisor = Process(
             {
                 **{"version": "1", "code": "compiled", "backend": "native"},
@@ -105,7 +107,7 @@ class World:
         self.commands = Commands(
             cast(dict[int, Asker], {SUPERVISOR: self.supervisor, 0: self.server}),
             ctnetlink=lambda: cast(Any, self.kernel),
-            queues=dict,
+            queues=lambda: self.queues,
             expectations=lambda: Fill(1, 4096),
             entries=lambda: Fill(2, 65536),
         )
