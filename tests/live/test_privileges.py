@@ -70,6 +70,8 @@ def test_daemon_of_roots_keeps_what_it_needs_and_reloads_what_is_roots_alone(
     supervisor, server = daemon.processes
     ids = " ".join([NOBODY] * 4)
     assert rights(server) == (ids, ids, "", NET_ADMIN, NET_ADMIN, "1", "2")
+    controller = int(daemon.await_event("controller-started")["pid"])
+    assert rights(controller) == rights(server)
     root = " ".join("0000")
     groups = status(os.getpid())["Groups"]
     assert rights(supervisor) == (root, root, groups, KEPT, KEPT, "1", "0")

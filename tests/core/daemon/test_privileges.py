@@ -214,6 +214,37 @@ def test_server_is_refused_all_that_an_attacker_would_want(
 
 
 @needs_root
+@needs_seccomp
+def test_controller_may_do_what_a_server_may_and_accept_connections(
+    confined: Confinement, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "socket")
+    with (
+        socket.socket(socket.AF_UNIX) as listening,
+        socket.socket(socket.AF_UNIX) as one,
+    ):
+        listening.bind(place)
+        listening.listen()
+        one.connect(place)
+
+        def accept() -> None:
+            listening.accept()[0].close()
+
+        tried = {
+            **REFUSED,
+            "listen": lambda: one.listen(),
+            "connect": lambda: listening.connect(place),
+        }
+        done, accepted, *told = inside(
+            confined.confine_controller, accept, *tried.values()
+        )
+        assert (done, accepted) == ("None", "None")
+        assert dict(zip(tried, told, strict=True)) == dict.fromkeys(tried, "EPERM")
+        done, refused = inside(confined.confine_server, accept)
+        assert (done, refused) == ("None", "EPERM")
+
+
+@needs_root
 def test_server_can_do_what_it_needs(confined: Confinement, tmp_path: Path) -> None:
     file = tmp_path / "open before"
     with file.open("w") as opened:
