@@ -11,7 +11,7 @@ from cthelper.core.daemon.capabilities import Capability, mask
 from tests.live.daemon import CTHELPER, Daemon, only
 from tests.live.gateway import tables
 from tests.live.traffic import PORT, Echo, expected
-from tests.live.world import World
+from tests.live.world import World, until
 
 pytestmark = pytest.mark.live
 
@@ -71,7 +71,7 @@ def test_daemon_of_roots_keeps_what_it_needs_and_reloads_what_is_roots_alone(
     ids = " ".join([NOBODY] * 4)
     assert rights(server) == (ids, ids, "", NET_ADMIN, NET_ADMIN, "1", "2")
     controller = int(daemon.await_event("controller-started")["pid"])
-    assert rights(controller) == rights(server)
+    assert until(lambda: rights(controller) == rights(server), 30)
     root = " ".join("0000")
     groups = status(os.getpid())["Groups"]
     assert rights(supervisor) == (root, root, groups, KEPT, KEPT, "1", "0")
