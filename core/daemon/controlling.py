@@ -38,6 +38,7 @@ _ENTRIES: Final = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 _MOST_ENTRIES: Final = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 # What packets wait for has the processor first.
 _NICE: Final = 5
+# Beside what it has of the supervisor's.
 _MEMORY: Final = 512 << 20
 _BACKLOG: Final = 16
 # The controller of a supervisor that was killed leaves within a moment.
@@ -161,7 +162,8 @@ class Control:
             os.nice(_NICE)
         with suppress(OSError, ValueError):
             # Tables may be large; where it needs more whoever asks is told.
-            resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+            most = _data() + _MEMORY
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         self._confinement.confine_controller()
         Controller(self._listening, life.fileno(), commands, __version__).run()
 
@@ -247,6 +249,12 @@ def _answers(path: Path) -> bool:
         except BlockingIOError:  # too many wait there
             return True
     return True
+
+
+def _data() -> int:
+    """Bytes of this process's data, as RLIMIT_DATA counts them. Raises OSError."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[5]
+    return int(pages) * resource.getpagesize()
 
 
 def _fill(files: Sequence[FileIO]) -> Fill | None:

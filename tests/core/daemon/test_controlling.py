@@ -148,3 +148,16 @@ def test_controller_that_may_not_be_nice_answers(
     control.start(become)
     with Client(path) as client:
         assert client.version
+
+
+def test_controller_has_memory_beside_what_it_came_with(
+    control: Control, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    control.open(ControlConfig(socket=path)).close()
+    # Counted as data, and never touched.
+    much = bytearray(600 << 20)
+    control.start(become)
+    with Client(path) as client:
+        assert client.version
+    del much
