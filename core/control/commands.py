@@ -119,7 +119,9 @@ class Commands:
         # Who asks may have no time for each of many that do not answer.
         until = time.monotonic() + _ANSWER_SECONDS
         states = {
-            number: self._state(number, max(_LATE_SECONDS, until - time.monotonic()))
+            number: self._ask(
+                number, "state", max(_LATE_SECONDS, until - time.monotonic())
+            )
             for number in self._asked
         }
         supervisor = states.pop(SUPERVISOR, None)
@@ -221,14 +223,16 @@ class Commands:
 
     # Where it comes from
 
-    def _state(self, number: int, seconds: float) -> Record | None:
-        """What a process says of itself; None where it says nothing, or too much."""
-        state = self._asked[number].ask("state", seconds)
-        return None if state is None or TOO_LONG in state else state
+    def _ask(
+        self, number: int, what: str, seconds: float, **details: object
+    ) -> Record | None:
+        """What a process answers; None where it says nothing, or too much."""
+        answer = self._asked[number].ask(what, seconds, **details)
+        return None if answer is None or TOO_LONG in answer else answer
 
     def _policies(self) -> dict[str, tuple[str, ...]]:
         """The policies of each helper, in the kernel's order. Raises Refused."""
-        state = self._state(SUPERVISOR, _ANSWER_SECONDS)
+        state = self._ask(SUPERVISOR, "state", _ANSWER_SECONDS)
         if state is None:
             raise Refused("busy", "the supervisor does not answer: try again")
         helpers: Mapping[str, Any] = cast(Mapping[str, Any], state["helpers"])
@@ -237,17 +241,15 @@ class Commands:
     def _known(self) -> dict[FlowKey, Known]:
         """What the servers know of flows; nothing of one that does not answer."""
         known: dict[FlowKey, Known] = {}
-        for number, asker in self._asked.items():
-            if number == SUPERVISOR:
-                continue
+        for number in self._asked.keys() - {SUPERVISOR}:
             at = 0
             while True:
-                page = asker.ask("flows", _ANSWER_SECONDS, at=at, most=_PAGE)
+                page = self._ask(number, "flows", _ANSWER_SECONDS, at=at, most=_PAGE)
                 rows = None if page is None else cast(list[list[Any]], page["flows"])
                 if not rows:
                     break
-                for id_, zone, helper, finished in rows:
-                    known[id_, zone] = Known(number, helper, finished)
+                for id_, zone, finished in rows:
+                    known[id_, zone] = Known(number, finished)
                 at += len(rows)
         return known
 

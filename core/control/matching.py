@@ -146,9 +146,4 @@ def _in(where: Address | Network | None, network: Network) -> bool:
 
 
 def _network(text: str | None) -> Network | None:
-    if text is None:
-        return None
-    try:
-        return ip_network(text)
-    except ValueError as error:
-        raise ValueError(str(error)) from None
+    return None if text is None else ip_network(text)

@@ -36,7 +36,6 @@ class Known:
     """What a server knows of a flow: `finished` says why it is inspected no longer."""
 
     worker: int
-    helper: str
     finished: str | None
 
 

@@ -25,7 +25,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         listed(11, master=tuple_of(9)),
     ]
     world.kernel.expected = [expectation(1, 7001)]
-    world.server.flows = [[1, 0, "line", "done"]]
+    world.server.flows = [[1, 0, "done"]]
     with controller(world):
         yield world
 

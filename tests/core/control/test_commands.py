@@ -36,7 +36,7 @@ def world(tmp_path: Path) -> World:
         listed(50),
     ]
     world.kernel.expected = [expectation(1, 7001), expectation(2, 7002)]
-    world.server.flows = [[number, 0, "line", None] for number in range(1200)]
+    world.server.flows = [[number, 0, None] for number in range(1200)]
     return world
 
 

@@ -125,7 +125,7 @@ def test_tree_is_meant_where_any_of_it_is(record: Record, is_meant: bool) -> Non
 def test_record_says_what_is_known() -> None:
     entries = [listed(1, helper="line"), listed(10, master=tuple_of(1))]
     (found,) = branches(entries, [expectation(1, 7001, 1)], POLICIES)
-    known = {(1, 0): Known(3, "line", "done")}
+    known = {(1, 0): Known(3, "done")}
     record = branch_record(found, known, POLICIES)
     assert (record["inspection"], record["reason"]) == ("finished", "done")
     assert record["worker"] == 3
