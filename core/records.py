@@ -64,9 +64,9 @@ def read_endpoint(text: object) -> Endpoint:
     address, colon, port = str(text).rpartition(":")
     if not (colon and port.isdecimal() and port.isascii()):
         raise ValueError(f"{text} is no address:port")
-    bare = address.removeprefix("[").removesuffix("]")
-    found = ip_address(bare)
-    if (found.version == 6) is (bare == address):
+    bracketed = address.startswith("[") and address.endswith("]")
+    found = ip_address(address[1:-1] if bracketed else address)
+    if bracketed is not (found.version == 6):
         raise ValueError(f"{text} is no address:port; of IPv6 it is [address]:port")
     try:
         return Endpoint(found, int(port))

@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from tempfile import mkstemp
 from threading import Lock
@@ -18,6 +16,7 @@ from cthelper.control import Control, ControlError
 from cthelper.core.cli.control import add_socket, duration
 from cthelper.core.cli.options import Commands, warn
 from cthelper.core.errors import CthelperError, UsageError, metrics_extra
+from cthelper.core.records import read_endpoint
 from cthelper.core.tuples import Address
 
 _LISTEN: Final = "127.0.0.1:9747"
@@ -78,16 +77,13 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 def endpoint(text: str) -> tuple[Address, int]:
     """An address and a port: ``127.0.0.1:9747``, ``[::1]:9747``."""
-    host, _, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    with suppress(ValueError):
-        address = ip_address(host[1:-1] if bracketed else host)
-        right = port.isascii() and port.isdecimal() and len(port) <= 5
-        if right and int(port) <= 0xFFFF and bracketed == (address.version == 6):
-            return address, int(port)
-    raise argparse.ArgumentTypeError(
-        f"{text} is no address and port such as {_LISTEN} or [::1]:9747"
-    )
+    try:
+        found = read_endpoint(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no address and port such as {_LISTEN} or [::1]:9747"
+        ) from None
+    return found.address, found.port
 
 
 def _metrics(options: argparse.Namespace) -> int:
