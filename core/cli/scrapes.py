@@ -3,7 +3,6 @@
 
 import os
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from threading import BoundedSemaphore, Timer
 from typing import Any, Final, Protocol, cast
 
+from cthelper.core.control.place import answers, is_socket
 from cthelper.core.errors import CthelperError
 from cthelper.core.tuples import Address
 
@@ -133,14 +133,8 @@ def scrapes(where: tuple[Address, int] | Path, expose: Expose) -> Iterator[Scrap
 
 def _at_path(path: Path, expose: Expose) -> Scrapes:
     """Listen there, where nobody else does. Raises OSError."""
-    with suppress(FileNotFoundError):
-        if stat.S_ISSOCK(path.lstat().st_mode):
-            with socket.socket(socket.AF_UNIX) as other:
-                other.setblocking(False)
-                try:
-                    other.connect(str(path))
-                except ConnectionRefusedError:  # what one that was killed has left
-                    path.unlink()
+    if is_socket(path) and not answers(path):  # one that was killed has left it
+        path.unlink(missing_ok=True)
     mask = os.umask(0o117)
     try:
         return Scrapes(socket.AF_UNIX, str(path), expose)

@@ -11,7 +11,6 @@ import os
 import resource
 import signal
 import socket
-import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from cthelper.core.control import reports
 from cthelper.core.control.commands import SUPERVISOR, Commands
 from cthelper.core.control.controller import Controller
 from cthelper.core.control.health import Fill
+from cthelper.core.control.place import answers, is_socket
 from cthelper.core.control.reports import Asker, Reporter
 from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.expectation_table import ExpectationTable
@@ -226,29 +226,13 @@ def _listen(path: Path, group: str | None) -> socket.socket:
 
 def _clear(path: Path) -> None:
     """Take away what a daemon that is gone has left. Raises OSError."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            return
-    except FileNotFoundError:
+    if not is_socket(path):
         return
     deadline = time.monotonic() + _LEAVING_SECONDS
-    while _answers(path) and time.monotonic() < deadline:
+    while answers(path) and time.monotonic() < deadline:
         time.sleep(_LEAVING_PAUSE)
-    if not _answers(path):
+    if not answers(path):
         path.unlink(missing_ok=True)
-
-
-def _answers(path: Path) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.setblocking(False)
-        try:
-            other.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except BlockingIOError:  # too many wait there
-            return True
-    return True
 
 
 def _data() -> int:
