@@ -2,6 +2,7 @@
 """Flows and expectations as JSON has them, for ``replay`` and the control socket."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from ipaddress import ip_address
 
 from cthelper.core.errors import Malformed
@@ -9,6 +10,11 @@ from cthelper.core.tuples import Endpoint, Expectation, Network, Transport, Tupl
 
 Record = dict[str, object]
 """What one line of JSON says."""
+
+
+def time_text(seconds: float) -> str:
+    """A time since 1970, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def flow_record(flow: Tuple) -> Record:

@@ -211,6 +211,16 @@ class Status(enum.IntFlag):
     OFFLOAD = 1 << 14
 
 
+class Kind(enum.StrEnum):
+    """What becomes of entries, in the words of conntrack(8), and of expectations."""
+
+    NEW = "new"
+    UPDATE = "update"
+    DESTROY = "destroy"
+    EXPECTATION_NEW = "expectation-new"
+    EXPECTATION_DESTROY = "expectation-destroy"
+
+
 # What is asked of every packet's entry: as a number, which is five times faster.
 _SEEN_REPLY: Final = int(Status.SEEN_REPLY)
 _ASSURED: Final = int(Status.ASSURED)

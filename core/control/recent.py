@@ -8,11 +8,10 @@ packet next to nothing.
 import os
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Final, cast
 
-from cthelper.core.records import Record, expects_record, flow_record
+from cthelper.core.records import Record, expects_record, flow_record, time_text
 from cthelper.core.tuples import Expectation, Tuple
 
 KEPT: Final = 2048
@@ -79,7 +78,7 @@ def _record(
     time: float, event: str, level: str, fields: Mapping[str, object]
 ) -> Record:
     return {
-        "time": datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds"),
+        "time": time_text(time),
         "level": level,
         "event": event,
         **{key: _told(value) for key, value in fields.items()},

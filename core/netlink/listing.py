@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Conntrack entries with what a list of them shows: states of TCP, and counters."""
+"""Conntrack entries with what a list shows: states of TCP, counters, and times."""
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,9 +10,10 @@ from cthelper.core.netlink.decoding import conntrack_entry, read, walk
 from cthelper.core.tuples import TCP, Conntrack
 
 # CTA_* of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
-_PROTOINFO, _COUNTERS_ORIGINAL, _COUNTERS_REPLY = 4, 9, 10
+_PROTOINFO, _COUNTERS_ORIGINAL, _COUNTERS_REPLY, _TIMESTAMP = 4, 9, 10, 20
 _PROTOINFO_TCP, _TCP_STATE = 1, 1
 _PACKETS, _BYTES = 1, 2
+_START, _STOP = 1, 2
 
 _U8 = struct.Struct("!B")
 _U64 = struct.Struct("!Q")
@@ -36,13 +38,26 @@ class Listed:
     """An entry as it is listed.
 
     `state` is TCP's, None for UDP. `sent` and `answered` are None where the kernel does
-    not count (net.netfilter.nf_conntrack_acct).
+    not count (net.netfilter.nf_conntrack_acct). When it began and ended, in nanoseconds
+    since 1970, is 0 where that is not known (net.netfilter.nf_conntrack_timestamp).
     """
 
     entry: Conntrack
     state: str | None
     sent: Count | None
     answered: Count | None
+    began: int = 0
+    ended: int = 0
+
+    @property
+    def packets(self) -> int:
+        """Of both directions; 0 where they are not counted."""
+        return sum(each.packets for each in (self.sent, self.answered) if each)
+
+    @property
+    def bytes(self) -> int:
+        """Of both directions; 0 where they are not counted."""
+        return sum(each.bytes for each in (self.sent, self.answered) if each)
 
 
 def listed_entry(data: bytes, start: int) -> Listed | None:
@@ -54,6 +69,7 @@ def listed_entry(data: bytes, start: int) -> Listed | None:
     if entry is None:
         return None
     state = sent = answered = None
+    times = {_START: 0, _STOP: 0}
     for kind, first, last in walk(data, start, len(data)):
         if kind == _PROTOINFO and entry.original.transport is TCP:
             state = _state(data, first, last)
@@ -61,7 +77,9 @@ def listed_entry(data: bytes, start: int) -> Listed | None:
             sent = _count(data, first, last)
         elif kind == _COUNTERS_REPLY:
             answered = _count(data, first, last)
-    return Listed(entry, state, sent, answered)
+        elif kind == _TIMESTAMP:
+            times = _numbers(data, first, last, times)
+    return Listed(entry, state, sent, answered, times[_START], times[_STOP])
 
 
 def _state(data: bytes, start: int, stop: int) -> str | None:
@@ -76,8 +94,16 @@ def _state(data: bytes, start: int, stop: int) -> str | None:
 
 
 def _count(data: bytes, start: int, stop: int) -> Count:
-    found = {_PACKETS: 0, _BYTES: 0}
+    found = _numbers(data, start, stop, {_PACKETS: 0, _BYTES: 0})
+    return Count(found[_PACKETS], found[_BYTES])
+
+
+def _numbers(
+    data: bytes, start: int, stop: int, plain: Mapping[int, int]
+) -> dict[int, int]:
+    """Numbers of 64 bits by attribute; those that are not there as they are given."""
+    found = dict(plain)
     for kind, first, last in walk(data, start, stop):
         if kind in found:
             found[kind] = read(_U64, data, first, last)[0]
-    return Count(found[_PACKETS], found[_BYTES])
+    return found
