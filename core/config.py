@@ -128,11 +128,13 @@ class ControlConfig:
 
     At `socket` the daemon says how it is, and is told what to do; None: nowhere. Root
     may connect, and members of `group` where there is one; whether there is such a one
-    is not looked at.
+    is not looked at. With `statistics` it counts what came of announcements, for which
+    the kernel makes a message of every new flow.
     """
 
     socket: Path | None = Path("/run/cthelper/control.sock")
     group: str | None = None
+    statistics: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -581,8 +583,13 @@ def _control(table: Table) -> ControlConfig:
         table.refuse(
             "socket", text, "must be an absolute path of at most 107 bytes, or empty"
         )
+    statistics = table.boolean("statistics", default=plain.statistics)
     table.close()
-    return ControlConfig(socket=Path(text) if text else None, group=group or None)
+    return ControlConfig(
+        socket=Path(text) if text else None,
+        group=group or None,
+        statistics=statistics,
+    )
 
 
 def _made(

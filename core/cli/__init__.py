@@ -56,6 +56,7 @@ def parser() -> "argparse.ArgumentParser":
         replay,
         ruleset,
         run,
+        stats,
         status,
     )
 
@@ -68,7 +69,7 @@ def parser() -> "argparse.ArgumentParser":
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
-        *(run, status, flows, expectations, events, explain, metrics, record),
+        *(run, status, flows, expectations, events, stats, explain, metrics, record),
         *(check, reload, ruleset),
         *(replay, helpers, new, doctor, ask),
     ):

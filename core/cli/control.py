@@ -37,8 +37,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_filter(parser: argparse.ArgumentParser, *, state: bool = False) -> None:
-    """Add the options that narrow flows, in the words of conntrack(8)."""
+def add_filter(
+    parser: argparse.ArgumentParser, *, state: bool = False, service: bool = False
+) -> None:
+    """Add the options that narrow flows, in the words of conntrack(8).
+
+    With `service` those of a peer and a service, which have no more.
+    """
     group = parser.add_argument_group(
         "which flows", "of the original direction, as conntrack(8) has them"
     )
@@ -60,17 +65,24 @@ def add_filter(parser: argparse.ArgumentParser, *, state: bool = False) -> None:
         metavar="ADDRESS",
         help="to an address or a network",
     )
-    group.add_argument(
-        "--sport", "--orig-port-src", type=int, metavar="PORT", help="from a port"
-    )
+    if not service:
+        group.add_argument(
+            "--sport", "--orig-port-src", type=int, metavar="PORT", help="from a port"
+        )
     group.add_argument(
         "--dport", "--orig-port-dst", type=int, metavar="PORT", help="to a port"
     )
     group.add_argument("--helper", metavar="NAME", help="of one helper")
-    group.add_argument("--zone", type=int, metavar="ZONE", help="in a conntrack zone")
+    if not service:
+        group.add_argument(
+            "--zone", type=int, metavar="ZONE", help="in a conntrack zone"
+        )
     if state:
         group.add_argument(
-            "--state", type=str.upper, metavar="STATE", help="in a state of TCP"
+            "--state",
+            type=str.upper,
+            metavar="STATE",
+            help="in a state of TCP, UNREPLIED or ASSURED",
         )
 
 
@@ -114,6 +126,16 @@ def flow_text(flow: dict[str, Any]) -> str:
     if flow.get("source_port") is not None:
         source += f" port {flow['source_port']}"
     return f"{flow['transport']} {source} > {flow['destination']}"
+
+
+def expectation_line(record: dict[str, Any]) -> str:
+    """An expectation with its control flow."""
+    kind = "permanent" if record["permanent"] else "once"
+    policy = f" {record['policy']}" if record["policy"] else ""
+    return (
+        f"{flow_text(record['expects'])}  {record['helper']}{policy}, {kind}, "
+        f"{record['timeout']} s, of {flow_text(record['flow'])}"
+    )
 
 
 def amount(number: int) -> str:

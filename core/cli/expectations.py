@@ -10,8 +10,8 @@ from cthelper.core.cli.control import (
     add_json,
     add_socket,
     connected,
+    expectation_line,
     filter_of,
-    flow_text,
     print_records,
 )
 from cthelper.core.cli.options import Commands
@@ -134,12 +134,6 @@ def _add(options: argparse.Namespace) -> int:
 def _print(records: Iterable[dict[str, Any]]) -> int:
     count = 0
     for each in records:
-        kind = "permanent" if each["permanent"] else "once"
-        policy = f" {each['policy']}" if each["policy"] else ""
-        print(
-            f"{flow_text(each['expects'])}  {each['helper']}{policy}, {kind}, "
-            f"{each['timeout']} s, of {flow_text(each['flow'])}",
-            flush=True,
-        )
+        print(expectation_line(each), flush=True)
         count += 1
     return count

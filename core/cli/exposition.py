@@ -28,6 +28,13 @@ _PLAIN: Final = "text/plain; version=0.0.4; charset=utf-8"
 # Of a server's counters those that are no events, and have metrics of their own.
 _TALLIES: Final = ("packets", "verdicts_refused", "bypassed", "dropped")
 
+# What names of samples have behind their metric's (OpenMetrics 1.0).
+_SUFFIXES: Final = {
+    "counter": ("_total",),
+    "info": ("_info",),
+    "histogram": ("_bucket", "_count", "_sum"),
+}
+
 Sample = tuple[str, tuple[str, ...], float]
 """A metric's name, its labels' values, and its value."""
 
@@ -122,6 +129,30 @@ METRICS: Final = {
     "cthelper_table_entries_limit": Exposed(
         "gauge", "how many the kernel's table may have", ("table",)
     ),
+    "cthelper_announcements_total": Exposed(
+        "counter", "expectations that were put in", ("helper",)
+    ),
+    "cthelper_data_flows_total": Exposed(
+        "counter", "flows that were expected", ("helper",)
+    ),
+    "cthelper_data_flows_live": Exposed("gauge", "those that are there", ("helper",)),
+    "cthelper_data_packets_total": Exposed(
+        "counter", "packets of those that have ended, both directions", ("helper",)
+    ),
+    "cthelper_data_bytes_total": Exposed(
+        "counter", "bytes of those that have ended, both directions", ("helper",)
+    ),
+    "cthelper_setup_seconds_bucket": Exposed(
+        "histogram",
+        "from an announcement to the first packet of the flow that met it",
+        ("helper", "le"),
+    ),
+    "cthelper_setup_seconds_count": Exposed(
+        "histogram", "how many announcements were met", ("helper",)
+    ),
+    "cthelper_setup_seconds_sum": Exposed(
+        "histogram", "the seconds of all of them", ("helper",)
+    ),
 }
 """All that are exposed, by the names of their samples."""
 
@@ -133,10 +164,12 @@ def families(found: Mapping[str, Any] | None) -> "list[Metric]":
     made: dict[str, Metric] = {}
     for name, labels, value in samples(found):
         exposed = METRICS[name]
-        family = made.get(name)
+        bare = name
+        for suffix in _SUFFIXES.get(exposed.kind, ()):
+            bare = bare.removesuffix(suffix)
+        family = made.get(bare)
         if family is None:
-            bare = name.removesuffix("_total").removesuffix("_info")
-            family = made[name] = Metric(bare, exposed.help, exposed.kind)
+            family = made[bare] = Metric(bare, exposed.help, exposed.kind)
         pairs = dict(zip(exposed.labels, labels, strict=True))
         family.add_sample(name, pairs, value)
     return list(made.values())
@@ -181,6 +214,9 @@ def samples(found: Mapping[str, Any] | None) -> Iterator[Sample]:
         if fill is not None:
             yield "cthelper_table_entries", (table,), fill["used"]
             yield "cthelper_table_entries_limit", (table,), fill["most"]
+    if (statistics := found["statistics"]) is not None:
+        for helper, tally in statistics["helpers"].items():
+            yield from _tally(helper, tally)
 
 
 def _supervisor(told: Mapping[str, Any]) -> Iterator[Sample]:
@@ -227,6 +263,22 @@ def _queue(told: Mapping[str, Any]) -> Iterator[Sample]:
         yield "cthelper_queue_waiting_packets", labels, told["waiting"]
         fate = "dropped" if "dropped" in told else "bypassed"
         yield f"cthelper_queue_{fate}_packets_total", labels, told[fate]
+
+
+def _tally(helper: str, told: Mapping[str, Any]) -> Iterator[Sample]:
+    labels = (helper,)
+    yield "cthelper_announcements_total", labels, told["announced"]
+    yield "cthelper_data_flows_total", labels, told["flows"]
+    yield "cthelper_data_flows_live", labels, told["live"]
+    yield "cthelper_data_packets_total", labels, told["packets"]
+    yield "cthelper_data_bytes_total", labels, told["bytes"]
+    setup, below = told["setup"], 0
+    for end, count in setup["classes"]:
+        below += count
+        bound = "+Inf" if end is None else str(float(end))
+        yield "cthelper_setup_seconds_bucket", (helper, bound), below
+    yield "cthelper_setup_seconds_count", labels, setup["count"]
+    yield "cthelper_setup_seconds_sum", labels, setup["seconds"]
 
 
 def _events(

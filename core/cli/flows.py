@@ -3,20 +3,23 @@
 
 import argparse
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
+from cthelper.control import Control
 from cthelper.core.cli.control import (
     add_filter,
     add_json,
     add_socket,
     amount,
     connected,
+    expectation_line,
     filter_of,
     flow_text,
     print_records,
 )
 from cthelper.core.cli.options import Commands
 from cthelper.core.errors import UsageError
+from cthelper.core.tuples import Kind
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -24,15 +27,20 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "flows",
         help="control flows of the running daemon, what each expects and what came "
-        "of it; `flows delete` ends them",
+        "of it; `flows delete` ends them, `flows events` shows them come and go",
         description="Lists the flows that have a helper of the running daemon; below "
         "each what it expects, with the seconds that are left, and the flows that were "
         "expected. A flow is listed where it, or what belongs to it, is what the "
         "options say. `delete` ends such control flows and their expectations, with "
-        "--data their data flows, too; only root may.",
+        "--data their data flows, too; only root may. `events` prints entries and "
+        "expectations as they come and go, until Ctrl-C.",
     )
     parser.add_argument(
-        "action", nargs="?", choices=("list", "delete"), default="list", help="list"
+        "action",
+        nargs="?",
+        choices=("list", "delete", "events"),
+        default="list",
+        help="list",
     )
     add_socket(parser)
     add_json(parser)
@@ -40,11 +48,18 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="list: also entries of conntrack without a helper; delete: all control "
-        "flows",
+        help="list, events: also entries of conntrack without a helper; delete: all "
+        "control flows",
     )
     parser.add_argument(
         "--data", action="store_true", help="delete: the expected flows, too"
+    )
+    parser.add_argument(
+        "--event",
+        action="append",
+        default=[],
+        choices=[str(each) for each in Kind],
+        help="events: of one kind; may be repeated",
     )
     parser.set_defaults(command=_flows)
 
@@ -56,7 +71,11 @@ def _flows(options: argparse.Namespace) -> int:
         raise UsageError("flows delete: say which flows, or --all")
     if options.data and not deletes:
         raise UsageError("--data is for flows delete")
+    if options.event and options.action != "events":
+        raise UsageError("--event is for flows events")
     with connected(options) as control:
+        if options.action == "events":
+            _follow(options, control)
         if deletes:
             found = control.request(
                 "delete-flows", filter=wanted, data=options.data, all=options.all
@@ -73,6 +92,30 @@ def _flows(options: argparse.Namespace) -> int:
         if deletes:
             print(f"{count} entries deleted")
     return 0
+
+
+def _follow(options: argparse.Namespace, control: Control) -> NoReturn:
+    """Print what happens until a signal ends it, or the daemon does."""
+    found = control.flow_events(
+        events=options.event, others=options.all, **filter_of(options)
+    )
+    if options.json:
+        print_records(found)
+    else:
+        for record in found:
+            print(f"{record['time']} {_happened(record)}", flush=True)
+    raise AssertionError  # it has no end
+
+
+def _happened(record: dict[str, Any]) -> str:
+    event = record["event"]
+    if "times" in record:
+        return f"{event} {record['times']} times: they came faster than they were read"
+    if "expects" in record:
+        return f"{event} {expectation_line(record)}"
+    line = f"{event} {flow_text(record['flow'])}  {_told(record)}"
+    master = record["master"]
+    return line if master is None else f"{line}, expected by {flow_text(master)}"
 
 
 def _lines(record: dict[str, Any]) -> Iterator[str]:
@@ -92,12 +135,13 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
 
 def _told(entry: dict[str, Any]) -> str:
     parts = [entry["helper"]] if entry["helper"] else []
-    if entry["inspection"] == "finished":
+    if entry.get("inspection") == "finished":
         parts.append(f"finished ({entry['reason']})")
-    elif entry["inspection"] == "inspected":
+    elif entry.get("inspection") == "inspected":
         parts.append("inspected")
     parts.append(entry["state"] or ("answered" if entry["answered"] else "unanswered"))
-    parts.append(f"{entry['timeout']} s")
+    if entry.get("event") != Kind.DESTROY:
+        parts.append(f"{entry['timeout']} s")
     if entry["packets"] is not None:
         packets, size = sum(entry["packets"]), sum(entry["bytes"])
         parts.append(f"{packets:,} packets, {amount(size)}")

@@ -6,25 +6,31 @@ docs/control.md says.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any, Final, cast
 
+from cthelper.core.control.collecting import Collector
 from cthelper.core.control.health import Fill, status
-from cthelper.core.control.matching import Ends, Filter
+from cthelper.core.control.matching import Ends, Filter, expected
 from cthelper.core.control.reports import TOO_LONG, Asker
+from cthelper.core.control.statistics import Key, Statistics
 from cthelper.core.control.tree import (
     Branch,
     Known,
     branch_record,
     branches,
+    entry_record,
     expectation_record,
     meant,
 )
+from cthelper.core.control.watching import watch
 from cthelper.core.errors import CthelperError, NotFound
 from cthelper.core.netlink.ctnetlink import Ctnetlink
+from cthelper.core.netlink.monitor import Happened
 from cthelper.core.queue.binding import BoundQueue
 from cthelper.core.records import (
     Record,
@@ -32,8 +38,9 @@ from cthelper.core.records import (
     read_endpoint,
     read_flow,
     read_transport,
+    time_text,
 )
-from cthelper.core.tuples import Conntrack, Expectation, FlowKey
+from cthelper.core.tuples import Conntrack, Expectation, FlowKey, Kind, key_of
 
 SUPERVISOR: Final = -1
 """The supervisor's number among those that are asked."""
@@ -63,7 +70,8 @@ class Commands:
     """The commands.
 
     `asked` are the processes that are asked, by number. `queues` are those that are
-    bound, `expectations` and `entries` how full the kernel's tables are.
+    bound, `expectations` and `entries` how full the kernel's tables are; `collector`
+    has the statistics, where there are any.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class Commands:
         queues: Callable[[], Mapping[int, BoundQueue]],
         expectations: Callable[[], Fill | None],
         entries: Callable[[], Fill | None],
+        collector: Collector | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -82,6 +91,7 @@ class Commands:
         self._queues = queues
         self._expectations = expectations
         self._entries = entries
+        self._collector = collector
         self._clock = clock
         self._sleep = sleep
         self._commands: dict[str, _Command] = {
@@ -89,6 +99,8 @@ class Commands:
             "flows": self._flows,
             "expectations": self._list_expectations,
             "events": self._events,
+            "flow-events": self._flow_events,
+            "stats": self._stats,
         }
         self._changes: dict[str, _Command] = {
             "delete-flows": self._delete_flows,
@@ -118,6 +130,7 @@ class Commands:
     def _status(self, _request: Record) -> Iterator[Record | None]:
         # Who asks may have no time for each of many that do not answer.
         until = time.monotonic() + _ANSWER_SECONDS
+        collector = self._collector
         states = {
             number: self._ask(
                 number, "state", max(_LATE_SECONDS, until - time.monotonic())
@@ -131,6 +144,7 @@ class Commands:
             self._queues(),
             self._entries(),
             self._expectations(),
+            None if collector is None else collector.read(Statistics.totals),
         )
 
     def _flows(self, request: Record) -> Iterator[Record | None]:
@@ -147,7 +161,7 @@ class Commands:
         with closing(self._ctnetlink()) as ctnetlink:
             found = ctnetlink.expectations()
         for expectation in found:
-            if _expected(expectation, wanted):
+            if expected(expectation, wanted):
                 yield _expectation_record(expectation, policies)
 
     def _events(self, request: Record) -> Iterator[Record | None]:
@@ -172,6 +186,56 @@ class Commands:
             # Whether somebody still listens is seen now.
             yield None
             self._sleep(_FOLLOW_SECONDS)
+
+    def _flow_events(self, request: Record) -> Iterator[Record | None]:
+        wanted = Filter.read(request.get("filter", {}))
+        names = request.get("events") or list(Kind)
+        if not isinstance(names, list):
+            raise ValueError("events is no list")
+        kinds = [Kind(each) for each in dict.fromkeys(names)]
+        policies = self._policies()
+        helpers = None if request.get("all") else policies
+        with closing(self._ctnetlink()) as ctnetlink:
+            for event in watch(kinds, ctnetlink.listed(), wanted, helpers):
+                yield (
+                    None
+                    if event is None
+                    else {
+                        "time": time_text(self._clock()),
+                        **_happened_record(event, policies),
+                    }
+                )
+
+    def _stats(self, request: Record) -> Iterator[Record | None]:
+        wanted = Filter.read(request.get("filter", {}))
+        if self._collector is None:
+            raise Refused(
+                "no-statistics",
+                "statistics are off: [control] statistics = true, and restart cthelper",
+            )
+        if (wanted.sport, wanted.state, wanted.zone) != (None, None, None):
+            raise ValueError(
+                "statistics know no port of who asks, no state and no zone"
+            )
+        policies = self._policies()
+        yield self._collector.read(Statistics.totals)
+        rows, live = self._collector.read(Statistics.rows)
+        packets: Counter[Key] = Counter()
+        size: Counter[Key] = Counter()
+        if live:
+            with closing(self._ctnetlink()) as ctnetlink:
+                for each in ctnetlink.listed():
+                    owner = live.get(key_of(each.entry))
+                    if owner is not None:
+                        packets[owner] += each.packets
+                        size[owner] += each.bytes
+        for key, row in rows.items():
+            helper, peer, (transport, to) = key
+            ends = Ends(transport, peer, None, to.address, to.port)
+            if helper not in policies or wanted.helper not in (None, helper):
+                continue
+            if wanted.admits(ends):
+                yield {**row, "live_packets": packets[key], "live_bytes": size[key]}
 
     # What is changed
 
@@ -216,7 +280,7 @@ class Commands:
         with closing(self._ctnetlink()) as ctnetlink:
             for expectation in ctnetlink.expectations():
                 ours = expectation.helper in policies
-                if ours and _expected(expectation, wanted):
+                if ours and expected(expectation, wanted):
                     with suppress(NotFound):  # it was met, or its time is over
                         ctnetlink.delete_expectation(expectation)
                         yield _expectation_record(expectation, policies)
@@ -322,17 +386,6 @@ def _narrow(request: Record) -> Filter:
     return wanted
 
 
-def _expected(expectation: Expectation, wanted: Filter) -> bool:
-    """Whether a filter means an expectation, by itself or by its control flow."""
-    if wanted.zone not in (None, expectation.zone) or wanted.state is not None:
-        return False
-    if wanted.helper not in (None, expectation.helper):
-        return False
-    return any(
-        map(wanted.admits, (Ends.expected(expectation), Ends.of(expectation.master)))
-    )
-
-
 def _expectation_record(
     expectation: Expectation, policies: Mapping[str, tuple[str, ...]]
 ) -> Record:
@@ -374,6 +427,22 @@ def _wanted(request: Record, master: Conntrack, policies: Sequence[str]) -> Expe
         helper=None,
         zone=master.zone,
     )
+
+
+def _happened_record(
+    event: Happened | int, policies: Mapping[str, tuple[str, ...]]
+) -> Record:
+    if isinstance(event, int):
+        return {"event": "events-missed", "times": event}
+    if isinstance(event.subject, Expectation):
+        told = _expectation_record(event.subject, policies)
+    else:
+        master = event.subject.entry.master
+        told = {
+            **entry_record(event.subject),
+            "master": None if master is None else flow_record(master),
+        }
+    return {"event": str(event.kind), **told}
 
 
 def _told_of(event: Record, wanted: Filter) -> bool:

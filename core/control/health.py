@@ -39,11 +39,12 @@ def status(
     queues: Mapping[int, BoundQueue],
     entries: Fill | None,
     expectations: Fill | None,
+    statistics: Record | None = None,
 ) -> Record:
     """The record of `cthelper status`.
 
     None stands for what has not answered. `entries` and `expectations` are the kernel's
-    tables.
+    tables, `statistics` those of each helper, where they are kept.
     """
     counters: Counter[str] = Counter()
     for each in (supervisor, *servers.values()):
@@ -60,6 +61,7 @@ def status(
             "conntrack": None if entries is None else entries.record(),
             "expectations": None if expectations is None else expectations.record(),
         },
+        "statistics": statistics,
         "counters": dict(sorted(counters.items())),
     }
 

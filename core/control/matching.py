@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any, Final, NamedTuple
 
-from cthelper.core.netlink.listing import TCP_STATES
+from cthelper.core.netlink.listing import TCP_STATES, Listed
 from cthelper.core.records import Record, read_endpoint, read_flow, read_transport
 from cthelper.core.tuples import Address, Expectation, Network, Transport, Tuple
 
 _TEXTS: Final = ("transport", "source", "destination", "helper", "state")
+# What conntrack(8) shows of an entry in brackets, of UDP's too.
+_UNREPLIED, _ASSURED = "UNREPLIED", "ASSURED"
+STATES: Final = (*TCP_STATES, _UNREPLIED, _ASSURED)
+"""What a filter may ask for."""
+
 _NUMBERS: Final = {"sport": 0xFFFF, "dport": 0xFFFF, "zone": 0xFFFF}
 
 
@@ -61,7 +66,7 @@ class Filter:
     """Flows from and to networks and ports; what is None is not looked at.
 
     Source and destination are those of the original direction, as for ``conntrack -s``
-    and ``-d``. `state` is TCP's.
+    and ``-d``. `state` is one of STATES.
     """
 
     transport: Transport | None = None
@@ -93,8 +98,8 @@ class Filter:
             ):
                 raise ValueError(f"{key} {value} is no number from 0 to {most}")
         state, transport = given.get("state"), given.get("transport")
-        if state is not None and state not in TCP_STATES:
-            raise ValueError(f"{state} is no state of TCP: {', '.join(TCP_STATES)}")
+        if state is not None and state not in STATES:
+            raise ValueError(f"{state} is no state: {', '.join(STATES)}")
         return cls(
             transport=None if transport is None else read_transport(transport),
             source=_network(given.get("source")),
@@ -136,6 +141,26 @@ class Filter:
             and self.sport in (None, ends.sport)
             and self.dport in (None, ends.dport)
         )
+
+
+def in_state(listed: Listed, state: str) -> bool:
+    """Whether an entry is in a state of TCP's, or unanswered, or assured."""
+    if state == _UNREPLIED:
+        return not listed.entry.answered
+    if state == _ASSURED:
+        return listed.entry.assured
+    return listed.state == state
+
+
+def expected(expectation: Expectation, wanted: Filter) -> bool:
+    """Whether a filter means an expectation, by itself or by its control flow."""
+    if wanted.zone not in (None, expectation.zone) or wanted.state is not None:
+        return False
+    if wanted.helper not in (None, expectation.helper):
+        return False
+    return any(
+        map(wanted.admits, (Ends.expected(expectation), Ends.of(expectation.master)))
+    )
 
 
 def _in(where: Address | Network | None, network: Network) -> bool:

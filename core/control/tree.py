@@ -8,9 +8,9 @@ servers know what is inspected. Here they come together.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from cthelper.core.control.matching import Ends, Filter
+from cthelper.core.control.matching import Ends, Filter, in_state
 from cthelper.core.netlink.listing import Listed
-from cthelper.core.records import Record, expects_record, flow_record
+from cthelper.core.records import Record, expects_record, flow_record, time_text
 from cthelper.core.tuples import Expectation, FlowKey, Tuple, key_of
 
 Place = tuple[Tuple, int]
@@ -94,7 +94,7 @@ def meant(branch: Branch, wanted: Filter) -> bool:
     if wanted.helper not in (None, helper):
         return False
     if wanted.state is not None:
-        listed = [each for each in listed if each.state == wanted.state]
+        listed = [each for each in listed if in_state(each, wanted.state)]
         return any(wanted.admits(Ends.of(each.entry.original)) for each in listed)
     return any(
         wanted.admits(each)
@@ -143,6 +143,36 @@ def expectation_record(expectation: Expectation, policies: tuple[str, ...]) -> R
     }
 
 
+def entry_record(listed: Listed) -> Record:
+    """An entry for JSON, as the kernel has it."""
+    entry = listed.entry
+    counts = [each for each in (listed.sent, listed.answered) if each is not None]
+    counted = len(counts) == 2
+    return {
+        "flow": flow_record(entry.original),
+        "reply": flow_record(entry.reply),
+        "zone": entry.zone,
+        "id": entry.id,
+        "helper": entry.helper,
+        "state": listed.state,
+        "answered": entry.answered,
+        "assured": entry.assured,
+        "timeout": entry.timeout,
+        "mark": entry.mark,
+        "packets": [each.packets for each in counts] if counted else None,
+        "bytes": [each.bytes for each in counts] if counted else None,
+        "began": _moment(listed.began),
+        "ended": _moment(listed.ended),
+    }
+
+
+def _moment(nanoseconds: int) -> str | None:
+    """A time since 1970; None: it is not known."""
+    if not nanoseconds:
+        return None
+    return time_text(nanoseconds / 1e9)
+
+
 def _entry_record(
     listed: Listed,
     known: Mapping[FlowKey, Known],
@@ -157,22 +187,9 @@ def _entry_record(
         inspection = "unknown"
     else:
         inspection = "inspected" if found.finished is None else "finished"
-    counts = [each for each in (listed.sent, listed.answered) if each is not None]
-    counted = len(counts) == 2
     return {
-        "flow": flow_record(entry.original),
-        "reply": flow_record(entry.reply),
-        "zone": entry.zone,
-        "id": entry.id,
-        "helper": entry.helper,
+        **entry_record(listed),
         "inspection": inspection,
         "reason": None if found is None else found.finished,
         "worker": None if found is None else found.worker,
-        "state": listed.state,
-        "answered": entry.answered,
-        "assured": entry.assured,
-        "timeout": entry.timeout,
-        "mark": entry.mark,
-        "packets": [each.packets for each in counts] if counted else None,
-        "bytes": [each.bytes for each in counts] if counted else None,
     }

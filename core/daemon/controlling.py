@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from typing import Final
 from cthelper import __version__
 from cthelper.core.config import ControlConfig
 from cthelper.core.control import reports
+from cthelper.core.control.collecting import Collector
 from cthelper.core.control.commands import SUPERVISOR, Commands
 from cthelper.core.control.controller import Controller
 from cthelper.core.control.health import Fill
@@ -69,6 +71,7 @@ class Control:
         self._pairs: dict[int, tuple[socket.socket, socket.socket]] = {}
         self._listening: socket.socket | None = None
         self._path: Path | None = None
+        self._statistics = False
         self._pid = 0
         self._life: socket.socket | None = None
         self._since = 0.0
@@ -84,6 +87,7 @@ class Control:
         The supervisor is asked at what is returned.
         """
         self._pairs = {number: reports.pair() for number in self._numbers}
+        self._statistics = config.statistics
         if config.socket is not None:
             self._open(config.socket, config.group)
         return Reporter(self.end_of(SUPERVISOR), self._answers)
@@ -151,11 +155,13 @@ class Control:
             room = table.room()
             return None if room is None else Fill(room.held, room.most)
 
+        collector = Collector() if self._statistics else None
         commands = Commands(
             {number: Asker(asking) for number, (asking, _) in self._pairs.items()},
             queues=lambda: bound_queues(queues),
             expectations=expectations,
             entries=lambda: _fill(entries),
+            collector=collector,
         )
         # Neither is allowed by the systemd unit, which bounds its memory itself.
         with suppress(OSError):
@@ -165,6 +171,8 @@ class Control:
             most = _data() + _MEMORY
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         self._confinement.confine_controller()
+        if collector is not None:
+            threading.Thread(target=collector.run, daemon=True).start()
         Controller(self._listening, life.fileno(), commands, __version__).run()
 
     def died(self) -> None:

@@ -141,6 +141,27 @@ class Control:
             "events", since=since, follow=follow, events=list(events), filter=filter_
         )
 
+    def flow_events(
+        self, *, events: Sequence[str] = (), others: bool = False, **filter_: object
+    ) -> Iterator[Any]:
+        """Entries and expectations as they come and go, for ever.
+
+        `events` are any of ``new``, ``update``, ``destroy``, ``expectation-new`` and
+        ``expectation-destroy``. With `others` also those without a helper of the
+        daemon's.
+        """
+        self._socket.settimeout(None)
+        return self.request(
+            "flow-events", all=others, events=list(events), filter=filter_
+        )
+
+    def stats(self, **filter_: object) -> Iterator[Any]:
+        """Statistics: first those of each helper, then those of peers and services.
+
+        Raises ControlError, ``no-statistics``, where they are off.
+        """
+        return self.request("stats", filter=filter_)
+
     def request(self, command: str, **details: object) -> Iterator[Any]:
         """The records of an answer. Raises ControlError where it is an error."""
         self._send({"command": command, **details})

@@ -4,15 +4,20 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from cthelper.core.cli import main
+from cthelper.core.control import watching
+from cthelper.core.control.statistics import Statistics
+from cthelper.core.netlink.monitor import Happened
 from cthelper.core.records import Record
+from cthelper.core.tuples import Kind
 from tests.core.builders import CLIENT, SERVER, flow_tuple
-from tests.core.control.controlled import World, controller
+from tests.core.control.controlled import Told, World, controller
 from tests.core.control.test_tree import expectation, listed, tuple_of
 
 
@@ -98,7 +103,9 @@ def test_flows_are_deleted(world: World, capsys: pytest.CaptureFixture[str]) -> 
     [
         (("flows", "delete"), "flows delete: say which flows, or --all"),
         (("flows", "--data"), "--data is for flows delete"),
-        (("flows", "--state", "open"), "OPEN is no state of TCP: NONE"),
+        (("flows", "--event", "new"), "--event is for flows events"),
+        (("stats",), "statistics are off: [control] statistics = true"),
+        (("flows", "--state", "open"), "OPEN is no state: NONE"),
         (("expectations", "delete"), "expectations delete: say which, or flush all"),
         (("events", "--no-follow"), "--no-follow is for --since"),
     ],
@@ -110,7 +117,8 @@ def test_what_makes_no_sense_is_refused(
     error: str,
 ) -> None:
     done = Ran(world, capsys, *words)
-    assert done.code == (1 if "--state" in words else 2)
+    # What the daemon refuses is no wrong usage.
+    assert done.code == (1 if {"--state", "stats"} & {*words} else 2)
     assert done.err.startswith(f"cthelper: {error}")
     assert done.out == ""
 
@@ -155,6 +163,73 @@ def test_events_are_a_line_each(
     )
     done = Ran(world, capsys, "events", "--since", "9", "--no-follow", "--event", "x")
     assert (done.code, done.out) == (0, "")
+
+
+def test_entries_are_shown_as_they_come_and_go(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = replace(listed(10), ended=1_700_000_000_000_000_000)
+    monitor = Told(
+        [
+            Happened(Kind.NEW, listed(2, helper="line")),
+            Happened(Kind.EXPECTATION_NEW, expectation(2, 7001)),
+        ],
+        [Happened(Kind.UPDATE, listed(50)), Happened(Kind.DESTROY, ended)],
+    )
+    monkeypatch.setattr(watching, "Monitor", monitor.opened)
+    done = Ran(world, capsys, "flows", "events", "--all")
+    assert done.code == 1
+    assert done.err.startswith("cthelper: read events: ")
+    assert [line.partition(" ")[2] for line in done.out.splitlines()] == [
+        f"new tcp {CLIENT}:2 > {SERVER}:7000  line, ESTABLISHED, 0 s, 5 packets, 500 B",
+        f"expectation-new tcp {CLIENT} > {SERVER}:7001  line data, once, 30 s, "
+        f"of tcp {CLIENT}:2 > {SERVER}:7000",
+        f"update tcp {CLIENT}:50 > {SERVER}:7000  ESTABLISHED, 0 s, 5 packets, 500 B",
+        f"destroy tcp {CLIENT}:10 > {SERVER}:7000  ESTABLISHED, 5 packets, 500 B, "
+        f"expected by tcp {CLIENT}:1 > {SERVER}:7000",
+        "events-missed 2 times: they came faster than they were read",
+    ]
+    done = Ran(world, capsys, "flows", "events", "--json", "--event", "destroy")
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert [each["event"] for each in told] == ["destroy", "events-missed"]
+    assert told[0]["ended"] == "2023-11-14T22:13:20.000+00:00"
+    assert monitor.asked == [Kind.DESTROY]
+
+
+def test_statistics_are_a_table(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics = Statistics(1_700_000_000.0)
+    statistics.compare(world.kernel.table)
+    for master, seconds in ((1, 0.002), (3, 45.0)):
+        statistics.announced(
+            replace(expectation(master, 7000), timeout=60), 10.0 * master
+        )
+        flow = listed(20 + master, master=tuple_of(master))
+        statistics.begun(flow, 10.0 * master + seconds)
+        statistics.ended(flow)
+    world.collect(statistics)
+    done = Ran(world, capsys, "stats")
+    assert (done.code, done.err) == (0, "")
+    service = f"tcp {SERVER}:7000"
+    assert done.out.splitlines() == [
+        "since 2023-11-14 22:13:20+00:00",
+        "HELPER  PEER       SERVICE                ANNOUNCED  FLOWS  LIVE  PACKETS  "
+        "  BYTES    SETUP   SLOWEST",
+        f"line    {CLIENT}  {service}          2      3     1       15  "
+        "1.5 KiB  0.003 s  45.000 s",
+    ]
+    done = Ran(world, capsys, "stats", "--by", "helper", "-n", "1", "--sort", "flows")
+    assert done.out.splitlines()[1].split()[:3] == ["HELPER", "ANNOUNCED", "FLOWS"]
+    assert done.out.splitlines()[2].split()[:3] == ["line", "2", "3"]
+    done = Ran(world, capsys, "stats", "-d", "10.0.0.0/8")
+    assert done.out == "since 2023-11-14 22:13:20+00:00\n"
+    done = Ran(world, capsys, "stats", "--json")
+    head, row = (json.loads(each) for each in done.out.splitlines())
+    assert head["helpers"]["line"]["flows"] == row["flows"] == 3
+    assert (row["bytes"], row["live_bytes"]) == (1000, 500)
+    done = Ran(world, capsys, "status", "--json")
+    assert json.loads(done.out)["statistics"] == head
 
 
 def test_nobody_there_is_said(

@@ -16,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families as plain_fam
 
 from cthelper.core.cli.exposition import _EVENTS, METRICS, exposition, samples
 from cthelper.core.control.health import Fill, status
+from cthelper.core.control.statistics import Statistics
 from cthelper.core.queue.binding import BoundQueue
+from tests.core.control.test_tree import expectation, listed, tuple_of
 
 ROOT: Final = Path(__file__).parents[3]
 FOLDER: Final = ROOT / "docs" / "metrics"
@@ -62,7 +64,18 @@ def found(**more: object) -> dict[str, Any]:
         {2077: BoundQueue(2077, 1, 4, 9, 5), 2078: BoundQueue(2078, 1, 6, 9, 7)},
         Fill(2, 65536),
         Fill(1, 4096),
+        counted().totals(),
     )
+
+
+def counted() -> Statistics:
+    """Two announcements that were met; one of the flows has ended."""
+    statistics = Statistics(0.0)
+    for master, seconds in ((1, 0.02), (2, 60.0)):
+        statistics.announced(expectation(master, 7000), 0.0)
+        statistics.begun(listed(10 + master, master=tuple_of(master)), seconds)
+    statistics.ended(listed(11, master=tuple_of(1)))
+    return statistics
 
 
 def values(told: dict[str, Any] | None) -> dict[tuple[str, ...], float]:
@@ -114,6 +127,17 @@ def test_every_metric_is_exposed_and_its_value_is_the_status() -> None:
             ("cthelper_table_entries_limit", "conntrack"): 65536,
             ("cthelper_table_entries", "expectations"): 1,
             ("cthelper_table_entries_limit", "expectations"): 4096,
+            ("cthelper_announcements_total", "line"): 2,
+            ("cthelper_data_flows_total", "line"): 2,
+            ("cthelper_data_flows_live", "line"): 1,
+            ("cthelper_data_packets_total", "line"): 5,
+            ("cthelper_data_bytes_total", "line"): 500,
+            ("cthelper_setup_seconds_bucket", "line", "0.01"): 0,
+            ("cthelper_setup_seconds_bucket", "line", "0.03"): 1,
+            ("cthelper_setup_seconds_bucket", "line", "30.0"): 1,
+            ("cthelper_setup_seconds_bucket", "line", "+Inf"): 2,
+            ("cthelper_setup_seconds_count", "line"): 2,
+            ("cthelper_setup_seconds_sum", "line"): 60.02,
         }.items()
     )
     # What the queues tell is not told twice.

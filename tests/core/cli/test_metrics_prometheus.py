@@ -21,7 +21,7 @@ from cthelper.core.cli import main
 from cthelper.core.cli.exposition import METRICS, exposition
 from cthelper.core.queue.binding import BoundQueue
 from tests.core.cli.process import started
-from tests.core.cli.test_exposition import expressions, found, supervisor
+from tests.core.cli.test_exposition import counted, expressions, found, supervisor
 from tests.core.control.controlled import World, controller
 
 pytestmark = pytest.mark.prometheus
@@ -186,6 +186,7 @@ def test_server_scrapes_and_answers_all_panels_and_rules(tmp_path: Path) -> None
     state = world.server.state
     assert state is not None
     state["counters"] = {"expectation": 2, "refused.low-port": 1, "packets": 9}
+    world.collect(counted())
     words = ("metrics", "--socket", str(world.path), "--listen", "127.0.0.1:0")
     with controller(world), started(*words) as exporter:
         assert exporter.stderr is not None

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A controller at a real socket, with processes and a kernel that are made up."""
 
+import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
+from cthelper.core.control.collecting import Collector
 from cthelper.core.control.commands import SUPERVISOR, Commands
 from cthelper.core.control.controller import Controller
 from cthelper.core.control.health import Fill
 from cthelper.core.control.recent import Recent
 from cthelper.core.control.reports import Asker
-from cthelper.core.errors import NotFound
+from cthelper.core.control.statistics import Statistics
+from cthelper.core.errors import NetlinkError, NotFound
 from cthelper.core.netlink.listing import Listed
+from cthelper.core.netlink.monitor import Happened
 from cthelper.core.queue.binding import BoundQueue
 from cthelper.core.records import Record
-from cthelper.core.tuples import Conntrack, Expectation, Tuple
+from cthelper.core.tuples import Conntrack, Expectation, Kind, Tuple
 
 
 class Process:
@@ -79,6 +83,34 @@ class Kernel:
         self.expected.remove(expectation)
 
 
+class Told:
+    """A monitor that tells of these events, and then fails."""
+
+    def __init__(self, *batches: list[Happened]) -> None:
+        self._batches = batches
+        self.asked: list[Kind] = []
+
+    def opened(self, kinds: Iterable[Kind], **_options: object) -> "Told":
+        """As `Monitor` is made."""
+        self.asked = list(kinds)
+        self.overruns = 0
+        self._left = list(self._batches)
+        return self
+
+    def read(self, _seconds: float) -> Iterator[Happened]:
+        """Those that come next; the last ones are lost."""
+        if self._left:
+            found = self._left.pop(0)
+            return iter([each for each in found if each.kind in self.asked])
+        if self.overruns:
+            raise NetlinkError.of(errno.EIO, "read events")
+        self.overruns = 2
+        return iter(())
+
+    def close(self) -> None:
+        pass
+
+
 class World:
     """A supervisor, a server and a kernel, and who answers for them at `path`."""
 
@@ -111,6 +143,12 @@ class World:
             expectations=lambda: Fill(1, 4096),
             entries=lambda: Fill(2, 65536),
         )
+
+    def collect(self, statistics: Statistics) -> None:
+        """Have these statistics be the daemon's."""
+        collector = Collector()
+        collector._statistics = statistics
+        self.commands._collector = collector
 
     def run(self, command: str, *, root: bool = True, **details: object) -> list[Any]:
         """What a request is answered with."""

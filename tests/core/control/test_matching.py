@@ -63,7 +63,7 @@ def test_flow_or_what_is_expected_is_meant(
         ({"source": 7}, "source is no text"),
         ({"dport": 65536}, "dport 65536 is no number from 0 to 65535"),
         ({"dport": True}, "dport True is no number"),
-        ({"state": "open"}, "open is no state of TCP: NONE, SYN_SENT"),
+        ({"state": "open"}, "open is no state: NONE, SYN_SENT"),
     ],
 )
 def test_what_is_wrong_is_said(record: object, why: str) -> None:

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Control flows with what is theirs, from what the kernel lists."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import cast
 
 import pytest
 
-from cthelper.core.control.matching import Filter
+from cthelper.core.control.matching import STATES, Filter, in_state
 from cthelper.core.control.tree import Branch, Known, branch_record, branches, meant
 from cthelper.core.netlink.listing import Count, Listed
 from cthelper.core.records import Record
-from cthelper.core.tuples import TCP, Expectation, Tuple, host_network
+from cthelper.core.tuples import TCP, Expectation, Status, Tuple, host_network
 from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
 
 POLICIES = {"line": ("data", "more")}
@@ -112,6 +113,7 @@ def test_zones_are_kept_apart() -> None:
         ({"helper": "other"}, False),
         ({"state": "ESTABLISHED"}, True),
         ({"state": "CLOSE"}, False),
+        ({"state": "UNREPLIED"}, False),
         ({"zone": 0}, True),
         ({"zone": 1}, False),
     ],
@@ -120,6 +122,20 @@ def test_tree_is_meant_where_any_of_it_is(record: Record, is_meant: bool) -> Non
     entries = [listed(1, helper="line"), listed(10, master=tuple_of(1))]
     (found,) = branches(entries, [expectation(1, 7001)], POLICIES)
     assert meant(found, Filter.read(record)) is is_meant
+
+
+@pytest.mark.parametrize(
+    ("status", "states"),
+    [
+        (Status(0), {"UNREPLIED"}),
+        (Status.SEEN_REPLY, set()),
+        (Status.SEEN_REPLY | Status.ASSURED, {"ASSURED"}),
+    ],
+)
+def test_flows_of_udp_have_states_too(status: Status, states: set[str]) -> None:
+    found = replace(listed(1), state=None)
+    found.entry.status = status
+    assert {each for each in STATES if in_state(found, each)} == states
 
 
 def test_record_says_what_is_known() -> None:
