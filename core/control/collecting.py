@@ -14,7 +14,9 @@ from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.monitor import Happened, Monitor
 from cthelper.core.tuples import Expectation, Kind, Status
 
-_KINDS: Final = (Kind.NEW, Kind.DESTROY, Kind.EXPECTATION_NEW)
+KINDS: Final = (Kind.NEW, Kind.DESTROY, Kind.EXPECTATION_NEW)
+"""What statistics are made of."""
+
 _BUFFER: Final = 4 << 20
 _WAIT_SECONDS: Final = 1.0
 # The table is read once in so long where events are lost again and again.
@@ -60,7 +62,7 @@ class Collector:
     def _collect(self) -> NoReturn:
         """Collect until something fails. Raises NetlinkError."""
         with closing(
-            self._monitor(_KINDS, status=Status.EXPECTED, buffer=_BUFFER)
+            self._monitor(KINDS, status=Status.EXPECTED, buffer=_BUFFER)
         ) as monitor:
             # From now on all is told of: what is listed after that leaves no gap.
             lost, due = -1, 0.0
