@@ -217,7 +217,6 @@ class Commands:
             raise ValueError(
                 "statistics know no port of who asks, no state and no zone"
             )
-        policies = self._policies()
         yield self._collector.read(Statistics.totals)
         rows, live = self._collector.read(Statistics.rows)
         packets: Counter[Key] = Counter()
@@ -232,9 +231,7 @@ class Commands:
         for key, row in rows.items():
             helper, peer, (transport, to) = key
             ends = Ends(transport, peer, None, to.address, to.port)
-            if helper not in policies or wanted.helper not in (None, helper):
-                continue
-            if wanted.admits(ends):
+            if wanted.helper in (None, helper) and wanted.admits(ends):
                 yield {**row, "live_packets": packets[key], "live_bytes": size[key]}
 
     # What is changed

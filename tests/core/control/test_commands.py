@@ -3,19 +3,25 @@
 
 import re
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from cthelper.core.control import commands as module
+from cthelper.core.control import watching
 from cthelper.core.control.commands import SUPERVISOR, Commands, Refused
 from cthelper.core.control.recent import KEPT
 from cthelper.core.control.reports import TOO_LONG, Asker, pair
-from cthelper.core.errors import NotFound
+from cthelper.core.control.statistics import Statistics
+from cthelper.core.errors import NetlinkError, NotFound
+from cthelper.core.netlink.monitor import Happened
 from cthelper.core.records import Record, flow_record
+from cthelper.core.tuples import Kind
 from tests.core.builders import CLIENT, SERVER, flow_tuple
-from tests.core.control.controlled import World
+from tests.core.control.controlled import Told, World
 from tests.core.control.test_tree import expectation, listed, tuple_of
 
 EXPECTS = {
@@ -243,3 +249,60 @@ def test_events_that_were_not_asked_for_in_time_are_counted(world: World) -> Non
     assert first is not None
     assert (missed["event"], missed["count"]) == ("events-missed", 5)
     assert first["number"] == 5
+
+
+def test_statistics_are_of_peers_and_services(world: World) -> None:
+    with pytest.raises(Refused, match="statistics are off") as refused:
+        world.run("stats")
+    assert refused.value.reason == "no-statistics"
+    statistics = Statistics(0.0)
+    statistics.compare(world.kernel.table)
+    statistics.announced(replace(expectation(3, 1), helper="ftp"), 0.0)
+    world.collect(statistics)
+    head, *rows = world.run("stats")
+    assert head["helpers"].keys() == {"line", "ftp"}
+    assert [each["helper"] for each in rows] == ["line", "ftp"]
+    # One flow is there, and has carried so much so far.
+    assert [each["live_packets"] for each in rows] == [5, 0]
+    for wanted, left in (
+        ({"helper": "ftp"}, ["ftp"]),
+        ({"source": CLIENT, "dport": 7000}, ["line", "ftp"]),
+        ({"destination": CLIENT}, []),
+    ):
+        found = world.run("stats", root=False, filter=wanted)[1:]
+        assert [each["helper"] for each in found] == left
+    for key in ("sport", "zone"):
+        with pytest.raises(Refused, match="statistics know no port"):
+            world.run("stats", filter={key: 1})
+
+
+@pytest.mark.parametrize("events", ["new", ["newer"], [["new"]], 7])
+def test_kinds_of_events_are_known_ones(world: World, events: object) -> None:
+    with pytest.raises(Refused) as refused:
+        world.run("flow-events", events=events)
+    assert refused.value.reason == "wrong-request"
+
+
+def test_only_flows_of_the_daemons_helpers_are_followed_unless_all_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told(
+        [
+            Happened(Kind.NEW, listed(3, helper="line")),
+            Happened(Kind.NEW, listed(4, helper="ftp")),
+            Happened(Kind.NEW, listed(50)),
+            Happened(Kind.NEW, listed(11, master=tuple_of(1))),
+            Happened(Kind.EXPECTATION_NEW, expectation(1, 7003)),
+            Happened(Kind.EXPECTATION_NEW, replace(expectation(4, 7004), helper="ftp")),
+        ]
+    )
+    monkeypatch.setattr(watching, "Monitor", told.opened)
+    for more, own in (({}, True), ({"all": True}, False)):
+        request: Record = {"command": "flow-events", **more}
+        found: list[Record] = []
+        with suppress(NetlinkError):
+            for each in world.commands.run(request, root=False):
+                found += [] if each is None else [each]
+        assert found.pop()["event"] == "events-missed"
+        assert len(found) == (3 if own else 6)
+        assert [each["event"] for each in found][-1] == "expectation-new"
