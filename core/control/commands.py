@@ -197,14 +197,11 @@ class Commands:
         helpers = None if request.get("all") else policies
         with closing(self._ctnetlink()) as ctnetlink:
             for event in watch(kinds, ctnetlink.listed(), wanted, helpers):
-                yield (
-                    None
-                    if event is None
-                    else {
-                        "time": time_text(self._clock()),
-                        **_happened_record(event, policies),
-                    }
-                )
+                if event is None:
+                    yield None
+                    continue
+                told = _happened_record(event, policies)
+                yield {"time": time_text(self._clock()), **told}
 
     def _stats(self, request: Record) -> Iterator[Record | None]:
         wanted = Filter.read(request.get("filter", {}))
