@@ -16,6 +16,7 @@ from cthelper.core.cli.control import (
     print_records,
 )
 from cthelper.core.cli.options import Commands
+from cthelper.core.errors import UsageError
 
 _LEFT_OUT: Final = {
     "announced": "announcements were too many to be remembered",
@@ -69,6 +70,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _stats(options: argparse.Namespace) -> int:
+    if options.n is not None and options.n < 0:
+        raise UsageError(f"-n {options.n}: say 0 or more")
     with connected(options) as control:
         found = control.stats(**filter_of(options))
         if options.json:
