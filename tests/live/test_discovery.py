@@ -5,6 +5,7 @@ it those of the link come in, for a while; real programs, and peers of the tests
 One daemon serves the whole module.
 """
 
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -147,7 +148,10 @@ class Story:
         }
 
     def found(self, chapter: str, name: str) -> bool:
-        """Whether a program was answered."""
+        """Whether a program was answered; skips where Debian does not have it."""
+        program = ASKERS[name][0][0]
+        if shutil.which(program) is None:
+            pytest.skip(f"this Debian has no {program}")
         return ASKERS[name][1] in self.printed[chapter][name].result()
 
     def _run(self, argv: tuple[str, ...]) -> str:
