@@ -57,6 +57,7 @@ def parser() -> "argparse.ArgumentParser":
         ruleset,
         run,
         status,
+        top,
     )
 
     made = argparse.ArgumentParser(
@@ -68,7 +69,7 @@ def parser() -> "argparse.ArgumentParser":
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
-        *(run, status, flows, expectations, events, explain, metrics, record),
+        *(run, status, top, flows, expectations, events, explain, metrics, record),
         *(check, reload, ruleset),
         *(replay, helpers, new, doctor, ask),
     ):

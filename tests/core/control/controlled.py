@@ -2,7 +2,8 @@
 """A controller at a real socket, with processes and a kernel that are made up."""
 
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -82,7 +83,7 @@ class Kernel:
 class World:
     """A supervisor, a server and a kernel, and who answers for them at `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self.kernel = Kernel()
         self.queues: dict[int, BoundQueue] = {}
@@ -110,6 +111,7 @@ class World:
             queues=lambda: self.queues,
             expectations=lambda: Fill(1, 4096),
             entries=lambda: Fill(2, 65536),
+            clock=clock,
         )
 
     def run(self, command: str, *, root: bool = True, **details: object) -> list[Any]:
