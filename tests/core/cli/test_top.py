@@ -149,8 +149,12 @@ def test_daemon_goes_away_and_comes_back(screen: Screen, tmp_path: Path) -> None
         screen.seen("cthelper  health ok")
     lines = screen.until(lambda lines: lines[0].startswith("! "))
     assert lines[1].startswith("! since ")
-    with serving(Canned(path)):
+    slow = Canned(path)
+    with serving(slow):
         screen.seen("cthelper  health ok")
+        # Nor does whoever quits wait for it.
+        slow.go_on.clear()
+        screen.seen("ASKED 4 S AGO")
         screen.press("q")
         screen.seen("ended 0")
 
