@@ -35,23 +35,27 @@ class Canned:
         self.go_on = threading.Event()
         self.go_on.set()
         self.asked: list[str] = []
-        self.at_once = self.most_at_once = 0
+        self._waiting = self.most_at_once = 0
         self._lock = threading.Lock()
 
     def serve(self, connection: socket.socket) -> None:
         """Answer who has connected."""
-        with self._lock:
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
         with connection, connection.makefile("rb") as source, suppress(OSError):
             connection.sendall(GREETING)
             for line in source:
                 command = json.loads(line)["command"]
                 self.asked.append(command)
-                self.go_on.wait(60)
+                self._wait()
                 connection.sendall(self.answers[command] + DONE)
+
+    def _wait(self) -> None:
         with self._lock:
-            self.at_once -= 1
+            self._waiting += 1
+            self.most_at_once = max(self.most_at_once, self._waiting)
+        self.go_on.wait(60)
+        # Before it is answered, as the next may be asked at once then.
+        with self._lock:
+            self._waiting -= 1
 
 
 @contextmanager
