@@ -14,6 +14,7 @@ CAP_NET_ADMIN: Final = 12
 
 _REPLAY: Final = "scapy"
 _METRICS: Final = "prometheus_client"
+_TOP: Final = "textual"
 
 
 class CthelperError(Exception):
@@ -257,6 +258,11 @@ def replay_extra() -> AbstractContextManager[None]:
 def metrics_extra() -> AbstractContextManager[None]:
     """The same of the extra ``metrics``."""
     return _needing(_METRICS)
+
+
+def top_extra() -> AbstractContextManager[None]:
+    """The same of the extra ``top``."""
+    return _needing(_TOP)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ PARTS: Final = {
     ),
     "shells": Part("manual", programs=("zsh", "fish"), files=(BASH_COMPLETION,)),
     "systemd": Part("test", programs=("systemd-analyze",)),
+    "tmux": Part("test", programs=("tmux",)),
     "tshark": Part("test", programs=("tshark",)),
 }
 """By the marker of the tests that need it."""

@@ -19,7 +19,7 @@ import pytest
 import scapy
 
 import cthelper
-from cthelper.core.errors import _METRICS, _REPLAY
+from cthelper.core.errors import _METRICS, _REPLAY, _TOP
 from cthelper.core.offline.capture import ZSTD
 from cthelper.core.queue.backends import LIBRARY
 
@@ -245,6 +245,7 @@ def test_packages_that_advice_names_are_those_of_the_extras() -> None:
         "replay": {_REPLAY, ZSTD},
         "live": {LIBRARY},
         "metrics": {_METRICS},
+        "top": {_TOP},
     }
 
 

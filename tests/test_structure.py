@@ -71,6 +71,7 @@ PACKAGES: Final = {
     "netfilterqueue": "queue",
     "scapy": "offline",
     "prometheus_client": "cli",
+    "textual": "cli",
 }
 
 

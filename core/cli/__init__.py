@@ -58,6 +58,7 @@ def parser() -> "argparse.ArgumentParser":
         run,
         stats,
         status,
+        top,
     )
 
     made = argparse.ArgumentParser(
@@ -69,7 +70,8 @@ def parser() -> "argparse.ArgumentParser":
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (
-        *(run, status, flows, expectations, events, stats, explain, metrics, record),
+        *(run, status, top, flows, expectations, events, stats),
+        *(explain, metrics, record),
         *(check, reload, ruleset),
         *(replay, helpers, new, doctor, ask),
     ):

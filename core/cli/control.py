@@ -4,19 +4,24 @@
 import argparse
 import json
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from cthelper.control import SOCKET, Control, ControlError, NotRunning
+from cthelper.core.control.matching import Filter
+from cthelper.core.errors import UsageError
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION: Final = re.compile(r"(\d{1,9})([smhd]?)", re.ASCII)
-_FILTER: Final = (
-    *("transport", "source", "destination", "sport", "dport"),
-    *("helper", "state", "zone"),
-)
+# What a filter has, and the option that says it.
+_FILTER: Final = {
+    **{"transport": "-p", "source": "-s", "destination": "-d"},
+    **{"sport": "--sport", "dport": "--dport"},
+    **{"helper": "--helper", "state": "--state", "zone": "--zone"},
+}
 
 
 def add_socket(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +95,43 @@ def filter_of(options: argparse.Namespace) -> dict[str, object]:
     """What those options say."""
     given = {key: getattr(options, key, None) for key in _FILTER}
     return {key: value for key, value in given.items() if value is not None}
+
+
+class _Words(argparse.ArgumentParser):
+    """Reads those options where a user types them, and does not end the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def read_filter(text: str) -> dict[str, object]:
+    """What those options say, in one line. Raises UsageError."""
+    parser = _Words(add_help=False)
+    add_filter(parser, state=True)
+    try:
+        return checked(filter_of(parser.parse_args(shlex.split(text))))
+    except ValueError as error:  # of shlex: a quotation has no end
+        raise UsageError(str(error).lower()) from None
+
+
+def checked(filter_: dict[str, object]) -> dict[str, object]:
+    """The same. Raises UsageError where the daemon would refuse it."""
+    try:
+        Filter.read(filter_)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return filter_
+
+
+def filter_text(filter_: Mapping[str, object]) -> str:
+    """A filter as `read_filter` takes it."""
+    words: list[str] = []
+    for key, value in filter_.items():
+        option = _FILTER[key]
+        # A long one with its value, which could be taken for an option.
+        long = option.startswith("--")
+        words += [f"{option}={value}"] if long else [option, str(value)]
+    return shlex.join(words)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 """``cthelper flows``: control flows, what they announced, and what came of that."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from cthelper.control import Control
@@ -134,24 +134,31 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _told(entry: dict[str, Any]) -> str:
-    parts = [entry["helper"]] if entry["helper"] else []
+    before, after = parts_told(entry)
+    # What has ended has no time left.
+    left = [] if entry.get("event") == Kind.DESTROY else [f"{entry['timeout']} s"]
+    return ", ".join((*before, *left, *after))
+
+
+def parts_told(entry: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What is known of an entry: before the seconds that it has left, and after."""
+    before = [entry["helper"]] if entry["helper"] else []
     if entry.get("inspection") == "finished":
-        parts.append(f"finished ({entry['reason']})")
+        before.append(f"finished ({entry['reason']})")
     elif entry.get("inspection") == "inspected":
-        parts.append("inspected")
-    parts.append(entry["state"] or ("answered" if entry["answered"] else "unanswered"))
-    if entry.get("event") != Kind.DESTROY:
-        parts.append(f"{entry['timeout']} s")
+        before.append("inspected")
+    before.append(entry["state"] or ("answered" if entry["answered"] else "unanswered"))
+    after = []
     if entry["packets"] is not None:
         packets, size = sum(entry["packets"]), sum(entry["bytes"])
-        parts.append(f"{packets:,} packets, {amount(size)}")
+        after.append(f"{packets:,} packets, {amount(size)}")
     translated = _translated(entry)
     if translated:
-        parts.append(translated)
-    return ", ".join(parts)
+        after.append(translated)
+    return before, after
 
 
-def _translated(entry: dict[str, Any]) -> str:
+def _translated(entry: Mapping[str, Any]) -> str:
     flow, reply = entry["flow"], entry["reply"]
     if (flow["source"], flow["destination"]) == (reply["destination"], reply["source"]):
         return ""

@@ -65,7 +65,7 @@ def _status(options: argparse.Namespace) -> int:
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     supervisor = found["supervisor"]
     if supervisor is not None:
-        age = _age(time.time() - supervisor["since"])
+        age = age_text(time.time() - supervisor["since"])
         yield (
             f"cthelper {supervisor['version']}, {supervisor['code']}, "
             f"{supervisor['backend']} backend, Linux {supervisor['kernel']}, "
@@ -115,7 +115,8 @@ def _reload(reload: dict[str, Any] | None) -> str:
     return f"{when} {'taken' if error is None else f'refused: {error}'}"
 
 
-def _age(seconds: float) -> str:
+def age_text(seconds: float) -> str:
+    """How long a process runs."""
     minutes = int(seconds) // 60
     days, hours = minutes // 1440, minutes // 60 % 24
     if days:

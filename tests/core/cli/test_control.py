@@ -2,6 +2,7 @@
 """What the commands print of a daemon that is asked, and their exit codes."""
 
 import json
+import string
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,10 +10,15 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cthelper.core.cli import main
+from cthelper.core.cli.control import filter_text, read_filter
 from cthelper.core.control import watching
+from cthelper.core.control.matching import Filter
 from cthelper.core.control.statistics import Statistics
+from cthelper.core.errors import UsageError
 from cthelper.core.netlink.monitor import Happened
 from cthelper.core.records import Record
 from cthelper.core.tuples import Kind
@@ -240,3 +246,75 @@ def test_nobody_there_is_said(
     for words, code in ((("status",), 2), (("flows",), 1), (("events",), 1)):
         assert main([*words, "--socket", str(tmp_path / "none")]) == code
         assert capsys.readouterr().err == f"cthelper: {tmp_path}/none: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "filter_"),
+    [
+        ("", {}),
+        ("-p udp", {"transport": "udp"}),
+        ("-ptcp --dport=111", {"transport": "tcp", "dport": 111}),
+        (
+            "-s 10.0.0.0/8 -d fd77::1",
+            {"source": "10.0.0.0/8", "destination": "fd77::1"},
+        ),
+        ("--helper 'a b' --zone 7", {"helper": "a b", "zone": 7}),
+        ("--state established", {"state": "ESTABLISHED"}),
+        ("--orig-port-src 5", {"sport": 5}),
+    ],
+)
+def test_filter_is_read_as_the_commands_read_it(
+    text: str, filter_: dict[str, object]
+) -> None:
+    assert read_filter(text) == filter_
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("sunrpc", "unrecognized arguments: sunrpc"),
+        ("-p icmp", "argument -p/--proto/--protonum: invalid choice: 'icmp'"),
+        ("--dport x", "argument --dport/--orig-port-dst: invalid int value: 'x'"),
+        ("--dport 70000", "dport 70000 is no number from 0 to 65535"),
+        ("-s nowhere", "'nowhere' does not appear to be an IPv4 or IPv6 network"),
+        ("--state open", "OPEN is no state"),
+        ("--helper 'a", "no closing quotation"),
+        ("-s", "argument -s/--src/--orig-src: expected one argument"),
+    ],
+)
+def test_filter_that_says_nothing_is_refused(text: str, error: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read_filter(text)
+    assert str(raised.value).startswith(error)
+
+
+WORDS = st.sampled_from(
+    ["-p", "tcp", "-s", "10.0.0.1", "--dport", "--dp", "7", "--", "'", "-h", "--zone="]
+)
+
+
+@given(st.text() | st.lists(WORDS | st.text(max_size=3)).map(" ".join))
+def test_any_text_is_a_filter_or_refused(text: str) -> None:
+    try:
+        found = read_filter(text)
+    except UsageError:
+        return
+    assert Filter.read(found).record().keys() <= found.keys()
+    assert read_filter(filter_text(found)) == found
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "transport": st.sampled_from(["tcp", "udp"]),
+            "source": st.ip_addresses().map(str),
+            "dport": st.integers(0, 65535),
+            "helper": st.text(string.printable),
+            "state": st.sampled_from(["ESTABLISHED", "CLOSE"]),
+            "zone": st.integers(0, 65535),
+        },
+    )
+)
+def test_filter_is_read_as_it_was_written(filter_: dict[str, object]) -> None:
+    assert read_filter(filter_text(filter_)) == filter_

@@ -3,7 +3,8 @@
 
 import errno
 import socket
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -114,7 +115,7 @@ class Told:
 class World:
     """A supervisor, a server and a kernel, and who answers for them at `path`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self.kernel = Kernel()
         self.queues: dict[int, BoundQueue] = {}
@@ -142,6 +143,7 @@ class World:
             queues=lambda: self.queues,
             expectations=lambda: Fill(1, 4096),
             entries=lambda: Fill(2, 65536),
+            clock=clock,
         )
 
     def collect(self, statistics: Statistics) -> None:
