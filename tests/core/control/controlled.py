@@ -8,8 +8,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
-from cthelper.core.control.commands import SUPERVISOR, Commands
+from cthelper.core.control.commands import Commands
 from cthelper.core.control.controller import Controller
+from cthelper.core.control.following import SUPERVISOR
 from cthelper.core.control.health import Fill
 from cthelper.core.control.recent import Recent
 from cthelper.core.control.reports import Asker
