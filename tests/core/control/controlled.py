@@ -94,7 +94,7 @@ class World:
                 "workers": [{"worker": 0, "pid": 2, "serving": True}],
                 "helpers": {"line": {"policies": ["data"]}},
                 **{"queues": [], "closed_queues": []},
-                **{"ruleset": True, "reload": None},
+                **{"ruleset": True, "reload": None, "events_error": None},
             }
         )
         self.server = Process(
