@@ -302,7 +302,7 @@ class _Daemon:
             UNKNOWN,
             Progress(),
             Quarantine(clock),
-            reports,
+            [reports],
         )
         self._id = 0
         self._sequence = 0

@@ -138,6 +138,17 @@ class ControlConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventsConfig:
+    """Table ``[events]``.
+
+    Events are written at the end of `file`; None: nowhere. Whether its folder is there
+    is not looked at.
+    """
+
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NatConfig:
     """Table ``[helpers.NAME.nat]``.
 
@@ -231,6 +242,7 @@ class Config:
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     budget: Budget = field(default_factory=Budget)
     control: ControlConfig = field(default_factory=ControlConfig)
+    events: EventsConfig = field(default_factory=EventsConfig)
     limits: Limits = field(default_factory=Limits)
     helpers: Mapping[str, HelperConfig]
     warnings: tuple[str, ...] = ()
@@ -355,6 +367,7 @@ def parse(
     daemon = _daemon(root.table("daemon"))
     budget = _budget(root.table("budget"))
     control = _control(root.table("control"))
+    events = _events(root.table("events"))
     guard = root.table("guard")
     denied = _ports(guard, "denied_ports", tuple(sorted(DENIED_PORTS)), Transport)
     plain = Limits()
@@ -405,6 +418,7 @@ def parse(
         daemon=daemon,
         budget=budget,
         control=control,
+        events=events,
         limits=limits,
         helpers={
             each.name: each for each in _separated(enabled.values(), daemon.workers)
@@ -590,6 +604,15 @@ def _control(table: Table) -> ControlConfig:
         group=group or None,
         statistics=statistics,
     )
+
+
+def _events(table: Table) -> EventsConfig:
+    text = table.text("file", "")
+    file = Path(text)
+    if text and not (file.is_absolute() and file.name):
+        table.refuse("file", text, "must be a file's absolute path, or empty: none")
+    table.close()
+    return EventsConfig(file=file if text else None)
 
 
 def _made(

@@ -2,6 +2,7 @@
 """``cthelper check``: is the configuration right, and what is not?"""
 
 import argparse
+import os
 
 from cthelper import nft
 from cthelper.core.cli.options import (
@@ -57,6 +58,13 @@ def _check(options: argparse.Namespace) -> int:
             )
         )
         nft.render(config)
+        written = config.events.file
+        # Path.is_dir() raises where a folder above must not be read.
+        if written is not None and not os.path.isdir(written.parent):
+            warn(
+                f"{file.path}: events.file: there is no folder {written.parent}: "
+                "nothing is written there"
+            )
     except ConfigError as error:
         problems += error.lines
     # What is wrong with the file as such was found twice.

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -95,11 +96,13 @@ def _asked(
 
 def _write(options: argparse.Namespace) -> NoReturn:
     """Write to the file until a signal ends it."""
-    from cthelper.core.cli.event_file import EventFile, forever
+    from cthelper.core.cli.event_following import forever
+    from cthelper.core.control.event_file import EventFile
 
     file = EventFile(options.output)
+    signal.signal(signal.SIGHUP, lambda *_: file.reopen())
     for record in forever(partial(_asked, options), options.since, warn):
-        file.write(record)
+        file.write([record])
     raise AssertionError  # it has no end
 
 

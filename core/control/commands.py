@@ -14,6 +14,13 @@ from ipaddress import ip_network
 from typing import Any, Final, cast
 
 from cthelper.core.control.collecting import Collector
+from cthelper.core.control.following import (
+    ANSWER_SECONDS,
+    FOLLOW_SECONDS,
+    SUPERVISOR,
+    Source,
+    next_page,
+)
 from cthelper.core.control.health import Fill, status
 from cthelper.core.control.matching import Ends, Filter, expected
 from cthelper.core.control.reports import TOO_LONG, Asker
@@ -42,17 +49,10 @@ from cthelper.core.records import (
 )
 from cthelper.core.tuples import Conntrack, Expectation, FlowKey, Kind, key_of
 
-SUPERVISOR: Final = -1
-"""The supervisor's number among those that are asked."""
-
-_ANSWER_SECONDS: Final = 3.0
 # Each of several, once others have taken that long.
 _LATE_SECONDS: Final = 0.4
-# A server answers so many flows, or events, at a time, between packets.
+# A server answers so many flows at a time, between packets.
 _PAGE: Final = 500
-_EVENTS: Final = 100
-# How often who follows events has them asked for.
-_FOLLOW_SECONDS: Final = 0.25
 
 
 _Command = Callable[[Record], Iterator[Record | None]]
@@ -129,7 +129,7 @@ class Commands:
 
     def _status(self, _request: Record) -> Iterator[Record | None]:
         # Who asks may have no time for each of many that do not answer.
-        until = time.monotonic() + _ANSWER_SECONDS
+        until = time.monotonic() + ANSWER_SECONDS
         collector = self._collector
         states = {
             number: self._ask(
@@ -173,10 +173,9 @@ class Commands:
         if since is not None and not isinstance(since, int | float):
             raise ValueError("since is no number of seconds")
         begin = self._clock() - (0.0 if since is None else since)
-        sources = [_Source(number, each) for number, each in self._asked.items()]
+        sources = [Source(number, each) for number, each in self._asked.items()]
         while True:
-            found = [each for source in sources for each in source.next(begin)]
-            for record in sorted(found, key=lambda each: str(each["time"])):
+            for record in next_page(sources, begin):
                 if (not names or record["event"] in names) and _told_of(record, wanted):
                     yield record
             if any(source.more for source in sources):
@@ -185,7 +184,7 @@ class Commands:
                 return
             # Whether somebody still listens is seen now.
             yield None
-            self._sleep(_FOLLOW_SECONDS)
+            self._sleep(FOLLOW_SECONDS)
 
     def _flow_events(self, request: Record) -> Iterator[Record | None]:
         wanted = Filter.read(request.get("filter", {}))
@@ -290,7 +289,7 @@ class Commands:
 
     def _policies(self) -> dict[str, tuple[str, ...]]:
         """The policies of each helper, in the kernel's order. Raises Refused."""
-        state = self._ask(SUPERVISOR, "state", _ANSWER_SECONDS)
+        state = self._ask(SUPERVISOR, "state", ANSWER_SECONDS)
         if state is None:
             raise Refused("busy", "the supervisor does not answer: try again")
         helpers: Mapping[str, Any] = cast(Mapping[str, Any], state["helpers"])
@@ -302,7 +301,7 @@ class Commands:
         for number in self._asked.keys() - {SUPERVISOR}:
             at = 0
             while True:
-                page = self._ask(number, "flows", _ANSWER_SECONDS, at=at, most=_PAGE)
+                page = self._ask(number, "flows", ANSWER_SECONDS, at=at, most=_PAGE)
                 rows = None if page is None else cast(list[list[Any]], page["flows"])
                 if not rows:
                     break
@@ -310,52 +309,6 @@ class Commands:
                     known[id_, zone] = Known(number, finished)
                 at += len(rows)
         return known
-
-
-class _Source:
-    """The events of a process, a page at a time."""
-
-    def __init__(self, number: int, asker: Asker) -> None:
-        self._number = number
-        self._asker = asker
-        self._pid: object = None
-        self._after = 0
-        self._most = _EVENTS
-        self.more = False
-
-    def next(self, begin: float) -> list[Record]:
-        """The next ones since a time; `more` is whether there are others already."""
-        answer = self._asker.ask(
-            "events",
-            _ANSWER_SECONDS,
-            pid=self._pid,
-            since=begin,
-            after=self._after,
-            most=self._most,
-        )
-        self.more = False
-        if answer is None:
-            return []
-        if TOO_LONG in answer:
-            # One that is too long by itself is left out, and counted.
-            self._after += self._most == 1
-            self._most = max(1, self._most // 2)
-            self.more = True
-            return []
-        events = cast(list[Record], answer["events"])
-        first, last = cast(int, answer["first"]), cast(int, answer["last"])
-        missed = first - self._after - 1
-        if answer["pid"] != self._pid:
-            # What a process before it has told nobody knows any more.
-            self._pid, missed = answer["pid"], 0
-        self._after = first - 1 + len(events)
-        self._most = min(_EVENTS, self._most * 2)
-        self.more = self._after < last
-        if missed > 0:
-            time = events[0]["time"] if events else ""
-            events.insert(0, {"time": time, "event": "events-missed", "count": missed})
-        where = "supervisor" if self._number == SUPERVISOR else self._number
-        return [{**each, "worker": where} for each in events]
 
 
 def _branches(

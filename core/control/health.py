@@ -109,6 +109,8 @@ def _problems(
     reload = supervisor["reload"]
     if reload is not None and reload["error"] is not None:
         yield f"the last reload was refused: {reload['error']}"
+    if supervisor["events_error"] is not None:
+        yield f"no events are written to a file: {supervisor['events_error']}"
     for name, fill in (("conntrack", entries), ("expectation", expectations)):
         if fill is not None and fill.nearly:
             yield f"the kernel's {name} table has {fill.used} of {fill.most}"

@@ -78,7 +78,8 @@ class Asker:
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
         self._socket = end
-        self._number = 0
+        # Above those of who has asked here before, and may still be answered.
+        self._number = time.monotonic_ns()
         self._lock = threading.Lock()
 
     def ask(self, what: str, seconds: float, **details: object) -> Record | None:

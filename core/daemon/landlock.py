@@ -22,6 +22,7 @@ EXECUTE: Final = 1 << 0
 WRITE_FILE: Final = 1 << 1
 READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
+MAKE_REG: Final = 1 << 8
 # From REMOVE_DIR to MAKE_SYM; then what later versions have added: REFER, TRUNCATE,
 # IOCTL_DEV.
 _CHANGES: Final = 0x1FF0

@@ -9,8 +9,9 @@ addresses and routes. And it can read and write what was open before. It imports
 once it is confined; who must know before what they are has them examined (examiner.py).
 
 The supervisor keeps what running nft (CAP_NET_ADMIN) and servers of another user need,
-and can write to no file, nor can nft: root without capabilities may write to much
-otherwise, such as /proc/sys/kernel/core_pattern. Where it is not started by root, as by
+and can write to no file but in the folder of the events' (event_log.py), nor can nft:
+root without capabilities may write to much otherwise, such as
+/proc/sys/kernel/core_pattern. Where it is not started by root, as by
 the systemd unit, its servers are of the same user.
 
 What the kernel or the machine does not have is left out, and said (`Confinement.gaps`).
@@ -102,13 +103,21 @@ class Confinement:
         with _named():
             self._confine((), bare=True)
 
-    def confine_supervisor(self) -> None:
-        """Give up in this process all that no program it runs needs.
+    def confine_writer(self) -> None:
+        """Give up in this process all but to ask, and to write to what is open.
 
-        Raises CthelperError.
+        It has what an examiner has. Raises CthelperError.
         """
         with _named():
-            self._confine_supervisor()
+            self._confine((), bare=True)
+
+    def confine_supervisor(self, folders: Iterable[Path] = ()) -> None:
+        """Give up in this process all that no program it runs needs.
+
+        Files in `folders` can be made and written to. Raises CthelperError.
+        """
+        with _named():
+            self._confine_supervisor(folders)
 
     def _confine(
         self, kept: Iterable[Capability], *, bare: bool = False, accepts: bool = False
@@ -134,7 +143,7 @@ class Confinement:
         if self.seccomp:
             seccomp.restrict(bare=bare, accepts=accepts)
 
-    def _confine_supervisor(self) -> None:
+    def _confine_supervisor(self, folders: Iterable[Path]) -> None:
         if os.geteuid() == 0:
             capabilities.keep_only(_ROOTS)
         else:
@@ -144,7 +153,10 @@ class Confinement:
             landlock.restrict(
                 self.landlock,
                 landlock.changes(self.landlock),
-                dict.fromkeys(_written(), landlock.WRITE_FILE),
+                {
+                    **dict.fromkeys(_written(), landlock.WRITE_FILE),
+                    **dict.fromkeys(folders, landlock.WRITE_FILE | landlock.MAKE_REG),
+                },
             )
 
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from cthelper.core.config import Config
@@ -76,8 +77,8 @@ class Server:
     `config` may have stand-ins of helpers; `configure` makes a configuration of what
     the supervisor has read, and imports them. `progress` shows the supervisor that it
     goes on, `quarantine` holds what servers before it have died of, and at `reports`
-    the controller asks. Use `load` where there are stand-ins, then `run`; all that
-    needs more than CAP_NET_ADMIN is opened before.
+    the controller and the writer of events ask. Use `load` where there are stand-ins,
+    then `run`; all that needs more than CAP_NET_ADMIN is opened before.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Server:
         kernel: Kernel,
         progress: Progress,
         quarantine: Quarantine,
-        reports: socket.socket,
+        reports: Iterable[socket.socket],
     ) -> None:
         self._number = number
         self._config = self._prepared = config
@@ -142,8 +143,9 @@ class Server:
             "events": self._log.recent.answer,
             "flows": self._page,
         }
-        self._reporter = Reporter(reports, answers)
-        self._watch(self._reporter, self._report)
+        for end in reports:
+            reporter = Reporter(end, answers)
+            self._watch(reporter, partial(self._report, reporter))
         for binding in bindings:
             self._open(binding)
 
@@ -286,12 +288,12 @@ class Server:
                     **{fate: missed},
                 )
 
-    # What the controller asks
+    # What the controller and the writer ask
 
-    def _report(self) -> None:
+    def _report(self, reporter: Reporter) -> None:
         """Answer one question; the next packets come first."""
-        if not self._reporter.serve():
-            self._selector.unregister(self._reporter)
+        if not reporter.serve():
+            self._selector.unregister(reporter)
 
     def _state(self) -> Record:
         totals = self._log.counters + self._totals

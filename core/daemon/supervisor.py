@@ -31,6 +31,7 @@ from cthelper.core.compiled import COMPILED
 from cthelper.core.config import Config
 from cthelper.core.daemon import interruption
 from cthelper.core.daemon.answers import read_answers
+from cthelper.core.daemon.auxiliary import Auxiliary
 from cthelper.core.daemon.backoff import pause
 from cthelper.core.daemon.channel import (
     Channel,
@@ -41,6 +42,7 @@ from cthelper.core.daemon.channel import (
     handed,
 )
 from cthelper.core.daemon.controlling import Control
+from cthelper.core.daemon.event_log import EventLog
 from cthelper.core.daemon.installation import Installation
 from cthelper.core.daemon.log import Log
 from cthelper.core.daemon.notify import Notifier
@@ -129,7 +131,13 @@ class Supervisor:
         self._backend = choose(daemon.backend)
         self._log = Log(daemon.log_level, daemon.log_format, clock=time.monotonic)
         self._notifier = Notifier(os.environ, time.monotonic)
-        self._control = Control(self._log, daemon.workers, self._state, confinement)
+        recent = self._log.recent.answer
+        beside = self._log, daemon.workers, confinement
+        self._control = Control(
+            *beside, {"state": lambda _: self._state(), "events": recent}
+        )
+        self._events = EventLog(*beside, {"events": recent}, config.events)
+        self._auxiliaries: tuple[Auxiliary, ...] = self._control, self._events
         self._began = time.time()
         self._reloaded: Record | None = None
         self._kernel = UNKNOWN
@@ -195,7 +203,8 @@ class Supervisor:
         beginning = [each for each in self._processes.values() if not each.serving]
         dues = [*self._due.values(), *self._paused.values()]
         dues += [each.since + _ANSWER_SECONDS for each in beginning]
-        for other in (self._care.due, self._notifier.due, self._control.due):
+        others = [each.due for each in self._auxiliaries]
+        for other in (self._care.due, self._notifier.due, *others):
             if other is not None:
                 dues.append(other)
         wait = max(0.0, min(dues) - time.monotonic()) if dues else None
@@ -224,8 +233,10 @@ class Supervisor:
                     self._postpone(number)
         if self._care.due is not None and self._care.due <= time.monotonic():
             self._care.act(self._config)
-        if self._control.due is not None and self._control.due <= time.monotonic():
-            self._start_controller()
+        for auxiliary in self._auxiliaries:
+            if auxiliary.due is not None and auxiliary.due <= time.monotonic():
+                self._start_auxiliary(auxiliary)
+            auxiliary.reap()
         # One that stands still is replaced soon, or something is wrong here.
         if not any(each.standing.told for each in self._processes.values()):
             self._notifier.alive()
@@ -271,8 +282,9 @@ class Supervisor:
             self._installation.take_over(config)
             self._bindings = self._bind(config, config.queues)
             self._kernel = self._ask()
-            reporter = self._control.open(config.control)
-            self._watch(reporter, reporter.serve)
+            reporters = self._control.open(config.control), self._events.open()
+            for reporter in reporters:
+                self._watch(reporter, reporter.serve)
             self._confine()
             for number in range(config.daemon.workers):
                 self._fork(number)
@@ -285,7 +297,8 @@ class Supervisor:
                 self._serves(process)
             self._installation.install(config, self._kernel)
         except CthelperError:
-            self._control.close()
+            for auxiliary in self._auxiliaries:
+                auxiliary.close()
             self._installation.abandon()
             self._dismiss()
             self._unbind(list(self._bindings))
@@ -311,7 +324,7 @@ class Supervisor:
         confinement = self._confinement
         for gap in confinement.gaps:
             self._log.event("privileges-kept", "warning", detail=gap)
-        confinement.confine_supervisor()
+        confinement.confine_supervisor(self._events.folders)
         user = confinement.user
         self._log.event(
             "privileges",
@@ -327,6 +340,8 @@ class Supervisor:
         for binding in self._bindings.values():
             self._installation.attempt(binding.pause)
         self._failed(self._order_all(Order.DRAIN))
+        # While there is somebody who tells of it.
+        self._events.finish()
         self._dismiss()
         # What a server has left would be dropped when a helper is unregistered.
         for binding in self._bindings.values():
@@ -446,12 +461,13 @@ class Supervisor:
         for binding in self._bindings.values():
             if binding not in own:
                 binding.socket.close()
-        self._control.leave(number)
+        for auxiliary in self._auxiliaries:
+            auxiliary.leave(number)
         try:
             server = Server(
                 *(number, self._config, own, self._configure, theirs),
                 *(self._kernel, progress, self._quarantine),
-                self._control.end_of(number),
+                [each.end_of(number) for each in self._auxiliaries],
             )
             self._confinement.confine_server()
             helpers = self._config.helpers.values()
@@ -465,26 +481,34 @@ class Supervisor:
         interruption.allow()
         server.run()
 
-    def _start_controller(self) -> None:
+    def _start_auxiliary(self, auxiliary: Auxiliary) -> None:
+        if auxiliary.life is not None:
+            # It was to end, and has not: it is ended.
+            self._selector.unregister(auxiliary.life)
+            auxiliary.died()
+            return
         with _held_back() as mask:
 
             def become(serve: Callable[[], None]) -> NoReturn:
                 for binding in self._bindings.values():
                     binding.socket.close()
-                self._become(serve, mask, process="controller")
+                for other in self._auxiliaries:
+                    if other is not auxiliary:
+                        other.leave()
+                self._become(serve, mask, process=auxiliary.name)
 
             try:
-                life = self._control.start(become)
+                life = auxiliary.start(become)
             except OSError as error:
-                self._failed([f"cannot start the controller: {error.strerror}"])
+                self._failed([f"cannot start the {auxiliary.name}: {error.strerror}"])
                 return
 
-        def dead() -> None:
-            self._selector.unregister(life)
-            self._control.died()
-            self._log.event("controller-died", "warning")
+        def hear() -> None:
+            if not auxiliary.hear():
+                self._selector.unregister(life)
+                auxiliary.died()
 
-        self._watch(life, dead)
+        self._watch(life, hear)
 
     def _state(self) -> Record:
         """What the controller is told of it (core/control/health.py)."""
@@ -515,6 +539,7 @@ class Supervisor:
             "closed_queues": sorted(config.closed_queues),
             "ruleset": self._care.in_place,
             "reload": self._reloaded,
+            "events_error": self._events.error,
             "counters": self._log.counters,
         }
 
@@ -679,6 +704,8 @@ class Supervisor:
             self._warn()
             self._log.event("reloaded", helpers=",".join(config.helpers))
         self._reloaded = {"time": time.time(), "error": refused}
+        # As logrotate(8) wants it, whatever stands in the file.
+        self._events.reopen(self._config.events)
         self._notifier.reloaded(refused)
         self._tell_state("" if refused is None else f"; refused a reload: {refused}")
         self._notifier.ready()
@@ -697,6 +724,7 @@ class Supervisor:
                 raise RestartNeeded(f"daemon.{key} has changed: restart cthelper")
         if config.control != self._config.control:
             raise RestartNeeded("control has changed: restart cthelper")
+        self._events.check(config.events)
         for number in range(config.daemon.workers):
             others = self._bindings.keys() - self._config.queues_of(number)
             if moved := config.queues_of(number) & others:

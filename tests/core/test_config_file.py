@@ -165,7 +165,7 @@ def test_all_problems_are_found_in_the_order_of_their_tables() -> None:
 def test_error_of_one_line_says_how_many_more_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("a = 1\nb = 2\nc = 3", PATH, HELPERS)
-    known = "known are daemon, budget, control, guard, plugins, helpers"
+    known = "known are daemon, budget, control, events, guard, plugins, helpers"
     assert str(caught.value) == (
         f"cthelper.toml: a = 1: unknown key, {known} "
         "(2 more: `cthelper check` lists them)"
@@ -175,7 +175,7 @@ def test_error_of_one_line_says_how_many_more_there_are() -> None:
 def test_what_is_wrong_of_two_helpers_is_told_beside_the_rest() -> None:
     assert problems_of("helpers.plain.ports = [5353]\ngaurd.in_all = 1") == [
         "[gaurd]: unknown key (did you mean guard?), "
-        "known are daemon, budget, control, guard, plugins, helpers",
+        "known are daemon, budget, control, events, guard, plugins, helpers",
         "helpers.chosen.ports = [5353]: udp 5353 is tagged by plain already: let "
         "their ports, networks or interfaces differ, or set enabled = false for one",
     ]

@@ -12,6 +12,7 @@ from cthelper.core.config import (
     Budget,
     Config,
     ControlConfig,
+    EventsConfig,
     parse,
 )
 from cthelper.core.guard import Limits, Rules
@@ -38,8 +39,9 @@ def test_commented_keys_stand_at_their_defaults() -> None:
 def test_every_key_is_there() -> None:
     written = tomllib.loads(WHOLE)
     assert set(written) == {
-        *("daemon", "control", "budget", "guard", "plugins", "helpers")
+        *("daemon", "control", "events", "budget", "guard", "plugins", "helpers")
     }
+    assert set(written["events"]) == {each.name for each in fields(EventsConfig)}
     assert set(written["control"]) == {each.name for each in fields(ControlConfig)}
     assert set(written["daemon"]) == {
         "queue",

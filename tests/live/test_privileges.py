@@ -57,6 +57,7 @@ def test_daemon_of_roots_keeps_what_it_needs_and_reloads_what_is_roots_alone(
     folder.mkdir(mode=0o700)
     plugin = folder / "answer.py"
     text = f'{CONFIG}[plugins]\nfolder = "{folder}"\n[daemon]\nuser = "nobody"\n'
+    text += f'[events]\nfile = "{tmp_path}/events.json"\n'
     daemon.configure(text)
     daemon.config.chmod(0o600)
     daemon.start(text)
@@ -72,6 +73,8 @@ def test_daemon_of_roots_keeps_what_it_needs_and_reloads_what_is_roots_alone(
     assert rights(server) == (ids, ids, "", NET_ADMIN, NET_ADMIN, "1", "2")
     controller = int(daemon.await_event("controller-started")["pid"])
     assert until(lambda: rights(controller) == rights(server), 30)
+    writer = int(daemon.await_event("writer-started")["pid"])
+    assert until(lambda: rights(writer) == (ids, ids, "", 0, 0, "1", "2"), 30)
     root = " ".join("0000")
     groups = status(os.getpid())["Groups"]
     assert rights(supervisor) == (root, root, groups, KEPT, KEPT, "1", "0")

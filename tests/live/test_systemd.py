@@ -318,26 +318,37 @@ def test_group_is_let_in_as_the_page_says() -> None:
     drop_in.unlink()
 
 
-def test_events_are_written_to_a_file_as_the_page_says() -> None:
-    name = "cthelper-events.service"
-    (UNITS / name).write_text(page_has(f"# /etc/systemd/system/{name}"))
-    configure("")
-    assert systemctl("daemon-reload") == 0
+def test_events_are_written_to_a_file_and_rotated_as_the_page_says() -> None:
+    settings = '[events]\nfile = "/var/log/cthelper/events.json"\n'
+    assert f"```toml\n{settings}```\n" in (ROOT / "docs" / "control.md").read_text()
+    configure(settings)
     file = Path("/var/log/cthelper/events.json")
-    rotated = file.with_suffix(".1")
-    assert systemctl("start", "cthelper-events") == 0
-    await_that(file.exists)
-    file.rename(rotated)
-    assert systemctl("kill", "-s", "HUP", "cthelper-events") == 0
-    await_that(file.exists)
-    # A daemon that comes later is heard, too.
-    assert systemctl("start", "cthelper") == 0
-    await_that(lambda: run(COMMAND, "status").returncode == 0)
-    time.sleep(3.0)
+    rotation = Path("/run/cthelper.logrotate")
+    rotation.write_text(page_has("# /etc/logrotate.d/cthelper"))
+    rotation.chmod(0o644)
+    rotate = ("logrotate", "-f", "-s", "/run/logrotate.state", str(rotation))
+    assert systemctl("restart", "cthelper") == 0
+    await_that(lambda: file.exists() and '"writer-started"' in file.read_text())
+    assert (file.stat().st_uid != 0, file.stat().st_mode & 0o077) == (True, 0)
+    done = run(*rotate)
+    assert (done.returncode, done.stderr) == (0, "")
+    await_that(lambda: file.exists() and '"writer-started"' in file.read_text())
+    old = file.with_name("events.json.1").read_text().splitlines()
+    assert '"reloaded"' in old[-1]
+    assert not set(old) & set(file.read_text().splitlines())
     assert systemctl("reload", "cthelper") == 0
-    await_that(lambda: '"reloaded"' in file.read_text())
-    assert rotated.read_text() == ""
-    assert systemctl("stop", "cthelper-events", "cthelper") == 0
+    await_that(lambda: file.read_text().count('"writer-started"') == 2)
+    # Also where what stands in the file by then is refused.
+    configure("daemon.worker = 1\n")
+    assert run(*rotate).returncode == 0
+    await_that(lambda: file.exists() and '"writer-started"' in file.read_text())
+    assert file.with_name("events.json.2.gz").exists()
+    configure(settings)
+    assert systemctl("restart", "cthelper") == 0
+    await_that(lambda: '"started"' in file.read_text())
+    assert file.read_text().count('"writer-started"') >= 1
+    assert not any("step-failed" in each for each in journal("-n", "50"))
+    assert systemctl("stop", "cthelper") == 0
 
 
 def test_configuration_that_is_refused_is_not_tried_again() -> None:

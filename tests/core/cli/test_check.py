@@ -47,6 +47,21 @@ def test_warnings_are_told(run: Runner, tmp_path: Path) -> None:
     )
 
 
+def test_folder_of_events_that_is_not_there_is_a_warning(
+    run: Runner, tmp_path: Path
+) -> None:
+    file = tmp_path / "cthelper.toml"
+    file.write_text(f"events.file = '{tmp_path}/new/events.json'")
+    result = run("check", "--config", str(file))
+    assert (result.code, result.errors) == (
+        0,
+        f"cthelper: warning: {file}: events.file: there is no folder {tmp_path}/new: "
+        "nothing is written there\n",
+    )
+    (tmp_path / "new").mkdir()
+    assert run("check", "--config", str(file)).errors == ""
+
+
 def test_all_that_is_wrong_is_listed_a_line_each(
     run: Runner, tmp_path: Path, folder: Path
 ) -> None:

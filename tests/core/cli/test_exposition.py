@@ -41,6 +41,7 @@ def supervisor(**more: object) -> dict[str, Any]:
         "helpers": {"line": {"policies": ["data"]}, "tns": {"policies": ["data"]}},
         **{"queues": [2077, 2078, 2079], "closed_queues": [2078]},
         **{"ruleset": True, "reload": {"time": 2000.0, "error": "line 1"}},
+        "events_error": None,
         **more,
     }
 

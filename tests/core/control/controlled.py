@@ -11,8 +11,9 @@ from threading import Thread
 from typing import Any, cast
 
 from cthelper.core.control.collecting import Collector
-from cthelper.core.control.commands import SUPERVISOR, Commands
+from cthelper.core.control.commands import Commands
 from cthelper.core.control.controller import Controller
+from cthelper.core.control.following import SUPERVISOR
 from cthelper.core.control.health import Fill
 from cthelper.core.control.recent import Recent
 from cthelper.core.control.reports import Asker
@@ -126,7 +127,7 @@ class World:
                 "workers": [{"worker": 0, "pid": 2, "serving": True}],
                 "helpers": {"line": {"policies": ["data"]}},
                 **{"queues": [], "closed_queues": []},
-                **{"ruleset": True, "reload": None},
+                **{"ruleset": True, "reload": None, "events_error": None},
             }
         )
         self.server = Process(

@@ -12,7 +12,8 @@ import pytest
 
 from cthelper.core.control import commands as module
 from cthelper.core.control import watching
-from cthelper.core.control.commands import SUPERVISOR, Commands, Refused
+from cthelper.core.control.commands import Commands, Refused
+from cthelper.core.control.following import SUPERVISOR
 from cthelper.core.control.recent import KEPT
 from cthelper.core.control.reports import TOO_LONG, Asker, pair
 from cthelper.core.control.statistics import Statistics
@@ -65,7 +66,7 @@ def test_status_is_one_record(world: World) -> None:
 def test_many_that_do_not_answer_are_not_waited_for_one_after_the_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(module, "_LATE_SECONDS", 0.01)
     pairs = [pair() for _ in range(16)]
     silent = {number: Asker(asking) for number, (asking, _) in enumerate(pairs)}

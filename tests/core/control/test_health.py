@@ -17,6 +17,7 @@ def supervisor(**more: object) -> dict[str, Any]:
         "closed_queues": [],
         "ruleset": True,
         "reload": None,
+        "events_error": None,
         "counters": {"expectation": 1},
         **more,
     }
@@ -75,6 +76,13 @@ def test_all_is_well() -> None:
             QUEUES,
             ROOM,
             "the last reload was refused: no",
+        ),
+        (
+            {"events_error": "/x: no"},
+            {},
+            QUEUES,
+            ROOM,
+            "no events are written to a file: /x: no",
         ),
         ({}, {}, QUEUES, Fill(90, 100), "the kernel's conntrack table has 90 of 100"),
         (

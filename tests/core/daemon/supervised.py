@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -210,7 +210,7 @@ class FakeServer:
         _kernel: Kernel,
         progress: Progress,
         quarantine: Quarantine,
-        _reports: socket.socket,
+        _reports: Iterable[socket.socket],
     ) -> None:
         self._running, self._number, self._channel = running, number, channel
         self._progress, self._quarantine = progress, quarantine
@@ -294,8 +294,12 @@ class FakeConfinement:
     def __init__(self, running: Running) -> None:
         self._running = running
 
-    def confine_supervisor(self) -> None:
+    def confine_supervisor(self, folders: Iterable[Path]) -> None:
+        assert Path("/var/log/cthelper") in folders
         self._confine("supervisor")
+
+    def confine_writer(self) -> None:
+        self._confine("writer")
 
     def confine_server(self) -> None:
         self._confine("server")

@@ -15,6 +15,7 @@ import pytest
 from cthelper.control import Control as Client
 from cthelper.control import NotRunning
 from cthelper.core.config import ControlConfig
+from cthelper.core.control.reports import Answer
 from cthelper.core.daemon import controlling
 from cthelper.core.daemon.controlling import Control
 from cthelper.core.daemon.log import Log
@@ -36,7 +37,8 @@ def log() -> Log:
 @pytest.fixture
 def control(log: Log) -> Iterator[Control]:
     state: Record = {"counters": {}}
-    control = Control(log, 2, lambda: state, Confinement())  # type: ignore[arg-type]
+    answers: dict[str, Answer] = {"state": lambda _: state}
+    control = Control(log, 2, Confinement(), answers)  # type: ignore[arg-type]
     yield control
     control.close()
 
@@ -125,6 +127,7 @@ def test_controller_that_dies_has_a_successor(
             # Nobody answers for the supervisor, nor for the servers: it says so.
             assert client.version
             os.kill(control._pid, 9)
+            life.setblocking(True)
             assert life.recv(1) == b""
         control.died()
         assert is_due(control)

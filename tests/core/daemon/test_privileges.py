@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import pytest
 
+from cthelper.core.control.event_file import EventFile
 from cthelper.core.daemon import capabilities, landlock, privileges, seccomp
 from cthelper.core.daemon.capabilities import Capability, Sets
 from cthelper.core.daemon.privileges import (
@@ -450,6 +451,56 @@ def test_supervisor_and_what_it_runs_write_to_no_file(tmp_path: Path) -> None:
         run,
     ) == ["None", "EACCES", "EACCES", "None", "x 2"]
     assert file.read_text() == "x"
+
+
+@needs_root
+@needs_landlock
+def test_supervisor_writes_to_files_in_the_folder_of_events_alone(
+    tmp_path: Path,
+) -> None:
+    folder, closed = tmp_path / "log", tmp_path / "closed"
+    for each in (folder, closed):
+        each.mkdir()
+    file = folder / "events.json"
+
+    def append() -> None:
+        EventFile(file).write([{"event": "one"}])
+
+    assert inside(
+        lambda: plan("nobody").confine_supervisor([folder, tmp_path / "absent"]),
+        *(append, append),
+        lambda: opened(str(closed / "events.json"), os.O_WRONLY | os.O_CREAT),
+        lambda: (folder / "new").mkdir(),
+        lambda: (folder / "new").symlink_to(file),
+        *(file.unlink, lambda: file.rename(folder / "new")),
+    ) == [
+        *("None", "None", "None"),
+        *("EACCES", "EACCES", "EACCES", "EACCES", "EACCES"),
+    ]
+    assert file.read_text() == '{"event": "one"}\n' * 2
+
+
+@needs_root
+@needs_seccomp
+def test_writer_may_write_to_what_is_open_and_do_nothing_else(
+    confined: Confinement, tmp_path: Path
+) -> None:
+    file = EventFile(tmp_path / "events.json")
+    tried = {
+        **REFUSED,
+        "netlink": lambda: socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW, 12
+        ).close(),
+    }
+    done, written, capabilities_held, *told = inside(
+        confined.confine_writer,
+        lambda: file.write([{"event": "one"}]),
+        lambda: status("CapPrm"),
+        *tried.values(),
+    )
+    assert (done, written, int(capabilities_held, 16)) == ("None", "None", 0)
+    assert dict(zip(tried, told, strict=True)) == dict.fromkeys(tried, "EPERM")
+    assert (tmp_path / "events.json").read_text() == '{"event": "one"}\n'
 
 
 @needs_root

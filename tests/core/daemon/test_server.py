@@ -130,7 +130,7 @@ class World:
             server = Server(
                 *(0, self.config, self.bindings, self.configured, self.theirs),
                 *(UNKNOWN, Progress(), Quarantine(time.monotonic)),
-                self.reports,
+                [self.reports],
             )
             if self.loaded is not None:
                 self.new = self.loaded
