@@ -48,6 +48,7 @@ PARTS: Final = {
         "metrics", programs=("prometheus", "promtool", "prometheus-node-exporter")
     ),
     "shells": Part("manual", programs=("zsh", "fish"), files=(BASH_COMPLETION,)),
+    "site": Part("site", packages=("furo", "myst_parser", "sphinx")),
     "systemd": Part("test", programs=("systemd-analyze",)),
     "tmux": Part("test", programs=("tmux",)),
     "tshark": Part("test", programs=("tshark",)),

@@ -74,6 +74,58 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not fragment or fragment in anchors(path), target
 
 
+# What docs/comparison.md counts of docs/nat.md: the first column there, and here.
+COUNTED: Final = {
+    "masquerade": "SunRPC, NFS, Oracle; client translated",
+    "dnat": "the same, server translated",
+    "both": "the same, both translated",
+    "TFTP": "TFTP",
+    "SANE": "SANE",
+    "Amanda": "Amanda",
+    "IRC": "IRC",
+    "ssdp": "SSDP, asked by this host",
+    "netbios-ns": "NetBIOS names, asked by this host",
+}
+FTP: Final = (
+    "FTP",
+    *(f"FTP, {each} translated" for each in ("client", "server", "both")),
+)
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    """The cells of each table of a page, its head first."""
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    return [
+        [
+            [cell.strip() for cell in row.strip("|").split("|")]
+            for row in found.splitlines()
+        ]
+        for found in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    ]
+
+
+def works(rows: list[list[str]], column: int) -> str:
+    return str(sum(row[column] == "works" for row in rows))
+
+
+def test_comparison_counts_what_nat_has_measured() -> None:
+    shown = {row[0]: row[1:] for row in tables("comparison.md")[0]}
+    for head, _, *rows in tables("nat.md"):
+        tried = str(len(rows))
+        if name := COUNTED.get(head[0]):
+            columns = {title: works(rows, number) for number, title in enumerate(head)}
+            ours = columns.pop("cthelper")
+            theirs = columns.pop("conntrackd", "no helper")
+            kernels = [each for title, each in columns.items() if "_" in title]
+            kernel = kernels[0] if kernels else "no helper"
+            assert shown[name] == [tried, ours, theirs, kernel], name
+        elif head[0].startswith("FTP, "):
+            column = 3 if head[0].endswith("nf_conntrack_ftp") else 2
+            for number, name in enumerate(FTP, 1):
+                assert shown[name][0] == shown[name][1] == tried
+                assert shown[name][column] == works(rows, number), name
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     reached = {ROOT / "README.md"}
     following = list(reached)

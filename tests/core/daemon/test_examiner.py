@@ -251,7 +251,7 @@ def test_memory_that_is_shared_with_servers_is_not_there(
 
 
 def test_forged_answer_is_of_its_own_file(examine: Examine, folder: Path) -> None:
-    text = "import os\nfor number in range(99):\n  try: os.write(number, ANSWER)\n"
+    text = "import os\nfor number in range(1024):\n  try: os.write(number, ANSWER)\n"
     text += "  except OSError: pass\nos._exit(0)"
     said = '[{"error": "/etc/passwd: is wrong"}]'
     error = error_of(examine, folder, f"ANSWER = {said.encode()!r}\n{text}")

@@ -133,12 +133,15 @@ class Page:
 
     def check(self) -> None:
         """Nothing was complained of, and nothing but the file was asked for."""
+        assert self.requests() == {self._url}
+
+    def requests(self) -> set[str]:
+        """What has been asked for; nothing was complained of."""
         assert log(self.driver, "browser") == []
         logged = log(self.driver, "performance")
         events = [json.loads(entry["message"])["message"] for entry in logged]
-        requests = {
+        return {
             event["params"]["request"]["url"].partition("#")[0]
             for event in events
             if event["method"] == "Network.requestWillBeSent"
         }
-        assert requests == {self._url}
