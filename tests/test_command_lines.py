@@ -34,9 +34,9 @@ ELSEWHERE: Final = {
     "pip install": "it downloads; tests/test_packaging.py installs the wheel",
     "python3 -m venv": "the same",
     "script/demo": "it is a test by itself: it fails where a step does",
-    "script/install": "it downloads and compiles for minutes, and changes the machine",
+    "script/install": "tests/live/test_install.py, in a machine with systemd",
     "script/test": "it runs the tests",
-    "systemctl": "tests/live/test_systemd.py, in a machine with systemd",
+    "systemctl": "tests/live/test_systemd.py and test_install.py, with systemd",
     "tcpdump": "it is no dependency; any program that captures will do",
 }
 # What is in prose and no whole command.
