@@ -40,7 +40,7 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         nargs="?",
         choices=("list", "delete", "events"),
         default="list",
-        help="list",
+        help="list is the default",
     )
     add_socket(parser)
     add_json(parser)

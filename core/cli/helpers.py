@@ -89,7 +89,7 @@ def _page(found: Found) -> str:
     lines.append(f"lowest port    {helper.lowest_port} may be announced")
     lines += [
         f"policy         {policy.name}: at most {policy.max_expected} expectations "
-        f"for each master flow, {policy.timeout} s"
+        f"for each control flow, {policy.timeout} s"
         for policy in helper.policies
     ]
     for option in helper.options:

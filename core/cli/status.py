@@ -24,7 +24,8 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "status",
         help="is the daemon well: workers, queues, ruleset, tables, budgets",
         description="Asks the running daemon how it is. Exit codes: 0 all is well, 1 "
-        "something is amiss, which is said, 2 no daemon answers.",
+        "something is amiss, which is said, 2 no daemon answers, or none that may be "
+        "asked.",
     )
     add_socket(parser)
     add_json(parser)
@@ -40,13 +41,13 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from cthelper.control import NotRunning
+    from cthelper.control import ControlError
 
     while True:
         try:
             with connected(options) as control:
                 found = control.status()
-        except NotRunning as error:
+        except ControlError as error:
             complain(str(error))
             if options.watch is None:
                 return _NOT_RUNNING

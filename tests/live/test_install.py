@@ -21,6 +21,19 @@ COMMAND: Final = Path("/opt/cthelper/bin/cthelper")
 DROP_IN: Final = Path("/etc/systemd/system/cthelper.service.d/override.conf")
 PLUGIN: Final = Path("/etc/cthelper/plugins/mine.py")
 YOURS: Final = {str(each) for each in (CONFIG, DROP_IN, PLUGIN)}
+YOUR_CONFIG: Final = "helpers.mdns.enabled = false\n"
+A_PLUGIN: Final = """
+from cthelper.core.api import Helper, Policy, Transport
+
+class Mine(Helper):
+    name = "mine"
+    transports = frozenset({Transport.UDP})
+    ports = (4203,)
+    policies = (Policy("one", 1, 30),)
+
+    def on_message(self, message):
+        yield from ()
+"""
 SECONDS: Final = 90.0
 # What needs the network, and what stands for what it makes.
 _LEFT_OUT: Final = "/usr/bin/python3 -m venv /opt/cthelper\n"
@@ -119,14 +132,14 @@ def test_what_is_installed_is_upgraded_and_goes_again(install: str) -> None:
     assert until(serves, SECONDS)
     assert run("man -w cthelper cthelper.toml cthelper-plugin").returncode == 0
     # What is yours.
-    CONFIG.write_text("helpers.mdns.enabled = false\n")
-    for each in (PLUGIN, DROP_IN):
+    CONFIG.write_text(YOUR_CONFIG)
+    for each, text in ((PLUGIN, A_PLUGIN), (DROP_IN, "")):
         each.parent.mkdir(mode=0o755)
-        each.write_text("")
+        each.write_text(text)
     (CONFIG.parent / "discovery.toml").write_text("")
     follow("Upgrade", install)
     assert until(serves, SECONDS)
-    assert CONFIG.read_text() == "helpers.mdns.enabled = false\n"
+    assert CONFIG.read_text() == YOUR_CONFIG
     assert (CONFIG.parent / "discovery.toml").read_text()
     assert "5353" not in run("nft list table inet cthelper").stdout
     follow("Uninstall", install)

@@ -219,7 +219,7 @@ def test_page_of_a_helper_shows_all_about_it(run: Runner) -> None:
         "control ports  tcp,udp 111",
         "tagged at      output, prerouting",
         "lowest port    512 may be announced",
-        "policy         service: at most 8 expectations for each master flow, 300 s",
+        "policy         service: at most 8 expectations for each control flow, 300 s",
     ]
     assert 'option         mode = "service"' in lines
     assert '               one of "service", "oneshot"' in lines

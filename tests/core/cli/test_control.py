@@ -239,6 +239,15 @@ def test_statistics_are_a_table(
     assert json.loads(done.out)["statistics"] == head
 
 
+def test_status_that_may_not_be_asked_is_not_degraded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who is not in the group, and a file that is no socket."""
+    (tmp_path / "file" / "socket").parent.write_text("")
+    assert main(["status", "--socket", str(tmp_path / "file" / "socket")]) == 2
+    assert capsys.readouterr().err.endswith("Not a directory\n")
+
+
 def test_nobody_there_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
