@@ -11,8 +11,10 @@ The backup server asks a client to serve it, and the client's answer names strea
 
 HANDLE and SEQ are the transaction. With ``auth=bsd`` each number is a TCP port of the
 client's that the server connects to. With ``auth=bsdudp`` the first one is, and the
-others are streams within that flow, with numbers over 65535, which are no ports. All
-other ways (bsdtcp, ssh, ssl) have one flow for everything and need no help.
+others are streams within that flow, with numbers over 65535, which are no ports. A
+stream that the client cannot have is -1, as where two backups of one machine begin at
+once and choose the same port. All other ways (bsdtcp, ssh, ssl) have one flow for
+everything and need no help.
 
 It is for a firewall between the backup server and its clients; else ports that Amanda
 keeps to (`tcpportrange`) have to be open all the time.
@@ -20,6 +22,10 @@ keeps to (`tcpportrange`) have to be open all the time.
 Only what answers a request of the same flow, for an hour, opens anything: ports of the
 client to the server that asked, each for one flow. Behind destination NAT the numbers
 are rewritten in the text.
+
+Over IPv6 all is the same, where Amanda has it. Debian builds it ``--without-ipv6``:
+amandad does not answer there, and the server looks for addresses of IPv4 alone. Such
+hosts come over IPv6 with a translator on each (464XLAT).
 
 An answer that comes when conntrack has forgotten the request's flow is dropped like any
 other: where a client thinks for long, set ``net.netfilter.nf_conntrack_udp_timeout``

@@ -81,6 +81,14 @@ OPENS: Final = "server > client:PORT, each once, 180 s"
         ),
         "bsdudp": (BSDUDP, (50048,)),
         "no index": ("CONNECT DATA 50040 MESG 50041 INDEX -1", (50040, 50041)),
+        "a stream that cannot be had": (
+            "CONNECT DATA 50060 MESG 50005 INDEX -1 STATE 50014",
+            (50060, 50005, 50014),
+        ),
+        "the first one cannot": (
+            "CONNECT DATA -1 MESG 50047 INDEX 50056 STATE 50058",
+            (50047, 50056, 50058),
+        ),
         "names to come": ("CONNECT X_2 50040 YZ 50041 ", (50040, 50041)),
         "eight, of which four are ports": (
             "CONNECT A 1025 B 65536 C 1026 D 99999 E 1027 F -1 G 1028 H 9999999999",

@@ -2,9 +2,10 @@
 """SANE: scanimage gets pages from saned with the daemon, and none without it.
 
 All scan at the same time, once without the daemon and once with it: over IPv4 and IPv6,
-several pages, from two servers, with a password, and behind destination NAT, with the
-client's address translated or not. ``script/live --matrix`` has them scan with the
-helpers of others as well, and prints a table.
+several pages, from two servers, with a password for the scanner or for each page, and
+behind destination NAT, with the client's address translated or not.
+``script/live --matrix`` has them scan with the helpers of others as well, and prints a
+table.
 """
 
 import re
@@ -21,6 +22,7 @@ import pytest
 from tests.live.compared import print_table, with_others
 from tests.live.conntrackd import Tagged
 from tests.live.daemon import Daemon, only
+from tests.live.sane_scanner import DEVICE, PASSWORD, PORT, USER, Scanner
 from tests.live.traffic import knock
 from tests.live.world import (
     CLIENT,
@@ -36,14 +38,17 @@ from tests.live.world import (
 
 pytestmark = pytest.mark.live
 
-PORT: Final = 6566
-# The server has this one, too, and its scanner wants a password.
+# The server has these, too. The scanner of the first one wants a password, and those of
+# the others for each page; to the last one no client has the right one.
 GUARDED: Final = "10.77.2.3"
+PAGED, PAGED6, SHUT = "10.77.2.4", "fd77:2::4", "10.77.2.5"
 # The gateway has these, and they lead to the server; behind the second one clients have
 # the gateway's address.
 OUTSIDE, OUTSIDE_BOTH = "10.77.1.11", "10.77.1.12"
 # Ports that saned announces, by the address that it listens at.
 RANGES: Final = {SERVER: 40000, SERVER6: 41000, GUARDED: 42000}
+# And those of the scanners that want a password for each page.
+PAGED_RANGES: Final = {PAGED: 43000, PAGED6: 44000, SHUT: 45000}
 CONFIG: Final = only() + "[helpers.sane]\nenabled = true\n"
 THEIRS: Final = Tagged("sane", "tcp", str(PORT))
 ADMIT: Final = f"""
@@ -69,16 +74,15 @@ class Scan:
     pages: int = 1
 
     @property
-    def device(self) -> str:
-        host = f"[{self.server}]" if ":" in self.server else self.server
-        return f"net:{host}:test:0"
-
-    @property
     def command(self) -> tuple[str, ...]:
+        host = f"[{self.server}]" if ":" in self.server else self.server
+        device, options = f"net:{host}:{DEVICE}", ""
+        if self.server not in PAGED_RANGES:
+            device = f"net:{host}:test:0"
+            options = "--mode Gray --resolution 50 -x 20 -y 20"
         return (
             *("env", "HOME=/run/home", "SANE_CONFIG_DIR=/run/scanning", "scanimage"),
-            *("-d", self.device, "--mode", "Gray", "--resolution", "50"),
-            *("-x", "20", "-y", "20", f"--batch-count={self.pages}"),
+            *("-d", device, *options.split(), f"--batch-count={self.pages}"),
             f"--batch=/run/scanning/{self.server}-{self.pages}-%d.pnm",
         )
 
@@ -88,6 +92,8 @@ SCANS: Final = {
     "several pages": Scan(SERVER, pages=3),
     "IPv6": Scan(SERVER6, pages=2),
     "with a password": Scan(GUARDED, pages=2),
+    "for each page": Scan(PAGED, pages=2),
+    "for each page, IPv6": Scan(PAGED6, pages=2),
     "translated server": Scan(OUTSIDE, pages=2),
     "translated both": Scan(OUTSIDE_BOTH, pages=2),
 }
@@ -136,7 +142,7 @@ class Story:
         """Packets to ports that a saned may announce, by the first of its ports."""
         found: Counter[int] = Counter()
         for (_, port), count in self.world.drops().items():
-            if port - port % 1000 in RANGES.values():
+            if port - port % 1000 in (RANGES | PAGED_RANGES).values():
                 found[port - port % 1000] += count
         return found
 
@@ -152,7 +158,7 @@ def start_servers(world: World) -> None:
         name = f"saned-{number}"
         world.server.tell(SANED.format(name=name, low=low, high=low + 999))
         if address == GUARDED:
-            world.server.tell(f"echo me:secret:test >/run/{name}/saned.users")
+            world.server.tell(f"echo {USER}:{PASSWORD}:test >/run/{name}/saned.users")
         # It makes a process for each client.
         world.server.start(
             *("env", f"SANE_CONFIG_DIR=/run/{name}"),
@@ -174,20 +180,30 @@ def story(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     world.firewall(ADMIT)
     with ExitStack() as stack:
         for namespace, device, address in (
-            (world.server, ETH, GUARDED),
-            (world.gateway, LAN, OUTSIDE),
-            (world.gateway, LAN, OUTSIDE_BOTH),
+            (world.server, ETH, f"{GUARDED}/24"),
+            (world.server, ETH, f"{PAGED}/24"),
+            (world.server, ETH, f"{SHUT}/24"),
+            (world.server, ETH, f"{PAGED6}/64"),
+            (world.gateway, LAN, f"{OUTSIDE}/24"),
+            (world.gateway, LAN, f"{OUTSIDE_BOTH}/24"),
         ):
-            namespace.tell(f"ip address add {address}/24 dev {device}")
-            stack.callback(namespace.tell, f"ip address del {address}/24 dev {device}")
+            namespace.tell(f"ip address add {address} dev {device}")
+            stack.callback(namespace.tell, f"ip address del {address} dev {device}")
         world.client.tell(
             "mkdir -p /run/scanning /run/home/.sane\n"
             "echo net >/run/scanning/dll.conf\n"
             "echo connect_timeout = 10 >/run/scanning/net.conf\n"
-            f"echo me:secret:net:{GUARDED}:test >/run/home/.sane/pass\n"
+            "cat >/run/home/.sane/pass <<EOF\n"
+            f"{USER}:{PASSWORD}:net:{GUARDED}:test\n"
+            f"{USER}:{PASSWORD}:net:{PAGED}:{DEVICE}\n"
+            f"{USER}:{PASSWORD}:net:{PAGED6}:{DEVICE}\n"
+            f"{USER}:guessed:net:{SHUT}:{DEVICE}\n"
+            "EOF\n"
             "chmod 600 /run/home/.sane/pass"
         )
         start_servers(world)
+        for address, first in PAGED_RANGES.items():
+            stack.enter_context(Scanner(world.server, address, first))
         daemon = stack.enter_context(
             Daemon(world.gateway, tmp_path_factory.mktemp("daemon"))
         )
@@ -212,7 +228,11 @@ def test_client_gets_no_page_without_the_daemon(story: Story, name: str) -> None
 
 
 def test_data_flows_of_every_server_were_dropped(story: Story) -> None:
-    assert story.lost.keys() == set(RANGES.values())
+    assert story.lost.keys() == {
+        *RANGES.values(),
+        PAGED_RANGES[PAGED],
+        PAGED_RANGES[PAGED6],
+    }
 
 
 @pytest.mark.parametrize("name", SCANS)
@@ -225,7 +245,16 @@ def test_each_page_was_expected_for_its_client_once(story: Story) -> None:
     assert len(made) == sum(scan.pages for scan in SCANS.values())
     assert {each["expects"].split()[1] for each in made} <= {CLIENT, CLIENT6}
     assert story.daemon.events("refused") == []
-    assert story.world.conntrack("-L", "expect") == ""
+    for family in ("ipv4", "ipv6"):
+        assert story.world.conntrack("-L", "expect", "-f", family) == ""
+    assert story.daemon.text.count("level=error") == 0
+
+
+def test_page_with_a_wrong_password_is_not_expected(story: Story) -> None:
+    made = len(story.daemon.events("expectation"))
+    said = story.world.client.run(*Scan(SHUT).command, timeout=60.0).stderr
+    assert "sane_start: Access to resource has been denied" in said
+    assert len(story.daemon.events("expectation")) == made
     assert story.daemon.text.count("level=error") == 0
 
 
