@@ -204,6 +204,12 @@ def scene(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
     world.firewall(RULES)
     with ExitStack() as stack:
         stack.callback(world.gateway.tell, "umount /etc/cthelper")
+        for name in ("udp_timeout", "udp_timeout_stream"):
+            # Where the host is busy a command takes as long as a flow lives.
+            key = f"net.netfilter.nf_conntrack_{name}"
+            before = world.gateway.run("sysctl", "-n", key, check=True).stdout.strip()
+            world.gateway.run("sysctl", "-qw", f"{key}=900", check=True)
+            stack.callback(world.gateway.run, "sysctl", "-qw", f"{key}={before}")
         stack.callback(world.gateway.run, "modprobe", "-r", MODULE)
         stack.enter_context(Echo(world.server, ANNOUNCED))
         cthelper = stack.enter_context(Forking(world.gateway))
