@@ -40,4 +40,9 @@ def forever(
         if last:
             seen = last
             now = datetime.now(UTC)
-            since = (now - datetime.fromisoformat(last)).total_seconds() + 1.0
+            elapsed = (now - datetime.fromisoformat(last)).total_seconds()
+            if elapsed < 0:
+                # The clock was set back: times say nothing of what was given.
+                last = seen = ""
+                elapsed = 0.0
+            since = elapsed + 1.0

@@ -2,7 +2,6 @@
 """``cthelper events``: what the daemon decides, as it does."""
 
 import argparse
-import json
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -20,9 +19,10 @@ from cthelper.core.cli.control import (
     print_records,
 )
 from cthelper.core.cli.options import Commands, warn
+from cthelper.core.daemon.log import quoted
 from cthelper.core.errors import UsageError
 
-_TOLD_APART: Final = ("time", "level", "event", "helper", "flow", "expects", "worker")
+_TOLD_APART: Final = ("time", "level", "event", "helper", "flow", "expects")
 
 
 def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -115,7 +115,10 @@ def _line(record: dict[str, Any]) -> str:
     if isinstance(record.get("expects"), dict):
         parts.append(f"expects {flow_text(record['expects'])}")
     for key, value in record.items():
-        if key not in _TOLD_APART and value not in (None, ""):
-            text = value if isinstance(value, str) else json.dumps(value)
-            parts.append(f"{key}={text if ' ' not in text else json.dumps(text)}")
+        # Whose worker's end it is; of all others it says who tells of it.
+        apart = key in _TOLD_APART or (
+            key == "worker" and not record["event"].startswith("worker-")
+        )
+        if not apart and value not in (None, ""):
+            parts.append(f"{key}={quoted(value)}")
     return " ".join(parts)

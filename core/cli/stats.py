@@ -85,7 +85,7 @@ def _stats(options: argparse.Namespace) -> int:
     for line in _table([_HEADS, *map(_cells, told[: options.n])]):
         print(line)
     for name, count in head["left_out"].items():
-        print(f"{count:,} {_LEFT_OUT[name]}")
+        print(f"{count:,} {_LEFT_OUT.get(name, name)}")
     return 0
 
 

@@ -21,6 +21,8 @@ from cthelper.core.cli.top_rows import COLUMNS, Order
 from cthelper.core.errors import UsageError, top_extra
 
 _EVERY: Final = 2.0
+# What a thread can sleep is bounded, too.
+_RAREST: Final = 86_400.0
 _NOT_RUNNING: Final = 2
 
 
@@ -64,6 +66,8 @@ def _top(options: argparse.Namespace) -> int:
     wanted = checked(filter_of(options))
     if options.every == 0:
         raise UsageError("--every 0 is too often")
+    if options.every > _RAREST:
+        raise UsageError("--every: a day at most")
     with top_extra():
         import textual  # noqa: F401 - before anything is asked
     _look_at_terminal()

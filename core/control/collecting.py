@@ -12,7 +12,7 @@ from cthelper.core.control.statistics import Statistics
 from cthelper.core.errors import NetlinkError
 from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.monitor import Happened, Monitor
-from cthelper.core.tuples import Expectation, Kind, Status
+from cthelper.core.tuples import Conntrack, Expectation, Kind, Status
 
 KINDS: Final = (Kind.NEW, Kind.DESTROY, Kind.EXPECTATION_NEW)
 """What statistics are made of."""
@@ -30,7 +30,7 @@ _Found = TypeVar("_Found")
 class Collector:
     """Makes statistics in a thread of its own; `read` shows them to others.
 
-    However many events there are, it takes at most half of a processor's time.
+    However many events there are, and entries, it rests for as long as it works.
     """
 
     def __init__(
@@ -56,26 +56,34 @@ class Collector:
         while True:
             # Where there is no memory for a moment it goes on later.
             with suppress(NetlinkError, MemoryError):
-                self._collect()
+                while True:
+                    self._collect()
             self._sleep(_PAUSE_SECONDS)
 
-    def _collect(self) -> NoReturn:
-        """Collect until something fails. Raises NetlinkError."""
+    def _collect(self) -> None:
+        """Collect until events were lost. Raises NetlinkError.
+
+        What waits then in the socket has gaps, and after it comes nothing until all of
+        it is read: so another one is begun with.
+        """
         with closing(
             self._monitor(KINDS, status=Status.EXPECTED, buffer=_BUFFER)
         ) as monitor:
             # From now on all is told of: what is listed after that leaves no gap.
-            lost, due = -1, 0.0
-            while True:
-                if monitor.overruns != lost and time.monotonic() >= due:
-                    lost = monitor.overruns
-                    self._compare()
-                    due = time.monotonic() + _COMPARE_SECONDS
+            due = time.monotonic() + _COMPARE_SECONDS
+            self._compare()
+            while not monitor.overruns or time.monotonic() < due:
                 self._sleep(self._take_in(monitor))
 
     def _compare(self) -> None:
-        with closing(self._ctnetlink()) as ctnetlink, self._lock:
-            self._statistics.compare(ctnetlink.listed())
+        """Hold what is counted against the kernel's table."""
+        begun = time.monotonic()
+        with closing(self._ctnetlink()) as ctnetlink:
+            # Of others there may be very many, and whoever looks does not wait.
+            found = [each for each in ctnetlink.listed() if _matters(each.entry)]
+        with self._lock:
+            self._statistics.compare(found)
+        self._sleep(time.monotonic() - begun)
 
     def _take_in(self, monitor: Monitor) -> float:
         """Wait for some events and take them in; the seconds that this took."""
@@ -97,3 +105,7 @@ class Collector:
             self._statistics.ended(event.subject)
         else:
             self._statistics.begun(event.subject, now)
+
+
+def _matters(entry: Conntrack) -> bool:
+    return entry.helper is not None or entry.master is not None

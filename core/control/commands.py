@@ -51,6 +51,8 @@ from cthelper.core.tuples import Conntrack, Expectation, FlowKey, Kind, key_of
 
 # Each of several, once others have taken that long.
 _LATE_SECONDS: Final = 0.4
+# How often who follows flows asks which helpers there are.
+_POLICIES_SECONDS: Final = 10.0
 # A server answers so many flows at a time, between packets.
 _PAGE: Final = 500
 
@@ -122,7 +124,7 @@ class Commands:
             raise Refused("not-permitted", f"{name} is root's alone")
         try:
             yield from command(request)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise Refused("wrong-request", str(error)) from None
 
     # What is asked for
@@ -176,7 +178,10 @@ class Commands:
         sources = [Source(number, each) for number, each in self._asked.items()]
         while True:
             for record in next_page(sources, begin):
-                if (not names or record["event"] in names) and _told_of(record, wanted):
+                # What was missed may have been of the flows that are asked for.
+                missed = record["event"] == "events-missed"
+                known = not names or record["event"] in names
+                if missed or (known and _told_of(record, wanted)):
                     yield record
             if any(source.more for source in sources):
                 continue
@@ -194,10 +199,16 @@ class Commands:
         kinds = [Kind(each) for each in dict.fromkeys(names)]
         policies = self._policies()
         helpers = None if request.get("all") else policies
+        due = self._clock() + _POLICIES_SECONDS
         with closing(self._ctnetlink()) as ctnetlink:
             for event in watch(kinds, ctnetlink.listed(), wanted, helpers):
                 if event is None:
                     yield None
+                    if self._clock() > due:
+                        # A reload may have brought others.
+                        with suppress(Refused):
+                            policies.update(self._policies())
+                        due = self._clock() + _POLICIES_SECONDS
                     continue
                 told = _happened_record(event, policies)
                 yield {"time": time_text(self._clock()), **told}
@@ -255,8 +266,8 @@ class Commands:
     def _add_expectation(self, request: Record) -> Iterator[Record | None]:
         policies = self._policies()
         zone = request.get("zone", 0)
-        if not isinstance(zone, int):
-            raise ValueError("zone is no number")
+        if not isinstance(zone, int) or not 0 <= zone <= 0xFFFF:
+            raise ValueError(f"zone {zone} is no number from 0 to 65535")
         flow = read_flow(request.get("flow"))
         with closing(self._ctnetlink()) as ctnetlink:
             master = ctnetlink.get(flow, zone)

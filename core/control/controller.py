@@ -9,6 +9,7 @@ server is, and may accept connections beside.
 Whoever may connect, by the socket's mode and group, may ask. Only root may change.
 """
 
+import select
 import selectors
 import socket
 import struct
@@ -121,11 +122,13 @@ class Controller:
 
         send({"cthelper": self._version, "protocol": PROTOCOL})
 
+        poll = select.poll()
+        poll.register(connection, 0)  # POLLHUP and POLLERR are always told of
+
         def look() -> None:
-            connection.setblocking(False)
-            with suppress(BlockingIOError):
-                if not connection.recv(1, socket.MSG_PEEK):
-                    raise _Left
+            # Of who has gone something may be there to be read all the same.
+            if poll.poll(0):
+                raise _Left
 
         with connection.makefile("rb") as source:
             try:

@@ -14,6 +14,8 @@ ANSWER_SECONDS: Final = 3.0
 FOLLOW_SECONDS: Final = 0.25
 """How often who follows events asks for them."""
 
+# Of one that did not answer the last time: all others wait for it.
+_SILENT_SECONDS: Final = 0.25
 # A server answers so many at a time, between packets.
 _EVENTS: Final = 100
 
@@ -33,23 +35,25 @@ class Source:
         self.pid = pid
         self.after = after
         self._most = _EVENTS
+        self._silent = False
         self.more = False
 
     def next(self, begin: float) -> list[Record]:
         """The next ones since a time; `more` is whether there are others already."""
         answer = self._asker.ask(
             "events",
-            ANSWER_SECONDS,
+            _SILENT_SECONDS if self._silent else ANSWER_SECONDS,
             pid=self.pid,
             since=begin,
             after=self.after,
             most=self._most,
         )
         self.more = False
+        self._silent = answer is None
         if answer is None:
             return []
         if TOO_LONG in answer:
-            # One that is too long by itself is left out, and counted.
+            # One that is too long by itself is left out.
             self.after += self._most == 1
             self._most = max(1, self._most // 2)
             self.more = True
@@ -59,7 +63,7 @@ class Source:
         missed = first - self.after - 1
         if answer["pid"] != self.pid:
             # What a process before it has told nobody knows any more.
-            self.pid, missed = answer["pid"], 0
+            self.pid, missed = answer["pid"], cast(int, answer["cut"])
         self.after = first - 1 + len(events)
         self._most = min(_EVENTS, self._most * 2)
         self.more = self.after < last
@@ -67,7 +71,7 @@ class Source:
             time = events[0]["time"] if events else ""
             events.insert(0, {"time": time, "event": "events-missed", "count": missed})
         where = "supervisor" if self._number == SUPERVISOR else self._number
-        return [{**each, "worker": where} for each in events]
+        return [{"worker": where, **each} for each in events]
 
 
 def next_page(sources: Sequence[Source], begin: float) -> list[Record]:

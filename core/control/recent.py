@@ -44,13 +44,21 @@ class Recent:
         """What a question for events is answered (reports.py).
 
         They are those after the number `after` of this process; a new asker, or one
-        that another process has answered before, has those since a time.
+        that another process has answered before, has those since a time. `cut` are
+        those, at most, that came since then and are not kept any more.
         """
         own, after, most = os.getpid(), question["after"], question["most"]
+        forgotten = self.last - len(self._kept)
+        cut = 0
         if question["pid"] != own:
             after = self.since(cast(float, question["since"]))
+            # All that is kept came since: so may have what is forgotten.
+            cut = forgotten if after == forgotten else 0
         first, events = self.after(cast(int, after), cast(int, most))
-        return {"pid": own, "first": first, "last": self.last, "events": events}
+        return {
+            **{"pid": own, "first": first, "last": self.last, "cut": cut},
+            "events": events,
+        }
 
     def after(self, number: int, most: int) -> tuple[int, list[Record]]:
         """Records of at most so many events after one, and the number of the first.

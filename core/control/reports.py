@@ -84,10 +84,12 @@ class Asker:
 
     def ask(self, what: str, seconds: float, **details: object) -> Record | None:
         """The answer; None where none comes in time, or nobody is there."""
-        with self._lock:
+        until = time.monotonic() + seconds
+        if not self._lock.acquire(timeout=seconds):
+            return None
+        try:
             self._number += 1
             question = {"ask": what, "number": self._number, **details}
-            until = time.monotonic() + seconds
             try:
                 self._socket.send(json.dumps(question).encode())
                 while True:
@@ -102,6 +104,8 @@ class Asker:
                         return answer
             except OSError:
                 return None
+        finally:
+            self._lock.release()
 
 
 def _read(data: bytes) -> Record:

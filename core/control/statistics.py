@@ -33,6 +33,8 @@ _ENDS: Final = (*BOUNDS, None)
 _ROWS: Final = 4096
 _MASTERS: Final = 65536
 _ANNOUNCED: Final = 65536
+# Of these of one control flow.
+_EACH: Final = 1024
 _LIVE: Final = 262_144
 
 _Place = tuple[Tuple, int]
@@ -176,12 +178,17 @@ class Statistics:
             for each in waiting
             if each.end > now and not _alike(each.expectation, expectation)
         ]
+        if len(kept) >= _EACH:
+            del kept[0]
+            self.left_out["announced"] += 1
         self._waiting += len(kept) + 1 - len(waiting)
         waiting[:] = [*kept, _Announced(expectation, now)]
         while self._waiting > _ANNOUNCED:
             _, dropped = self._announced.popitem(last=False)
             self._waiting -= len(dropped)
-            self.left_out["announced"] += len(dropped)
+            lost = sum(each.end > now for each in dropped)
+            if lost:
+                self.left_out["announced"] += lost
 
     def begun(self, listed: Listed, now: float) -> None:
         """A flow has begun that was expected."""
@@ -195,12 +202,14 @@ class Statistics:
             return
         row = self._row(place, helper)
         self._add(key_of(entry), row)
-        waiting = self._announced.get(place, ())
+        waiting = self._announced.get(place, [])
         for index, each in enumerate(waiting):
             if each.admits(entry.original):
                 # Only the first flow says how long it took.
-                del self._announced[place][index]
+                del waiting[index]
                 self._waiting -= 1
+                if not waiting:
+                    del self._announced[place]
                 for tally in self._tallies(row):
                     tally.set_up(max(0.0, now - each.time))
                 return
@@ -269,7 +278,10 @@ class Statistics:
         if row is None:
             row = self._rows[key] = Row(key)
             if len(self._rows) > _ROWS:
-                self._rows.popitem(last=False)
+                # Of one with live flows it would not be known what they carry.
+                idle = (each for each, row in self._rows.items() if not row.tally.live)
+                victim = next(idle)
+                del self._rows[next(iter(self._rows)) if victim == key else victim]
                 self.left_out["rows"] += 1
         self._rows.move_to_end(key)
         return row

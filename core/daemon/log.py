@@ -15,6 +15,10 @@ _LEVELS: Final = ("debug", "info", "warning", "error")
 # Lines of one event and reason: so many at once, then so many a second.
 _BURST: Final = 50.0
 _PER_SECOND: Final = 5.0
+# Counters, so that all of them are told in one answer; and one for all others.
+_NAMES: Final = 800
+_LONGEST_NAME: Final = 100
+_OTHERS: Final = "others"
 
 Value = str | int | float | bool | None
 
@@ -55,7 +59,7 @@ class Log:
         self._output = StandardError() if output is None else output
         self._lost = 0
         self._common = dict(common)
-        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._buckets: dict[str, _Bucket] = {}
         self.configure(level, form)
 
     def configure(self, level: str, form: str) -> None:
@@ -69,16 +73,15 @@ class Log:
         What is no string, number, boolean or None is written as its string, which is
         made only then: most lines are of a flood and left out.
         """
-        reason = fields.get("reason")
-        self.counters[event if reason is None else f"{event}.{reason}"] += 1
+        name = self._name(event, fields.get("reason"))
+        self.counters[name] += 1
         self.recent.add(time.time(), event, level, fields)
         if _LEVELS.index(level) < self._lowest:
             return
-        key = event, str(reason)
         now = self._clock()
-        bucket = self._buckets.get(key)
+        bucket = self._buckets.get(name)
         if bucket is None:
-            bucket = self._buckets[key] = _Bucket(now)
+            bucket = self._buckets[name] = _Bucket(now)
         if not bucket.take(now):
             return
         more = {"suppressed": bucket.suppressed} if bucket.suppressed else {}
@@ -96,10 +99,16 @@ class Log:
         self, event: str, times: int, level: str = "info", /, **fields: object
     ) -> None:
         """As `event`, of what has happened so many times: one line tells of all."""
-        reason = fields.get("reason")
-        name = event if reason is None else f"{event}.{reason}"
-        self.counters[name] += times - 1
+        self.counters[self._name(event, fields.get("reason"))] += times - 1
         self.event(event, level, **fields)
+
+    def _name(self, event: str, reason: object) -> str:
+        """What an event is counted under; reasons of plugins may be any number."""
+        name = event if reason is None else f"{event}.{reason}"
+        if name in self.counters:
+            return name
+        name = name[:_LONGEST_NAME]
+        return name if len(self.counters) < _NAMES else _OTHERS
 
     def _write(
         self,
@@ -143,10 +152,10 @@ class _Bucket:
 
 
 def _text(record: dict[str, Value]) -> str:
-    return " ".join(f"{key}={_quoted(value)}" for key, value in record.items())
+    return " ".join(f"{key}={quoted(value)}" for key, value in record.items())
 
 
-def _quoted(value: Value) -> str:
+def quoted(value: object) -> str:
     """A value as it stands, or as a JSON string where it would not be one word."""
     if isinstance(value, str):
         plain = value and not any(

@@ -158,6 +158,7 @@ def test_events_are_a_line_each(
         "flow": flow_tuple(),
         "expects": expectation(1, 7001),
         "detail": "two words",
+        "said": "\x1b[2J\nforged",
         "label": None,
     }
     world.server.recent.add(time.time(), "expectation", "info", fields)
@@ -166,7 +167,9 @@ def test_events_are_a_line_each(
     assert time_.endswith("+00:00")
     assert line == (
         f"expectation line tcp {CLIENT}:40000 > {SERVER}:7000 "
-        f'expects tcp {CLIENT} > {SERVER}:7001 policy=data detail="two words"\n'
+        f'expects tcp {CLIENT} > {SERVER}:7001 policy=data detail="two words" '
+        r'said="\u001b[2J\nforged"'
+        "\n"
     )
     done = Ran(world, capsys, "events", "--since", "9", "--no-follow", "--event", "x")
     assert (done.code, done.out) == (0, "")

@@ -50,6 +50,25 @@ def test_daemon_that_comes_after_goes_on_where_the_last_one_was() -> None:
     assert all(each is not None and each > 600 for each in asked[1:])
 
 
+def test_clock_that_is_set_back_hides_nothing() -> None:
+    ahead = {"time": "2100-01-01T00:00:00.000+00:00", "event": "ahead"}
+    answers = [[ahead], [at(1), at(2)]]
+
+    class Enough(Exception):
+        pass
+
+    def ask(_since: float | None) -> Iterator[dict[str, Any]]:
+        if not answers:
+            raise Enough
+        yield from answers.pop(0)
+
+    found: list[object] = []
+    with suppress(Enough):
+        for each in forever(ask, 0.0, lambda _: None, lambda _: None):
+            found.append(each["event"])
+    assert found == ["ahead", "1", "2"]
+
+
 def test_output_has_no_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("events", "--since", "9", "--no-follow", "--output", str(tmp_path / "x"))
     assert main(words) == 2

@@ -2,7 +2,7 @@
 """The thread that makes statistics: of events, and where some are lost."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -68,26 +68,31 @@ def test_what_was_there_before_the_first_event_is_listed(kernel: Kernel) -> None
     assert collected(kernel, Told([]))["live"] == 1
 
 
-def test_table_is_read_again_where_events_were_lost(
+def test_where_events_were_lost_it_begins_anew(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What waits in the socket then has gaps, and is not read to its end."""
     monkeypatch.setattr(module, "_COMPARE_SECONDS", 0.0)
     kernel.table = [listed(1, helper="line"), listed(10, master=tuple_of(1))]
     tables: Iterator[list[Listed]] = iter([kernel.table, kernel.table[:1]])
     monkeypatch.setattr(kernel, "listed", lambda: iter(next(tables)))
-    told = Told()
-    fail = told.read
-    calls = 0
+    opened = 0
 
-    def read(seconds: float) -> Iterator[Happened]:
-        nonlocal calls
-        calls += 1
-        # After the loss once more, so that the table is read before the failure.
-        return iter(()) if calls == 2 else fail(seconds)
+    def monitor(kinds: Iterable[Kind], **_more: object) -> Monitor:
+        nonlocal opened
+        opened += 1
+        if opened > 2:
+            raise NetlinkError.of(1, "open")
+        return cast(Monitor, Told().opened(kinds))
 
-    monkeypatch.setattr(told, "read", read)
-    found = collected(kernel, told)
-    assert (found["flows"], found["live"]) == (1, 0)
+    collector = Collector(
+        ctnetlink=lambda: cast(Ctnetlink, kernel), monitor=monitor, sleep=end
+    )
+    with pytest.raises(_Enough):
+        collector.run()
+    helpers: Any = collector.read(Statistics.totals)["helpers"]
+    assert (helpers["line"]["flows"], helpers["line"]["live"]) == (1, 0)
+    assert opened == 3
 
 
 def test_failure_is_not_the_end() -> None:

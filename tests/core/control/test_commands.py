@@ -144,7 +144,10 @@ FLOW = flow_record(tuple_of(1))
             {"flow": FLOW, "expects": EXPECTS, "policy": "x"},
             "x is no policy of line: data",
         ),
-        ({"flow": FLOW, "expects": EXPECTS, "zone": "x"}, "zone is no number"),
+        (
+            {"flow": FLOW, "expects": EXPECTS, "zone": "x"},
+            "zone x is no number from 0 to 65535",
+        ),
         (
             {"flow": FLOW, "expects": {**EXPECTS, "source": "::1"}},
             "source and destination are of two versions of IP",
@@ -307,3 +310,22 @@ def test_only_flows_of_the_daemons_helpers_are_followed_unless_all_are(
         assert found.pop()["event"] == "events-missed"
         assert len(found) == (3 if own else 6)
         assert [each["event"] for each in found][-1] == "expectation-new"
+
+
+def test_numbers_beyond_all_reason_are_refused(world: World) -> None:
+    for request in (
+        {"command": "events", "since": 10**400},
+        {"command": "add-expectation", "flow": FLOW, "expects": EXPECTS, "zone": -1},
+        {"command": "add-expectation", "flow": FLOW, "expects": EXPECTS, "zone": 1e9},
+    ):
+        with pytest.raises(Refused) as refused:
+            list(world.commands.run(request, root=True))
+        assert refused.value.reason == "wrong-request"
+
+
+def test_what_was_missed_is_said_whatever_is_asked_for(world: World) -> None:
+    for _ in range(KEPT + 5):
+        world.server.recent.add(time.time(), "refused", "info", {})
+    for more in ({"events": ["expectation"]}, {"filter": {"dport": 7}}):
+        (missed,) = world.run("events", since=60, **cast(Any, more))
+        assert (missed["event"], missed["count"]) == ("events-missed", 5)

@@ -121,6 +121,18 @@ def test_who_follows_events_and_leaves_is_forgotten(world: World) -> None:
     assert active_count() == before
 
 
+def test_who_left_something_unread_has_left_all_the_same(world: World) -> None:
+    before = active_count()
+    for _ in range(3):
+        with connected(world) as connection:
+            connection.sendall(b'{"command": "events", "follow": true}\nx')
+            assert connection.recv(1000)
+    deadline = time.monotonic() + 20
+    while active_count() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_client_says_that_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(
         NotRunning, match=r"no daemon answers: is `cthelper run` running"

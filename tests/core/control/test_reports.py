@@ -3,6 +3,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from threading import Thread
@@ -111,3 +112,17 @@ def test_no_bytes_do_harm(data: bytes) -> None:
         assert reporter.serve()
         answering.send(data)
         assert Asker(asking).ask("twice", 0.0, of=1) is None
+
+
+def test_turn_is_not_waited_for_longer_than_the_answer(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    asker = Asker(ends[0])
+    other = Thread(target=lambda: asker.ask("twice", 1.0, of=1))
+    other.start()
+    begun = time.monotonic()
+    while not asker._lock.locked():
+        time.sleep(0.001)
+    assert asker.ask("twice", 0.05, of=2) is None
+    assert time.monotonic() - begun < 0.9
+    other.join()

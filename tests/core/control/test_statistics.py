@@ -225,3 +225,50 @@ def test_classes_end_with_what_has_no_end() -> None:
     statistics.announced(expectation(1, 7001), 0.0)
     statistics.begun(data(10, 1), BOUNDS[-1] + 1)
     assert line(statistics)["setup"]["classes"][-1] == [None, 1]
+
+
+def test_announcements_that_were_met_leave_nothing_behind() -> None:
+    statistics = Statistics(0.0)
+    for number in range(1000):
+        source = (CLIENT, 1 + number)
+        statistics.announced(
+            replace(expectation(1, 7001), master=flow_tuple(source=source)), 0.0
+        )
+        flow = data(number, 1)
+        flow.entry.master = flow_tuple(source=source)
+        statistics.begun(flow, 1.0)
+        statistics.ended(flow)
+    assert not statistics._announced
+    assert not statistics._live
+
+
+def test_one_control_flow_has_no_more_than_its_share() -> None:
+    statistics = Statistics(0.0)
+    for port in range(1, module._EACH + 11):
+        statistics.announced(expectation(1, port), 0.0)
+    assert statistics.totals()["left_out"] == {"announced": 10}
+
+
+def test_announcements_that_are_over_are_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_ANNOUNCED", 3)
+    statistics = Statistics(0.0)
+    for number in range(20):
+        statistics.announced(expectation(1 + number, 7000), number * 40.0)
+    assert statistics.totals()["left_out"] == {}
+
+
+def test_row_with_a_live_flow_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 3)
+    statistics = Statistics(0.0)
+    statistics.announced(expectation(1, 7001), 0.0)
+    statistics.begun(data(10, 1), 1.0)
+    for number in range(2, 30):
+        other = flow_tuple(source=(f"192.0.2.{number}", 1000))
+        statistics.announced(replace(expectation(1, 7001), master=other), 0.0)
+    statistics.ended(data(10, 1))
+    assert [each["bytes"] for each in rows(statistics) if each["peer"] == CLIENT] == [
+        500
+    ]
+    assert len(rows(statistics)) == 3

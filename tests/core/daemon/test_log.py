@@ -344,3 +344,17 @@ def test_what_happened_often_is_counted_so_and_told_once(
     assert written.log.counters == {counter: 41}
     assert len(written.lines) == 2
     assert written.lines[1].endswith("packets=40")
+
+
+def test_reasons_without_end_are_counted_together() -> None:
+    written = Written()
+    for number in range(5000):
+        written.log.event("refused", reason=f"made-up-{number}" + "x" * 200)
+    assert len(written.log.counters) <= 801
+    assert sum(written.log.counters.values()) == 5000
+    assert written.log.counters["others"] > 4000
+    # It fits into one answer of the control socket.
+    assert len(json.dumps(written.log.counters)) < 100_000
+    before = written.log.counters["others"]
+    written.log.several("refused", 3, reason="made-up-again")
+    assert written.log.counters["others"] == before + 3
