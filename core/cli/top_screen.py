@@ -296,11 +296,11 @@ class Top(App[int]):
     def on_mount(self) -> None:
         """Begin to ask."""
         loop = asyncio.get_running_loop()
-        for number, code in (
-            *((signal.SIGTERM, 0), (signal.SIGHUP, 0)),
-            (signal.SIGINT, INTERRUPTED),
-        ):
+        for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, INTERRUPTED)):
             loop.add_signal_handler(number, self.exit, code)
+        # Of a terminal that is gone nothing has to be restored, and what is written to
+        # it may be waited for without end.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self._base.query_one(Flows).focus()
         self.set_interval(1.0, self._draw)
         self._draw()
