@@ -26,7 +26,7 @@ TROUBLESHOOTING: Final = "docs/troubleshooting.md"
 # Commands that need no kernel and no daemon.
 OFFLINE: Final = frozenset({"replay", "check", "helpers", "new"})
 # Other programs that the live test runs, too.
-LIVE: Final = frozenset({"conntrack", "curl", "nft", "rmmod", "sysctl"})
+LIVE: Final = frozenset({"conntrack", "curl", "modprobe", "nft", "sysctl"})
 
 _MORE: Final = " ..."
 MEANINGS: Final = {

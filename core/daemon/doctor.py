@@ -174,7 +174,7 @@ def privileges(host: Host) -> Finding:
 
 
 def confinement(user: str) -> Iterator[Finding]:
-    """What servers are confined by; see `privileges`."""
+    """What workers are confined by; see `privileges`."""
     try:
         found = plan(user)
     except NoSuchUser as error:
@@ -189,7 +189,7 @@ def confinement(user: str) -> Iterator[Finding]:
     if found.seccomp:
         yield Finding(Health.OK, "system calls can be filtered (libseccomp)")
     if found.user is not None:
-        yield Finding(Health.OK, f"servers are of user {found.user.name}")
+        yield Finding(Health.OK, f"workers are of user {found.user.name}")
 
 
 def modules(host: Host) -> Iterator[Finding]:

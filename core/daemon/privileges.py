@@ -216,7 +216,7 @@ def _user(name: str, gaps: list[str]) -> User | None:
     if missing:
         # Who is not root has nothing that he would have to give up.
         if os.geteuid() == 0:
-            gaps.append(f"servers stay root's: needs {', '.join(missing)}")
+            gaps.append(f"workers stay root's: needs {', '.join(missing)}")
         return None
     try:
         return find_user(name)
@@ -224,7 +224,7 @@ def _user(name: str, gaps: list[str]) -> User | None:
         if name != DEFAULT_USER:
             raise
         gaps.append(
-            f"{error}; until then servers are of user {FALLBACK}, whose other "
+            f"{error}; until then workers are of user {FALLBACK}, whose other "
             "processes could end them"
         )
         return find_user(FALLBACK)

@@ -42,6 +42,8 @@ extensions = ["myst_parser"]
 # Anchors as a forge makes them of headings.
 myst_heading_anchors = 6
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["wide.css"]
 html_title = f"cthelper {release}"
 # Without a server a page cannot read another one's text.
 html_show_search_summary = False

@@ -126,7 +126,7 @@ def test_root_with_the_one_capability_serves_and_says_what_it_keeps(
     daemon.command = ("setpriv", "--bounding-set=-all,+net_admin", *CTHELPER)
     daemon.start(CONFIG)
     kept = [each["detail"] for each in daemon.events("privileges-kept")]
-    assert "servers stay root's: needs CAP_SETUID, CAP_SETGID, CAP_KILL" in kept
+    assert "workers stay root's: needs CAP_SETUID, CAP_SETGID, CAP_KILL" in kept
     root = " ".join("0000")
     for pid, filters in zip(daemon.processes, ("0", "2"), strict=True):
         user, _, _, effective, bound, *held = rights(pid)

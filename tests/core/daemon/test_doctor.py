@@ -132,7 +132,7 @@ def test_capability_that_cannot_be_read_is_a_failure(folder: Folder) -> None:
             [
                 "ok       Landlock, version 2",
                 "ok       system calls can be filtered (libseccomp)",
-                "ok       servers are of user cthelper",
+                "ok       workers are of user cthelper",
             ],
         ),
         (
@@ -142,7 +142,7 @@ def test_capability_that_cannot_be_read_is_a_failure(folder: Folder) -> None:
             [
                 "warning  no Landlock: boot another",
                 "warning  no filter: install it",
-                "ok       servers are of user cthelper",
+                "ok       workers are of user cthelper",
             ],
         ),
     ],

@@ -559,7 +559,7 @@ def test_default_user_that_is_not_there_is_nobody_and_another_is_an_error(
         (
             [Capability.CAP_NET_ADMIN, Capability.CAP_SETGID],
             0,
-            ["servers stay root's: needs CAP_SETUID, CAP_KILL"],
+            ["workers stay root's: needs CAP_SETUID, CAP_KILL"],
         ),
         ([Capability.CAP_NET_ADMIN], 65534, []),
     ],
