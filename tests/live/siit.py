@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from tests.live.world import CLIENT6, LAN, SERVER6, WAN, Namespace, World
+from tests.live.world import CLIENT6, LAN, SERVER6, WAN, Namespace, World, until
 
 # By the host that has it: its address, and what this is on the wire.
 CLIENT46, CLIENT64 = "198.18.0.1", "fd77:46:1::1"
@@ -59,7 +59,10 @@ def translators(world: World) -> Iterator[None]:
 @contextmanager
 def _translator(host: Namespace) -> Iterator[None]:
     process = host.start("tayga", "--config", "/run/tayga.conf", "--nodetach")
+    link = ("ip", "link", "show", "siit")
     try:
+        # Until it reads from the device, what is sent there is lost.
+        assert until(lambda: ",LOWER_UP" in host.run(*link).stdout, 30), host.log()
         yield
     finally:
         process.terminate()

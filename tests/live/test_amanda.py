@@ -70,7 +70,7 @@ FILES: Final = f"""
 cp /etc/services /run/services
 printf 'amanda {PORT}/udp\\namanda {PORT}/tcp\\n' >>/run/services
 mount --bind /run/services /etc/services
-printf '%s\n' '{GATEWAY_WAN} gateway' '{CLIENT46} translated' >>/run/hosts
+printf '%s\\n' '{GATEWAY_WAN} gateway' '{CLIENT46} translated' >>/run/hosts
 for each in client gateway translated; do
 	printf '%s backup noop\\n%s backup sendbackup\\n' $each $each
 done >/run/amandahosts
@@ -78,7 +78,9 @@ chown backup /run/amandahosts
 chmod 600 /run/amandahosts
 mount --bind /run/amandahosts /etc/amandahosts
 mkdir -p /run/amanda
-for each in /var/log/amanda /var/lib/amanda /tmp/amanda; do
+# Without this folder sendbackup fails, and at times before amandad has answered.
+lists=/var/lib/amanda/gnutar-lists
+for each in /var/log/amanda /var/lib/amanda $lists /tmp/amanda; do
 	mkdir -p $each
 	mount -t tmpfs tmpfs $each
 	chown backup:backup $each
@@ -88,7 +90,7 @@ for auth in bsd bsdudp; do
 	cat >/run/amanda/$auth.xml <<EOX
 <dle>
   <program>GNUTAR</program>
-  <disk>/etc</disk>
+  <disk>/run/amanda</disk>
   <level>0</level>
   <auth>$auth</auth>
   <index>YES</index>
@@ -213,7 +215,8 @@ class Story:
                 for name, backup in BACKUPS.items()
             }
             # Each tries twice (tcp_syn_retries).
-            assert until(lambda: self.dropped() >= 2 * len(BACKUPS), 60)
+            wanted = 2 * len(BACKUPS)
+            assert until(lambda: self.dropped() >= wanted, 120), self.world.drops()
             for name, client in clients.items():
                 client.kill()
                 self.said["without"][name] = client.communicate()[0]
