@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from cthelper.core.cli import main
+from tests.pages import blocks
 
 ROOT: Final = Path(__file__).parents[1]
 SHOWN: Final = [
@@ -38,3 +39,13 @@ def test_commands_were_found() -> None:
 
 def test_readme_fits_on_a_page() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").split()) < 1000
+
+
+def test_troubleshooting_shows_what_replay_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    (shown,) = blocks(page, "text")
+    monkeypatch.chdir(ROOT)
+    assert main(["replay", "pcaps/field/tns-pool.pcap"]) == 0
+    assert shown in capsys.readouterr().out
