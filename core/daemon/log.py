@@ -73,7 +73,10 @@ class Log:
         What is no string, number, boolean or None is written as its string, which is
         made only then: most lines are of a flood and left out.
         """
-        name = self._name(event, fields.get("reason"))
+        reason = fields.get("reason")
+        name = event if reason is None else f"{event}.{reason}"
+        if name not in self.counters:
+            name = self._first(name)
         self.counters[name] += 1
         self.recent.add(time.time(), event, level, fields)
         if _LEVELS.index(level) < self._lowest:
@@ -99,16 +102,19 @@ class Log:
         self, event: str, times: int, level: str = "info", /, **fields: object
     ) -> None:
         """As `event`, of what has happened so many times: one line tells of all."""
-        self.counters[self._name(event, fields.get("reason"))] += times - 1
+        reason = fields.get("reason")
+        name = event if reason is None else f"{event}.{reason}"
+        if name not in self.counters:
+            name = self._first(name)
+        self.counters[name] += times - 1
         self.event(event, level, **fields)
 
-    def _name(self, event: str, reason: object) -> str:
-        """What an event is counted under; reasons of plugins may be any number."""
-        name = event if reason is None else f"{event}.{reason}"
-        if name in self.counters:
-            return name
+    def _first(self, name: str) -> str:
+        """What is counted for the first time: reasons of plugins have no number."""
         name = name[:_LONGEST_NAME]
-        return name if len(self.counters) < _NAMES else _OTHERS
+        if name in self.counters or len(self.counters) < _NAMES:
+            return name
+        return _OTHERS
 
     def _write(
         self,

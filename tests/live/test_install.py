@@ -37,7 +37,7 @@ class Mine(Helper):
 SECONDS: Final = 90.0
 # What needs the network, and what stands for what it makes.
 _LEFT_OUT: Final = "/usr/bin/python3 -m venv /opt/cthelper\n"
-_TREE: Final = "/opt/tree"
+_TREE: Final = Path("/opt/tree")
 _MADE: Final = {
     "pip": "#!/bin/sh\n",
     "python": f'#!/bin/sh\nexec {_TREE}/.venv/bin/python -B "$@"\n',
@@ -80,13 +80,13 @@ def follow(heading: str, install: str) -> None:
 
 def files() -> set[str]:
     """What there is where programs are installed."""
-    found = {
-        str(Path(folder) / name)
-        for place in ("/opt", "/etc", "/usr/local")
-        for folder, _, names in os.walk(place)
-        for name in names
-    }
-    return {each for each in found if not each.startswith(_TREE)}
+    found: set[str] = set()
+    for place in ("/opt", "/etc", "/usr/local"):
+        for folder, folders, names in os.walk(place):
+            found.update(str(Path(folder) / name) for name in names)
+            # That is the project, and very large.
+            folders[:] = [each for each in folders if Path(folder, each) != _TREE]
+    return found
 
 
 def serves() -> bool:
@@ -115,10 +115,9 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     script = folder / "script" / "install"
     script.write_text(text.replace(_LEFT_OUT, ""))
     script.chmod(0o755)
-    tree = Path(_TREE)
-    if not tree.exists():
-        tree.mkdir()
-        assert run(f"mount --bind {ROOT} {tree}").returncode == 0
+    if not _TREE.exists():
+        _TREE.mkdir()
+        assert run(f"mount --bind {ROOT} {_TREE}").returncode == 0
     yield str(script)
     run("systemctl stop cthelper")
 
