@@ -15,17 +15,17 @@ WRONG = [
     (
         "port = 1",
         "port = 1: unknown key, "
-        "known are daemon, budget, control, guard, plugins, helpers",
+        "known are daemon, budget, control, events, guard, plugins, helpers",
     ),
     (
         '"a\\nb" = 1',
         '"a\\nb" = 1: unknown key, '
-        "known are daemon, budget, control, guard, plugins, helpers",
+        "known are daemon, budget, control, events, guard, plugins, helpers",
     ),
     (
         '"daemon.queue" = 1',
         '"daemon.queue" = 1: unknown key (did you mean daemon?), '
-        "known are daemon, budget, control, guard, plugins, helpers",
+        "known are daemon, budget, control, events, guard, plugins, helpers",
     ),
     # Tables that are none.
     ("daemon = 1", "daemon = 1: must be a table [daemon]"),

@@ -86,6 +86,7 @@ def test_every_event_is_there_or_counted_however_often_there_is_no_room(
                 names = [str(number + each) for each in range(several)]
                 file.write([event(each) for each in names])
             number += several
+        os.close(file._file)
         found: list[dict[str, Any]] = []
         for line in path.read_text().splitlines():
             try:

@@ -2,6 +2,7 @@
 """The writer of events: one after the other, each of which may die anywhere."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -49,15 +50,19 @@ class Scene:
         clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Be a writer."""
-        Writer(
-            EventFile(self.path, self.position.unwritten),
-            cast(Mapping[int, Asker], self.processes),
-            0.0,
-            self.position,
-            tell or self.tell,
-            ends,
-            clock,
-        ).run()
+        file = EventFile(self.path, self.position.unwritten)
+        try:
+            Writer(
+                file,
+                cast(Mapping[int, Asker], self.processes),
+                0.0,
+                self.position,
+                tell or self.tell,
+                ends,
+                clock,
+            ).run()
+        finally:
+            os.close(file._file)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
