@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cthelper.control import SOCKET, Control, ControlError, NotRunning
-from cthelper.core.control.matching import Filter
 from cthelper.core.errors import UsageError
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -116,6 +115,9 @@ def read_filter(text: str) -> dict[str, object]:
 
 def checked(filter_: dict[str, object]) -> dict[str, object]:
     """The same. Raises UsageError where the daemon would refuse it."""
+    # Only here, as most commands start sooner without.
+    from cthelper.core.control.matching import Filter
+
     try:
         Filter.read(filter_)
     except ValueError as error:

@@ -214,7 +214,8 @@ def samples(found: Mapping[str, Any] | None) -> Iterator[Sample]:
         if fill is not None:
             yield "cthelper_table_entries", (table,), fill["used"]
             yield "cthelper_table_entries_limit", (table,), fill["most"]
-    if (statistics := found["statistics"]) is not None:
+    # A daemon that runs on after an upgrade may not know of any.
+    if (statistics := found.get("statistics")) is not None:
         for helper, tally in statistics["helpers"].items():
             yield from _tally(helper, tally)
 

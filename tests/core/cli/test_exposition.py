@@ -156,6 +156,14 @@ def test_what_is_not_known_is_absent() -> None:
     assert ("cthelper_build_info",) not in {key[:1] for key in busy}
 
 
+def test_daemon_of_before_has_no_statistics() -> None:
+    before = found()
+    del before["statistics"]
+    mine, without = values(found()), values(before)
+    assert without.items() <= mine.items()
+    assert not [name for name, *_ in without if "setup" in name or "_data_" in name]
+
+
 @pytest.mark.parametrize("told", [None, found()], ids=["down", "up"])
 def test_both_formats_are_read_back(told: dict[str, Any] | None) -> None:
     mine = values(told)
