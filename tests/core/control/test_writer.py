@@ -17,11 +17,21 @@ from cthelper.core.control.following import SUPERVISOR
 from cthelper.core.control.recent import KEPT
 from cthelper.core.control.reports import Asker
 from cthelper.core.control.writer import Position, Writer
+from cthelper.core.records import Record
 from tests.core.control.controlled import Process
 
 
 class Died(Exception):
     """A writer was killed."""
+
+
+class Another(Process):
+    """A process that is another one to who asks it."""
+
+    def ask(self, what: str, _seconds: float, **details: object) -> Record | None:
+        pid = os.getpid() if details["pid"] == "new" else None
+        answer = super().ask(what, _seconds, **{**details, "pid": pid})
+        return None if answer is None else {**answer, "pid": "new"}
 
 
 class Scene:
@@ -115,13 +125,7 @@ def test_what_came_before_a_process_was_replaced_is_not_written_again(
     scene = Scene(tmp_path)
     scene.happen(3)
     scene.write()
-    scene.processes[0] = Process({})
-    # It is another process to who asks it.
-    ask = scene.processes[0].recent.answer
-    scene.processes[0].recent.answer = lambda question: {  # type: ignore[method-assign]
-        **ask({**question, "pid": question["pid"] == "new" and ask(question)["pid"]}),
-        "pid": "new",
-    }
+    scene.processes[0] = Another({})
     scene.happen(2)
     scene.write()
     assert scene.events() == ["1", "2", "3", "4", "5"]
