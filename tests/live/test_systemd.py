@@ -166,7 +166,7 @@ def test_it_is_asked_how_it_is_by_root_alone() -> None:
     assert status()["health"] == "ok"
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     refused = run(*nobody, COMMAND, "status")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr == f"cthelper: {SOCKET}: Permission denied\n"
 
 
