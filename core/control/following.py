@@ -38,11 +38,15 @@ class Source:
         self._silent = False
         self.more = False
 
-    def next(self, begin: float) -> list[Record]:
-        """The next ones since a time; `more` is whether there are others already."""
+    def next(self, begin: float, *, ending: bool = False) -> list[Record]:
+        """The next ones since a time; `more` is whether there are others already.
+
+        For the last time the supervisor is waited for, which may be busy.
+        """
+        patient = not self._silent or (ending and self._number == SUPERVISOR)
         answer = self._asker.ask(
             "events",
-            _SILENT_SECONDS if self._silent else ANSWER_SECONDS,
+            ANSWER_SECONDS if patient else _SILENT_SECONDS,
             pid=self.pid,
             since=begin,
             after=self.after,
@@ -74,7 +78,9 @@ class Source:
         return [{"worker": where, **each} for each in events]
 
 
-def next_page(sources: Sequence[Source], begin: float) -> list[Record]:
+def next_page(
+    sources: Sequence[Source], begin: float, *, ending: bool = False
+) -> list[Record]:
     """The next ones of all processes, in the order of their times."""
-    found = [each for source in sources for each in source.next(begin)]
+    found = [each for source in sources for each in source.next(begin, ending=ending)]
     return sorted(found, key=lambda each: str(each["time"]))

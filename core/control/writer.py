@@ -79,15 +79,15 @@ class Writer:
         while True:
             if until is None and self._ends(wait):
                 until = self._clock() + _ENDING_SECONDS
-            self._write()
+            self._write(ending=until is not None)
             more = any(each.more for each in self._sources.values())
             if until is not None and (not more or self._clock() > until):
                 return
             wait = 0.0 if more else FOLLOW_SECONDS
 
-    def _write(self) -> None:
+    def _write(self, *, ending: bool) -> None:
         """What is new."""
-        found = next_page([*self._sources.values()], self._begin)
+        found = next_page([*self._sources.values()], self._begin, ending=ending)
         if not found:
             return
         count = len(found)

@@ -65,3 +65,15 @@ def test_worker_that_an_event_is_of_is_not_who_tells_of_it() -> None:
     assert [each["worker"] for each in found] == [0, 3]
     (record,) = source(process(1), SUPERVISOR).next(0.0)
     assert record["worker"] == "supervisor"
+
+
+def test_supervisor_is_waited_for_when_it_is_the_last_time() -> None:
+    """It logs a reload when it has done all else, and answers then."""
+    for number, waits in ((SUPERVISOR, True), (0, False)):
+        silent = process(1)
+        silent.state = None
+        asked = Asked(silent)
+        one = source(asked, number)
+        one.next(0.0)
+        one.next(0.0, ending=True)
+        assert (asked.waited[1] == asked.waited[0]) is waits
