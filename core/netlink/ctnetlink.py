@@ -23,6 +23,7 @@ from cthelper.core.netlink.messages import CTNETLINK, CTNETLINK_EXP, nfgen_msg
 from cthelper.core.netlink.socket import (
     CREATE,
     EXCLUSIVE,
+    HEADERS,
     NETLINK_NETFILTER,
     Filter,
     Frame,
@@ -43,7 +44,6 @@ _GROUP_CONNTRACK_NEW: Final = 1
 _GROUP_CONNTRACK_DESTROY: Final = 3
 _GROUP_EXPECTATION_NEW: Final = 4
 
-_HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 _EVENT_BUFFER: Final = 4 * 1024 * 1024
 # More events cannot wait: the kernel doubles the size that it is told, and a message
 # with its sk_buff takes 512 bytes at least.
@@ -55,9 +55,9 @@ _WAITING: Final = 2 * _EVENT_BUFFER // 512
 _CTA_STATUS: Final = 3
 _CTA_TUPLE_MASTER: Final = 14
 _FILTERS: Final = (
-    Filter(CTNETLINK | messages.NEW, _HEADERS, _CTA_TUPLE_MASTER),
+    Filter(CTNETLINK | messages.NEW, HEADERS, _CTA_TUPLE_MASTER),
     Filter(
-        *(CTNETLINK | messages.DELETE, _HEADERS, _CTA_STATUS),
+        *(CTNETLINK | messages.DELETE, HEADERS, _CTA_STATUS),
         bits=Status.HELPER | Status.EXPECTED,
     ),
 )
@@ -138,7 +138,7 @@ class Ctnetlink:
             for frame in self._socket.stream(
                 message, CTNETLINK | messages.GET, "list conntrack entries"
             ):
-                each = listed_entry(frame.data, _HEADERS)
+                each = listed_entry(frame.data, HEADERS)
                 if each is not None:
                     yield each
 
@@ -262,7 +262,7 @@ class Ctnetlink:
         """
         type_ = CTNETLINK_EXP | messages.EXPECTATION_STATISTICS
         frames = self._socket.dump(nfgen_msg(), type_, "count expectations")
-        made = sum(expectations_made(each.data, _HEADERS) for each in frames)
+        made = sum(expectations_made(each.data, HEADERS) for each in frames)
         return made & 0xFFFFFFFF
 
     def delete_expectation(self, expectation: Expectation) -> None:
@@ -352,7 +352,7 @@ class Events:
         # The kernel puts each event into a datagram of its own (nfnetlink_send).
         for frame in self._socket.events(most):
             if frame.type == CTNETLINK | messages.DELETE:
-                yield EntryGone(conntrack_key(frame.data, _HEADERS))
+                yield EntryGone(conntrack_key(frame.data, HEADERS))
             elif frame.type == CTNETLINK_EXP | messages.NEW:
                 expectation = _try_expectation(frame)
                 if expectation is not None:
@@ -383,9 +383,9 @@ def _family(address: Address) -> int:
 
 def _try_entry(frame: Frame) -> Conntrack | None:
     """The entry in a message; None where it is of another transport."""
-    return conntrack_entry(frame.data, _HEADERS, len(frame.data))
+    return conntrack_entry(frame.data, HEADERS, len(frame.data))
 
 
 def _try_expectation(frame: Frame) -> Expectation | None:
     """The expectation in a message; None where it is of another transport."""
-    return expectation_entry(frame.data, _HEADERS)
+    return expectation_entry(frame.data, HEADERS)

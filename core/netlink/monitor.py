@@ -15,13 +15,13 @@ from cthelper.core.netlink.listing import Listed, listed_entry
 from cthelper.core.netlink.messages import CTNETLINK, CTNETLINK_EXP
 from cthelper.core.netlink.socket import (
     CREATE,
+    HEADERS,
     NETLINK_NETFILTER,
     Filter,
     NetlinkSocket,
 )
 from cthelper.core.tuples import Expectation, Kind, Status
 
-_HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 _CTA_STATUS: Final = 3
 # Messages that one call reads at most.
 _MOST: Final = 512
@@ -74,7 +74,7 @@ class Monitor:
             if status:
                 self._socket.filter(
                     *(
-                        Filter(CTNETLINK | type_, _HEADERS, _CTA_STATUS, bits=status)
+                        Filter(CTNETLINK | type_, HEADERS, _CTA_STATUS, bits=status)
                         for type_ in (messages.NEW, messages.DELETE)
                     )
                 )
@@ -102,9 +102,9 @@ class Monitor:
             kind = _ENTRIES.get((frame.type, bool(frame.flags & CREATE)))
             subject: Listed | Expectation | None
             if kind is not None:
-                subject = listed_entry(frame.data, _HEADERS)
+                subject = listed_entry(frame.data, HEADERS)
             elif (kind := _EXPECTATIONS.get(frame.type)) is not None:
-                subject = expectation_entry(frame.data, _HEADERS)
+                subject = expectation_entry(frame.data, HEADERS)
             else:
                 continue
             if subject is not None:

@@ -13,13 +13,17 @@ from typing import Final, Self
 
 from cthelper.core.errors import Truncated
 from cthelper.core.netlink.decoding import conntrack_entry, read, read_u32, walk
-from cthelper.core.netlink.socket import NETLINK_NETFILTER, Frame, NetlinkSocket
+from cthelper.core.netlink.socket import (
+    HEADERS,
+    NETLINK_NETFILTER,
+    Frame,
+    NetlinkSocket,
+)
 from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Direction
 
 _ULOG: Final = 4 << 8  # NFNL_SUBSYS_ULOG
 _PACKET: Final = _ULOG | 0
 _CONFIG: Final = _ULOG | 1
-_HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 
 # NFULA_CFG_*
 _CFG_CMD, _CFG_MODE, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 5, 6
@@ -69,7 +73,7 @@ def read_logged(data: bytes) -> Logged:
     number = hook = info = 0
     time = conntrack = None
     packet = b""
-    for kind, start, stop in walk(data, _HEADERS, len(data)):
+    for kind, start, stop in walk(data, HEADERS, len(data)):
         if kind == _PAYLOAD:
             packet = data[start:stop]
         elif kind == _PACKET_HDR:

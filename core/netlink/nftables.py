@@ -9,7 +9,12 @@ from typing import Final
 
 from cthelper.core.errors import Truncated
 from cthelper.core.netlink.decoding import walk
-from cthelper.core.netlink.socket import NETLINK_NETFILTER, Frame, NetlinkSocket
+from cthelper.core.netlink.socket import (
+    HEADERS,
+    NETLINK_NETFILTER,
+    Frame,
+    NetlinkSocket,
+)
 
 # include/uapi/linux/netfilter/nfnetlink.h and netfilter.h
 _GROUP_NFTABLES: Final = 7
@@ -17,7 +22,6 @@ _NFTABLES: Final = 10
 _FAMILIES: Final = {"inet": 1, "ip": 2, "ip6": 10}
 
 _FAMILY_AT: Final = 16  # behind nlmsghdr
-_HEADERS: Final = 20  # nlmsghdr and nfgenmsg
 # Of tables, chains, rules, sets and objects alike the first attribute names the table.
 _TABLE: Final = 1
 
@@ -51,12 +55,12 @@ class TableEvents:
 
     def _is_ours(self, frame: Frame) -> bool:
         data = frame.data
-        if frame.type >> 8 != _NFTABLES or len(data) < _HEADERS:
+        if frame.type >> 8 != _NFTABLES or len(data) < HEADERS:
             return False
         if data[_FAMILY_AT] != self._family:
             return False
         with suppress(Truncated):
-            for kind, start, stop in walk(data, _HEADERS, len(data)):
+            for kind, start, stop in walk(data, HEADERS, len(data)):
                 if kind == _TABLE:
                     return data[start:stop].rstrip(b"\0") == self._table
         return False

@@ -56,7 +56,9 @@ _RETURN: Final = 0x06
 _FIND_ATTRIBUTE: Final = 0xFFFFF000 + 12
 _WHOLE: Final = 0xFFFFFFFF
 _HEADER: Final = struct.Struct("=IHHII")
-_NETFILTER: Final = struct.Struct("=IHHIIBBH")  # nlmsghdr and nfgenmsg
+_NETFILTER: Final = struct.Struct("=IHHIIBBH")
+HEADERS: Final = 20
+"""Bytes of nlmsghdr and nfgenmsg, before the attributes of a message of netfilter's."""
 _ACKNOWLEDGEMENT: Final = struct.Struct("=IHHIIi")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _ERRNO: Final = struct.Struct("=i")
