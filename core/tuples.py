@@ -418,3 +418,12 @@ class Expectation:
 
     def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
+
+    def admits(self, flow: Tuple) -> bool:
+        """Whether a flow with this original tuple meets it, in the same zone."""
+        return (
+            self.transport is flow.transport
+            and self.destination == flow.destination
+            and (self.source is None or flow.source.address in self.source)
+            and self.source_port in (None, flow.source.port)
+        )

@@ -129,6 +129,10 @@ class Filter:
         """Whether it means all flows."""
         return self == Filter()
 
+    def concerns(self, helper: str | None, zone: int) -> bool:
+        """Whether flows with a helper, in a zone, may be what it says."""
+        return self.helper in (None, helper) and self.zone in (None, zone)
+
     def admits(self, ends: Ends) -> bool:
         """Whether flows are from, to and of what it says.
 
@@ -154,9 +158,9 @@ def in_state(listed: Listed, state: str) -> bool:
 
 def expected(expectation: Expectation, wanted: Filter) -> bool:
     """Whether a filter means an expectation, by itself or by its control flow."""
-    if wanted.zone not in (None, expectation.zone) or wanted.state is not None:
+    if wanted.state is not None:
         return False
-    if wanted.helper not in (None, expectation.helper):
+    if not wanted.concerns(expectation.helper, expectation.zone):
         return False
     return any(
         map(wanted.admits, (Ends.expected(expectation), Ends.of(expectation.master)))

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from cthelper.core.control.bounded import keep
+from cthelper.core.control.tree import Place
+from cthelper.core.nearest import Pattern
 from cthelper.core.netlink.listing import Listed
 from cthelper.core.records import Record
 from cthelper.core.tuples import (
@@ -19,7 +22,6 @@ from cthelper.core.tuples import (
     Expectation,
     FlowKey,
     Transport,
-    Tuple,
     key_of,
 )
 
@@ -36,8 +38,6 @@ _ANNOUNCED: Final = 65536
 # Of these of one control flow.
 _EACH: Final = 1024
 _LIVE: Final = 262_144
-
-_Place = tuple[Tuple, int]
 
 
 @dataclass(slots=True)
@@ -121,16 +121,6 @@ class _Announced:
         """When it is over, unless it was renewed, which nobody is told of."""
         return self.time + self.expectation.timeout
 
-    def admits(self, flow: Tuple) -> bool:
-        """Whether a flow is one of those."""
-        wanted = self.expectation
-        return (
-            flow.transport is wanted.transport
-            and flow.destination == wanted.destination
-            and wanted.source_port in (None, flow.source.port)
-            and (wanted.source is None or flow.source.address in wanted.source)
-        )
-
 
 class Statistics:
     """The statistics since `since`, in seconds since 1970.
@@ -144,8 +134,8 @@ class Statistics:
         self._helpers: dict[str, Tally] = {}
         # The ones that were looked at last are at the end.
         self._rows: OrderedDict[Key, Row] = OrderedDict()
-        self._masters: OrderedDict[_Place, str] = OrderedDict()
-        self._announced: OrderedDict[_Place, list[_Announced]] = OrderedDict()
+        self._masters: OrderedDict[Place, str] = OrderedDict()
+        self._announced: OrderedDict[Place, dict[Pattern, _Announced]] = OrderedDict()
         self._waiting = 0
         self._live: dict[FlowKey, Row] = {}
 
@@ -170,23 +160,24 @@ class Statistics:
         self._remember(place, expectation.helper)
         for tally in self._tallies(self._row(place, expectation.helper)):
             tally.announced += 1
-        waiting = self._announced.setdefault(place, [])
+        waiting = self._announced.setdefault(place, {})
         self._announced.move_to_end(place)
         # One like it that was there before is not any more.
-        kept = [
-            each
-            for each in waiting
-            if each.end > now and not _alike(each.expectation, expectation)
-        ]
+        pattern = Pattern.of(expectation)
+        kept = {
+            key: each
+            for key, each in waiting.items()
+            if each.end > now and key != pattern
+        }
         if len(kept) >= _EACH:
-            del kept[0]
+            del kept[next(iter(kept))]
             self.left_out["announced"] += 1
         self._waiting += len(kept) + 1 - len(waiting)
-        waiting[:] = [*kept, _Announced(expectation, now)]
+        self._announced[place] = {**kept, pattern: _Announced(expectation, now)}
         while self._waiting > _ANNOUNCED:
             _, dropped = self._announced.popitem(last=False)
             self._waiting -= len(dropped)
-            lost = sum(each.end > now for each in dropped)
+            lost = sum(each.end > now for each in dropped.values())
             if lost:
                 self.left_out["announced"] += lost
 
@@ -202,11 +193,11 @@ class Statistics:
             return
         row = self._row(place, helper)
         self._add(key_of(entry), row)
-        waiting = self._announced.get(place, [])
-        for index, each in enumerate(waiting):
-            if each.admits(entry.original):
+        waiting = self._announced.get(place, {})
+        for pattern, each in waiting.items():
+            if each.expectation.admits(entry.original):
                 # Only the first flow says how long it took.
-                del waiting[index]
+                del waiting[pattern]
                 self._waiting -= 1
                 if not waiting:
                     del self._announced[place]
@@ -262,14 +253,11 @@ class Statistics:
             tally.flows += 1
             tally.live += 1
 
-    def _remember(self, place: _Place, helper: str) -> None:
+    def _remember(self, place: Place, helper: str) -> None:
         """Of flows that are expected the kernel names the master alone."""
-        self._masters[place] = helper
-        self._masters.move_to_end(place)
-        if len(self._masters) > _MASTERS:
-            self._masters.popitem(last=False)
+        keep(self._masters, place, helper, _MASTERS)
 
-    def _row(self, place: _Place, helper: str) -> Row:
+    def _row(self, place: Place, helper: str) -> Row:
         """The row of a control flow, made where there is none."""
         original, _ = place
         service = original.transport, original.destination
@@ -289,11 +277,3 @@ class Statistics:
     def _tallies(self, row: Row) -> Iterator[Tally]:
         yield row.tally
         yield self._helpers.setdefault(row.key.helper, Tally())
-
-
-def _alike(one: Expectation, other: Expectation) -> bool:
-    """Whether two of a control flow admit the same flows."""
-    return (one.transport, one.destination, one.source, one.source_port) == (
-        *(other.transport, other.destination),
-        *(other.source, other.source_port),
-    )

@@ -88,10 +88,8 @@ def branches(
 def meant(branch: Branch, wanted: Filter) -> bool:
     """Whether a filter means a control flow, what it expects, or what came of it."""
     listed = [*([branch.listed] if branch.listed is not None else []), *branch.flows]
-    if wanted.zone not in (None, branch.zone):
-        return False
     helper = None if branch.listed is None else branch.listed.entry.helper
-    if wanted.helper not in (None, helper):
+    if not wanted.concerns(helper, branch.zone):
         return False
     if wanted.state is not None:
         listed = [each for each in listed if in_state(each, wanted.state)]

@@ -4,9 +4,11 @@
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
-from typing import Final, TypeVar
+from typing import Final
 
+from cthelper.core.control.bounded import keep
 from cthelper.core.control.matching import Ends, Filter, expected, in_state
+from cthelper.core.control.tree import Place
 from cthelper.core.netlink.listing import Listed
 from cthelper.core.netlink.monitor import Happened, Monitor
 from cthelper.core.tuples import Conntrack, FlowKey, Kind, Status, Tuple, key_of
@@ -17,9 +19,6 @@ _REMEMBERED: Final = 65536
 _BUFFER: Final = 1 << 20
 _WAIT_SECONDS: Final = 0.25
 
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
-
 
 class Lineage:
     """Helpers and masters of flows, begun with those that are listed."""
@@ -28,7 +27,7 @@ class Lineage:
         self._known: OrderedDict[FlowKey, tuple[str | None, Tuple | None]] = (
             OrderedDict()
         )
-        self._helpers: OrderedDict[tuple[Tuple, int], str] = OrderedDict()
+        self._helpers: OrderedDict[Place, str] = OrderedDict()
         for each in table:
             self.complete(each.entry)
 
@@ -41,9 +40,10 @@ class Lineage:
         if ended:
             self._known.pop(key, None)
         elif entry.helper is not None or entry.master is not None:
-            _keep(self._known, key, (entry.helper, entry.master))
+            keep(self._known, key, (entry.helper, entry.master), _REMEMBERED)
         if entry.helper is not None:
-            _keep(self._helpers, (entry.original, entry.zone), entry.helper)
+            place = entry.original, entry.zone
+            keep(self._helpers, place, entry.helper, _REMEMBERED)
 
     def of(self, entry: Conntrack, helpers: Collection[str]) -> bool:
         """Whether an entry has one of these helpers, or one that has expected it.
@@ -98,17 +98,8 @@ def _means(
     lineage.complete(entry, ended=event.kind is Kind.DESTROY)
     if helpers is not None and not lineage.of(entry, helpers):
         return False
-    if wanted.helper not in (None, entry.helper):
-        return False
-    if wanted.zone not in (None, entry.zone):
+    if not wanted.concerns(entry.helper, entry.zone):
         return False
     if wanted.state is not None and not in_state(event.subject, wanted.state):
         return False
     return wanted.admits(Ends.of(entry.original))
-
-
-def _keep(known: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
-    known[key] = value
-    known.move_to_end(key)
-    if len(known) > _REMEMBERED:
-        known.popitem(last=False)

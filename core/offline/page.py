@@ -20,6 +20,7 @@ from typing import Final
 
 from cthelper.core.api import Done, Effect, Expect, Rewrite, Withdraw
 from cthelper.core.errors import CthelperError
+from cthelper.core.nearest import Pattern
 from cthelper.core.offline.events import (
     Begin,
     Event,
@@ -225,7 +226,7 @@ class _Page:
 
     def _index(self) -> None:
         made: dict[tuple[int, str], list[_Life]] = {}
-        latest: dict[tuple[object, ...], _Life] = {}
+        latest: dict[Pattern, _Life] = {}
         for number, event in self._numbered():
             match event:
                 case FlowEvent():
@@ -236,8 +237,8 @@ class _Page:
                     place = event.frame, event.helper
                     self._messages.setdefault(place, []).append(number)
                 case ExpectationEvent():
-                    mask = _mask(event.expectation)
-                    life = latest.get(mask)
+                    pattern = Pattern.of(event.expectation)
+                    life = latest.get(pattern)
                     end, how = self._ending(event)
                     if life is not None and _outlives(life, event.time):
                         # The kernel has one such expectation, and keeps its master.
@@ -245,11 +246,11 @@ class _Page:
                         life.end, life.how, life.left = end, how, event.flows
                     else:
                         life = _Life(number, event, end, how, event.flows)
-                        latest[mask] = life
+                        latest[pattern] = life
                     self._lives[number] = life
                     made.setdefault((event.frame, event.helper), []).append(life)
                 case WithdrawnEvent():
-                    life = latest.get(_mask(event.expectation))
+                    life = latest.get(Pattern.of(event.expectation))
                     if life is not None:
                         self._withdrawn_of[number] = life.number
                         life.left = event.flows
@@ -268,7 +269,7 @@ class _Page:
 
     def _meet(self, number: int, event: RelatedEvent, lives: Iterable[_Life]) -> None:
         for life in lives:
-            if life.left == 0 or not _admits(life.event.expectation, event.flow):
+            if life.left == 0 or not life.event.expectation.admits(event.flow):
                 continue
             life.met.append(number)
             self._expectation_of[number] = life.number
@@ -614,27 +615,8 @@ def _permanent(event: ExpectationEvent) -> str:
     return f"no, admits {event.admits}"
 
 
-def _mask(wanted: Expectation) -> tuple[object, ...]:
-    """What makes two expectations the same."""
-    return (
-        wanted.transport,
-        wanted.source,
-        wanted.source_port,
-        wanted.destination,
-    )
-
-
 def _outlives(life: _Life, time: float) -> bool:
     return life.end is None or life.end > time
-
-
-def _admits(wanted: Expectation, flow: Tuple) -> bool:
-    return (
-        wanted.transport is flow.transport
-        and wanted.destination == flow.destination
-        and (wanted.source is None or flow.source.address in wanted.source)
-        and wanted.source_port in (None, flow.source.port)
-    )
 
 
 def _asks_for(effect: Effect, wish: Expectation | Expect) -> bool:
