@@ -145,7 +145,7 @@ class EventLog(Auxiliary):
             life.send(_FAILED + str(error).encode())
             return
         life.send(_OPEN)
-        self._confinement.confine_writer()
+        self._confinement.confine_bare()
 
         def ends(seconds: float) -> bool:
             return bool(select.select([life], [], [], seconds)[0])

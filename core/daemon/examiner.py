@@ -157,7 +157,7 @@ def _become(
             _share_only(page)
             _limit(resource.RLIMIT_DATA, _data() + MEMORY)
             _limit(resource.RLIMIT_CORE, 0)
-            confinement.confine_examiner()
+            confinement.confine_bare()
             end_with_parent()
             if os.getppid() != parent:
                 _exit(1)  # it died before

@@ -94,19 +94,12 @@ class Confinement:
         with _named():
             self._confine(_SERVER, accepts=True)
 
-    def confine_examiner(self) -> None:
-        """Give up in this process all that it takes to import somebody's code.
+    def confine_bare(self) -> None:
+        """Give up in this process all that it takes to ask, and to import somebody's
+        code.
 
-        It has what a server has, but for CAP_NET_ADMIN and netlink. Raises
-        CthelperError.
-        """
-        with _named():
-            self._confine((), bare=True)
-
-    def confine_writer(self) -> None:
-        """Give up in this process all but to ask, and to write to what is open.
-
-        It has what an examiner has. Raises CthelperError.
+        It has what a server has, but for CAP_NET_ADMIN and netlink, and can write to
+        what is open. Raises CthelperError.
         """
         with _named():
             self._confine((), bare=True)

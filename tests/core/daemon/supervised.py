@@ -298,7 +298,7 @@ class FakeConfinement:
         assert Path("/var/log/cthelper") in folders
         self._confine("supervisor")
 
-    def confine_writer(self) -> None:
+    def confine_bare(self) -> None:
         self._confine("writer")
 
     def confine_server(self) -> None:

@@ -493,7 +493,7 @@ def test_writer_may_write_to_what_is_open_and_do_nothing_else(
         ).close(),
     }
     done, written, capabilities_held, *told = inside(
-        confined.confine_writer,
+        confined.confine_bare,
         lambda: file.write([{"event": "one"}]),
         lambda: status("CapPrm"),
         *tried.values(),
