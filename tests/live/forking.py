@@ -8,8 +8,7 @@ in an emulated machine.
 import json
 import subprocess
 import sys
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from tests.live.world import Namespace
 
@@ -50,15 +49,8 @@ class Forking:
             stdout=subprocess.PIPE,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End it."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait(30)

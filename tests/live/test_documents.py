@@ -9,7 +9,7 @@ import re
 import shlex
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -212,7 +212,7 @@ def scene(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sc
             stack.callback(world.gateway.run, "sysctl", "-qw", f"{key}={before}")
         stack.callback(world.gateway.run, "modprobe", "-r", MODULE)
         stack.enter_context(Echo(world.server, ANNOUNCED))
-        cthelper = stack.enter_context(Forking(world.gateway))
+        cthelper = stack.enter_context(closing(Forking(world.gateway)))
         daemon = stack.enter_context(Daemon(world.gateway, folder))
         early = stack.enter_context(asker(world))
         call(early)

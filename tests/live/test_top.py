@@ -4,6 +4,7 @@
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -27,11 +28,8 @@ CONFIG: Final = (
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Screen]:
     """A terminal."""
-    screen = Screen(tmp_path)
-    try:
+    with closing(Screen(tmp_path)) as screen:
         yield screen
-    finally:
-        screen.end()
 
 
 @pytest.fixture

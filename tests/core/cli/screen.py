@@ -34,7 +34,7 @@ class Screen:
         size = ("-x", "80", "-y", "24")
         self.tmux("new-session", "-d", *size, "sh", "-c", script)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End it; it may not have begun."""
         subprocess.run([*self._tmux, "kill-server"], capture_output=True)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +29,8 @@ COLOUR: Final = re.compile(r"\x1b\[(?:[\d;]*;)?(?:[349][0-7]|10[0-7]|[34]8;[25])
 
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Screen]:
-    screen = Screen(tmp_path)
-    try:
+    with closing(Screen(tmp_path)) as screen:
         yield screen
-    finally:
-        screen.end()
 
 
 @pytest.fixture
@@ -109,7 +107,7 @@ def test_nothing_is_left_where_the_connection_breaks(
     screen.start("--socket", str(world.path))
     screen.seen(" | row 1 of 14 | ")
     process = Path(f"/proc/{screen.process}")
-    screen.end()
+    screen.close()
     deadline = time.monotonic() + SECONDS
     while process.exists() and "zombie" not in (process / "status").read_text():
         assert time.monotonic() < deadline
