@@ -19,7 +19,8 @@ def of_class(kind: type) -> str:
 
 def of_module(kind: type) -> str:
     """The docstring of the module that has a class; empty: it has none."""
-    text = getattr(inspect.getmodule(kind), "__doc__", None)
+    module = inspect.getmodule(kind)
+    text = module.__doc__ if module else None
     return inspect.cleandoc(text or ast.get_docstring(_source(kind)) or "")
 
 
