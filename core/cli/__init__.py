@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C: 128 and SIGINT, as a shell has it."""
 
+COMMANDS: Final = (
+    *("run", "status", "top", "flows", "expectations", "events", "stats"),
+    *("explain", "metrics", "record"),
+    *("check", "reload", "ruleset"),
+    *("replay", "helpers", "new", "doctor", "ask"),
+)
+"""The commands, in the order of the help text; each has the module of its name."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; the exit code."""
@@ -34,32 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def parser() -> "argparse.ArgumentParser":
-    """What reads the command line, with all commands."""
+def parser(alone: str | None = None) -> "argparse.ArgumentParser":
+    """What reads the command line, with all commands, or with one of them."""
     # Only now, as Ctrl-C may come while they load.
     import argparse
+    from importlib import import_module
 
     from cthelper import __version__
-    from cthelper.core.cli import (
-        ask,
-        check,
-        doctor,
-        events,
-        expectations,
-        explain,
-        flows,
-        helpers,
-        metrics,
-        new,
-        record,
-        reload,
-        replay,
-        ruleset,
-        run,
-        stats,
-        status,
-        top,
-    )
 
     made = argparse.ArgumentParser(
         prog="cthelper",
@@ -69,13 +58,8 @@ def parser() -> "argparse.ArgumentParser":
     )
     made.add_argument("--version", action="version", version=f"cthelper {__version__}")
     commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (
-        *(run, status, top, flows, expectations, events, stats),
-        *(explain, metrics, record),
-        *(check, reload, ruleset),
-        *(replay, helpers, new, doctor, ask),
-    ):
-        module.add_parser(commands)
+    for each in COMMANDS if alone is None else (alone,):
+        import_module(f"cthelper.core.cli.{each}").add_parser(commands)
     return made
 
 
@@ -91,7 +75,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         advised,
     )
 
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # What the others import takes longer than a quick command.
+    alone = given[0] if given and given[0] in COMMANDS else None
+    options = parser(alone).parse_args(given)
     try:
         code: int = options.command(options)
     except CthelperError as error:

@@ -114,7 +114,7 @@ def test_ctrl_c_while_the_commands_load() -> None:
 import signal, sys
 class Pressed:
     def find_spec(self, name, *rest):
-        if name == "cthelper.core.cli.replay":
+        if name == "cthelper.core.cli.helpers":
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Pressed())
 from cthelper.core.cli import main
