@@ -153,9 +153,8 @@ def _ruleset(
         prerouting=_rules(config, Hook.PREROUTING),
         output=_rules(config, Hook.OUTPUT),
         spreading=_spreading(config, seed),
-        tagged=_tagged(config, hands_down=hands_down),
+        unfinished=_unfinished(config, hands_down=hands_down),
         inspected=_queueing(config),
-        marked=_marked(config),
     )
 
 
@@ -279,26 +278,18 @@ def _expected(config: Config) -> str:
     return "".join(f"\t\t{line}\n" for line in (known, note, *rules))
 
 
-def _tagged(config: Config, *, hands_down: bool) -> str:
-    """The status, one bit of it, of the flows that have a helper.
+def _unfinished(config: Config, *, hands_down: bool) -> str:
+    """What matches the packets of flows that have a helper and are inspected.
 
     A helper that was handed down is attached without IPS_HELPER, and ``ct helper set``
     attaches none beside it: then expected flows (IPS_EXPECTED) are looked at, too,
     where a helper goes on with them.
     """
     goes_on = any(each.tags_expected for each in config.helpers.values())
-    return "0x2001" if hands_down and goes_on else "0x2000"
-
-
-def _marked(config: Config) -> str:
-    """The rule that lets packets of finished flows pass, where a mark says so."""
+    status = "0x2001" if hands_down and goes_on else "0x2000"
     mark = config.daemon.mark
-    if not mark:
-        return ""
-    return (
-        "\t\t# The mark says that a flow is no longer inspected.\n"
-        f"\t\tct mark & {mark:#x} != 0 return\n"
-    )
+    unmarked = f" ct mark & {mark:#x} == 0" if mark else ""
+    return f"ct status & {status} != 0{unmarked}"
 
 
 def _groups(config: Config) -> list[list[HelperConfig]]:
