@@ -115,8 +115,9 @@ class Daemon:
 
     def await_rest(self) -> None:
         """Wait until it has done what it does at its start."""
-        # Servers, and who answers at the control socket.
-        children = len(self.processes) - 1 + len(self.events("controller-started"))
+        # Who answers at the control socket is there last, and besides the servers.
+        self.await_event("controller-started")
+        children = len(self.processes)
         assert until(lambda: len(self._children()) == children, _STEP_SECONDS)
 
     def _children(self) -> list[int]:
