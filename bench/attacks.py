@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Attacks on the daemon and on conntrackd, in the same boot of one kernel.
 
-usage: script/in-kernel .venv/bin/python -B -m bench.attacks [--only NAME...]
+usage: VM_CPUS=2 script/in-kernel .venv/bin/python -B -m bench.attacks [--only NAME...]
 
 Needs root, and a kernel that the live tests can use. Each attack is played against
 either daemon, with an honest client and server of other addresses: they ask for a port,

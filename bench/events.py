@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the end of a flow costs a server of the daemon, with and without a helper.
 
-usage: script/in-kernel .venv/bin/python -B -m bench.events [--flows N] [--rounds N]
+usage: VM_CPUS=2 script/in-kernel .venv/bin/python -B -m bench.events
+       [--flows N] [--rounds N]
 
 Needs root, and a kernel that the live tests can use. CPU is the server's time on the
 CPU (/proc/PID/schedstat), from before the gateway's conntrack table is emptied until

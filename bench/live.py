@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The daemon beside conntrackd: the same traffic in the same boot of one kernel.
 
-usage: script/in-kernel .venv/bin/python -B -m bench.live [--rounds N] [...]
+usage: VM_CPUS=2 script/in-kernel .venv/bin/python -B -m bench.live [...]
 
 Needs root, and a kernel that the live tests can use. Each round runs conntrackd and the
 daemon with either queue backend, in an order that rotates. CPU is the daemon's time on
