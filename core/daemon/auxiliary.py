@@ -6,6 +6,7 @@ after him go on with them. Without such a process questions are not asked, and p
 never wait.
 """
 
+import errno
 import os
 import resource
 import signal
@@ -31,6 +32,8 @@ _YOUNG_SECONDS: Final = 60.0
 # What was killed ends within a moment, where it does not wait for a disk.
 _ENDING_SECONDS: Final = 1.0
 _ENDING_PAUSE: Final = 0.01
+# So many may be left that were killed and wait for a disk: no signal ends these.
+_LEFT: Final = 3
 
 
 class Auxiliary(ABC):
@@ -75,11 +78,13 @@ class Auxiliary(ABC):
         """Fork it; what is returned becomes readable when it speaks, or is dead.
 
         In the child `become` is given what it is to do, and does not return. Raises
-        OSError.
+        OSError, also where too many that were killed have not ended.
         """
         self.reap()
         self._since, self.due = time.monotonic(), None
         try:
+            if len(self._killed) >= _LEFT:
+                raise OSError(errno.EBUSY, f"{_LEFT} that were killed have not ended")
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 pid = os.fork()

@@ -189,9 +189,12 @@ def test_disk_that_is_full_or_stands_still_holds_up_the_writer_alone(
         try:
             state = Path(f"/proc/{writer}/stat")
             assert until(lambda: state.read_text().split()[2] == "D", SECONDS)
-            reload(daemon)
-            # Until another one waits in its place.
-            time.sleep(4.0)
+            # Each time another one waits in its place, which nothing ends.
+            for _ in range(5):
+                reload(daemon)
+                time.sleep(4.0)
+            details = [each["detail"] for each in daemon.events("step-failed")]
+            assert "3 that were killed have not ended" in details[-1]
             wait_for(pinger, 15)
             assert pinger.lost == 0
             began = time.monotonic()

@@ -2,6 +2,7 @@
 """The control socket's file, and the process that serves it."""
 
 import os
+import signal
 import socket
 import stat
 import time
@@ -136,6 +137,33 @@ def test_controller_that_dies_has_a_successor(
     control.close()
     with pytest.raises(NotRunning):
         Client(path)
+    reporter.close()
+
+
+def hang(_serve: Callable[[], None]) -> NoReturn:
+    while True:
+        signal.pause()
+
+
+def test_no_more_are_started_while_those_that_were_killed_do_not_end(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = control.open(ControlConfig(socket=tmp_path / "socket"))
+    kill, killed = os.kill, []
+    # As of one that waits for a disk.
+    monkeypatch.setattr(os, "kill", lambda pid, _number: killed.append(pid))
+    for _ in range(3):
+        control.start(hang)
+        control.died()
+    with pytest.raises(OSError, match="3 that were killed have not ended"):
+        control.start(hang)
+    assert is_due(control)
+    for pid in killed:
+        kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    control.start(hang)
+    monkeypatch.undo()
+    control.close()
     reporter.close()
 
 
