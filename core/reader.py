@@ -43,6 +43,10 @@ from cthelper.core.window import Standing, judge
 _NOT_FOLLOWED: Final = Stream(0)
 """Stands for a direction of which nothing is known any more."""
 
+# What a helper yields that has ended. Compiled code hands a StopIteration on with a
+# traceback, which takes long; where next() is given this, here, none is raised.
+_ENDED: Final = object()
+
 Reaction = Generator[object, Grant | None, None]
 """What a helper says that it does, which of a plugin may be anything."""
 
@@ -177,10 +181,7 @@ class Reader:
             RUNNING.helper = True
             try:
                 reaction: Reaction = helper.on_message(message)
-                effect = next(reaction)
-            except StopIteration:
-                RUNNING.helper = False
-                continue
+                effect = next(reaction, _ENDED)
             except RewriteRefused as unwritten:
                 RUNNING.helper = False
                 outcome.unwritten = unwritten
@@ -190,6 +191,8 @@ class Reader:
                 outcome.events.append(Refused(refused.reason, refused.detail, None))
                 continue
             RUNNING.helper = False
+            if effect is _ENDED:
+                continue
             done = self._react(
                 *(reaction, effect, message, entry, config, position, outcome)
             )
@@ -274,7 +277,7 @@ class Reader:
         refusal: ExpectationRefused | None = None
         done: Done | None = None
         try:
-            while True:
+            while effect is not _ENDED:
                 if not isinstance(effect, Expect | Rewrite | Withdraw | Done):
                     raise HelperFault(f"yielded {effect!r}, which is no effect")
                 if self._watch is not None:
@@ -294,8 +297,7 @@ class Reader:
                             refused = refusal = error
                         except HelperFault as fault:
                             # By way of the helper, whose line is to be named.
-                            with suppress(StopIteration):
-                                _resume(reaction, None, fault)
+                            _resume(reaction, None, fault)
                             raise
                     case Rewrite((start, stop), data):
                         # Without NAT what was granted is what stands there.
@@ -312,8 +314,6 @@ class Reader:
                     case _:
                         assert_never(effect)
                 effect = _resume(reaction, answer, refused)
-        except StopIteration:
-            pass
         except RewriteRefused as unwritten:
             outcome.unwritten = unwritten
         except ExpectationRefused as error:
@@ -379,9 +379,14 @@ def _resume(
     reaction: Reaction, answer: Grant | None, error: Exception | None
 ) -> object:
     """What a helper yields next, once it is told; raises what it raises."""
+    told: Iterator[object]
+    if error is None:
+        told = map(reaction.send, (answer,))
+    else:
+        told = map(reaction.throw, (error,))
     RUNNING.helper = True
     try:
-        return reaction.send(answer) if error is None else reaction.throw(error)
+        return next(told, _ENDED)
     finally:
         RUNNING.helper = False
 
