@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -595,6 +596,17 @@ class World:
         wanted = {(MOUNTD, netid) for netid in ("tcp", "udp", "tcp6", "udp6")}
         wanted |= {(RSTATD, "udp"), (RUSERSD, "udp")}
         self._await(lambda: wanted <= self._registered().keys(), "a server of RPC")
+        if not self.server.run("ganesha.nfsd", "-v").stdout.count("Release = V4."):
+            relay = Path(__file__).with_name("rpc_relay.py")
+            ports = (self.rpc_port(MOUNTD, each) for each in ("udp", "tcp"))
+            self.server.start(
+                *(sys.executable, "-B", str(relay)),
+                *(*map(str, ports), SERVER, SERVER6),
+            )
+            call = ("rpcinfo", "-T", "udp6", SERVER6, str(MOUNTD), "3")
+            self._await(
+                lambda: self.server.run(*call, timeout=2.0).returncode == 0, "a relay"
+            )
         self._rpc = True
 
     def rpc_port(self, program: int, netid: Netid) -> int:
