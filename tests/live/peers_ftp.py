@@ -44,6 +44,12 @@ xferlog_enable=NO
 EOF
 chmod 600 /run/vsftpd.conf
 cat >/run/proftpd.conf <<'EOF'
+<IfModule !mod_xfer.c>
+  ModulePath /usr/lib/proftpd
+  LoadModule mod_delay.c
+  LoadModule mod_ls.c
+  LoadModule mod_xfer.c
+</IfModule>
 ServerName test
 ServerType standalone
 DefaultAddress {SERVER} {SERVER6}
