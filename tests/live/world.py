@@ -234,6 +234,11 @@ EXPORT {
 _RPC_FILES = f"""
 mkdir -p /run/rpcbind /run/ganesha {NFS_EXPORT}
 mount -t tmpfs tmpfs /var/lib/nfs
+# Debian 13's Ganesha exports nothing of a tmpfs.
+modprobe -aq loop ext4
+truncate -s 8M /run/exported
+mke2fs -q -F /run/exported
+mount -o loop /run/exported {NFS_EXPORT}
 echo '{NFS_TEXT}' >{NFS_EXPORT}/file
 cat >/run/ganesha.conf <<'EOF'
 {_GANESHA}
@@ -598,15 +603,13 @@ class World:
         self._await(lambda: wanted <= self._registered().keys(), "a server of RPC")
         if not self.server.run("ganesha.nfsd", "-v").stdout.count("Release = V4."):
             relay = Path(__file__).with_name("rpc_relay.py")
-            ports = (self.rpc_port(MOUNTD, each) for each in ("udp", "tcp"))
+            port, tcp = (self.rpc_port(MOUNTD, each) for each in ("udp", "tcp"))
             self.server.start(
                 *(sys.executable, "-B", str(relay)),
-                *(*map(str, ports), SERVER, SERVER6),
+                *(str(port), str(tcp), SERVER, SERVER6),
             )
-            call = ("rpcinfo", "-T", "udp6", SERVER6, str(MOUNTD), "3")
-            self._await(
-                lambda: self.server.run(*call, timeout=2.0).returncode == 0, "a relay"
-            )
+            bound = ("ss", "-Hlun", f"src [{SERVER6}]:{port}")
+            self._await(lambda: self.server.run(*bound).stdout, "the relay")
         self._rpc = True
 
     def rpc_port(self, program: int, netid: Netid) -> int:
