@@ -64,19 +64,19 @@ BROKEN_CONFIGS: Final = {
 
 
 def kill_server(scene: Scene) -> None:
-    """A server is killed."""
+    """A worker is killed."""
     scene.moment()
     os.kill(scene.server(), signal.SIGKILL)
 
 
 def stop_server(scene: Scene) -> None:
-    """A server stands still, for good."""
+    """A worker stands still, for good."""
     scene.moment()
     os.kill(scene.server(), signal.SIGSTOP)
 
 
 def stop_server_briefly(scene: Scene) -> None:
-    """A server stands still for a moment, as on a host that has no time for it."""
+    """A worker stands still for a moment, as on a host that has no time for it."""
     scene.moment()
     server = scene.server()
     os.kill(server, signal.SIGSTOP)
@@ -103,7 +103,7 @@ def kill_supervisor_of_the_unit(scene: Scene) -> None:
 
 
 def stop_supervisor(scene: Scene) -> None:
-    """The supervisor stands still; servers go on."""
+    """The supervisor stands still; workers go on."""
     scene.moment()
     scene.daemon.send_signal(signal.SIGSTOP)
     try:
@@ -123,12 +123,12 @@ def kill_all(scene: Scene) -> None:
 
 
 def kill_server_in_reload(scene: Scene) -> None:
-    """A server is killed while a new configuration is taken."""
+    """A worker is killed while a new configuration is taken."""
     _in_reload(scene, signal.SIGKILL)
 
 
 def stop_server_in_reload(scene: Scene) -> None:
-    """A server stands still while a new configuration is taken."""
+    """A worker stands still while a new configuration is taken."""
     _in_reload(scene, signal.SIGSTOP)
 
 
@@ -166,14 +166,14 @@ def forbid_descriptors(scene: Scene) -> None:
 
 
 def forbid_memory(scene: Scene) -> None:
-    """The kernel ends a server because there is no memory (cgroup)."""
+    """The kernel ends a worker because there is no memory (cgroup)."""
     server = scene.server()
     with no_more_memory(server):
         assert until(lambda: scene.told("worker-died"), _SECONDS)
 
 
 def refuse_memory(scene: Scene) -> None:
-    """The kernel gives a server no more memory (RLIMIT_AS)."""
+    """The kernel gives a worker no more memory (RLIMIT_AS)."""
     limit_address_space(scene.server())
     time.sleep(3.0)
 
@@ -453,7 +453,7 @@ def _plugin(scene: Scene, text: str) -> Iterator[str]:
 
 
 def _in_reload(scene: Scene, number: signal.Signals) -> None:
-    """Send a server a signal in a reload, which is taken or refused then."""
+    """Send a worker a signal in a reload, which is taken or refused then."""
     scene.daemon.configure(otherwise(scene.config))
     server = scene.server()
     scene.daemon.send_signal(signal.SIGHUP)

@@ -259,7 +259,7 @@ def restart(scene: Scene) -> None:
 CALM: Final[dict[str, Disturbance]] = {"reload": reload, "ruleset flushed": flush}
 ALL: Final[dict[str, Disturbance]] = {
     **CALM,
-    "server killed": kill_server,
+    "worker killed": kill_server,
     "supervisor killed": kill_supervisor,
     "restart": restart,
 }
@@ -432,7 +432,7 @@ def series(samples: Sequence[Sample], half: float) -> Iterator[Series]:
         ("calm", [each for each in samples if each.time < half]),
         ("restless", [each for each in samples if each.time >= half]),
     ):
-        for role in ("supervisor", "servers"):
+        for role in ("supervisor", "workers"):
             for what, factor, more in (
                 ("memory", _GROWTH, _GROWTH_BYTES),
                 ("descriptors", 0.0, 2.0 * WORKERS),

@@ -70,17 +70,17 @@ SMALL: Final = configuration(daemon="receive_buffer = 65536\n")
 
 FAULTS: Final = {
     # Processes
-    "server killed": Fault(
+    "worker killed": Fault(
         strike=faults.kill_server, tells=("worker-died",), random=True
     ),
-    "one of two servers killed": Fault(
+    "one of two workers killed": Fault(
         strike=faults.kill_server, config=TWO, tells=("worker-died",), random=True
     ),
-    "server stopped": Fault(strike=faults.stop_server, tells=STUCK, random=True),
-    "one of two servers stopped": Fault(
+    "worker stopped": Fault(strike=faults.stop_server, tells=STUCK, random=True),
+    "one of two workers stopped": Fault(
         strike=faults.stop_server, config=TWO, tells=STUCK, random=True
     ),
-    "server stopped briefly": Fault(strike=faults.stop_server_briefly, random=True),
+    "worker stopped briefly": Fault(strike=faults.stop_server_briefly, random=True),
     "supervisor killed": Fault(strike=faults.kill_supervisor, random=True),
     "supervisor of two killed": Fault(
         strike=faults.kill_supervisor, config=TWO, random=True
@@ -93,12 +93,12 @@ FAULTS: Final = {
         strike=faults.stop_supervisor, config=TWO, random=True
     ),
     "all killed": Fault(strike=faults.kill_all, lost=WAITING, random=True),
-    "server killed in a reload": Fault(
+    "worker killed in a reload": Fault(
         strike=faults.kill_server_in_reload,
         tells=("worker-died",),
         random=True,
     ),
-    "server stopped in a reload": Fault(
+    "worker stopped in a reload": Fault(
         strike=faults.stop_server_in_reload,
         tells=STUCK,
         random=True,
@@ -173,10 +173,10 @@ FAULTS: Final = {
 
 # What comes where FAULTS does not ask for all.
 SHARE: Final = (
-    "server killed",
-    "one of two servers stopped",
+    "worker killed",
+    "one of two workers stopped",
     "supervisor killed",
-    "server stopped in a reload",
+    "worker stopped in a reload",
     "no descriptor",
     "queue full",
     "answers do not come",
