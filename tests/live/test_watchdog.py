@@ -73,8 +73,9 @@ class Hang(Helper):
 CONFIG = (
     only("sunrpc")
     + f"[helpers.sunrpc]\nports = [111, {PORT}]\n"
-    # What a helper of ours takes for its first packet, emulated, is not to be too long.
-    + "[budget]\ndeadline = 1000\nsource_cpu = 100\n"
+    # What a helper of ours takes for its first packet, emulated, is not to be too long;
+    # nor what it takes to name the line of the first one that is interrupted.
+    + "[budget]\ndeadline = 2000\nsource_cpu = 100\n"
 )
 # A machine that is emulated on a busy one; nobody else would wait as long.
 PATIENCE = 60.0
