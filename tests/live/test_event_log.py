@@ -129,7 +129,7 @@ def test_every_event_is_written_once_while_the_file_is_rotated_and_its_writer_ki
         assert told.count("expectation") > 45
         assert set(told.splitlines()) <= set(lines(*files))
         assert of_server(told.splitlines()) == of_server(lines(*files))
-    with Pinger(world.client) as again, Echo(world.server):
+    with traffic(world) as again:
         for number in (1, 2):
             wait_for(again, 15)
             writer = daemon.events("writer-started")[-1]["pid"]
