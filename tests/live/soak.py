@@ -44,11 +44,11 @@ from tests.live.tns_listener import CONTROL_PORT
 from tests.live.traffic import PORT
 from tests.live.world import (
     LAN,
-    NFS_EXPORT,
     NFS_TEXT,
     SERVER,
     WAN,
     World,
+    nfs_url,
 )
 
 WORKERS: Final = 2
@@ -303,7 +303,7 @@ def clients(world: World) -> Iterator[dict[str, Client]]:
 
 
 def nfs(world: World) -> bool:
-    url = f"nfs://{SERVER}{NFS_EXPORT}/file?version=3"
+    url = nfs_url(SERVER, "/file")
     done = world.client.run("nfs-cat", url, timeout=20.0)
     if NFS_TEXT not in done.stdout:
         raise RuntimeError(done.stderr.strip())

@@ -45,12 +45,12 @@ from tests.live.world import (
     GATEWAY_WAN,
     LAN,
     MOUNTD,
-    NFS_EXPORT,
     SERVER,
     SERVER6,
     WAN,
     Family,
     World,
+    nfs_url,
 )
 
 pytestmark = pytest.mark.live
@@ -116,13 +116,12 @@ class Cell:
         """The command of an RPC client."""
         address = self.target(nat)
         six = "6" if self.family == 6 else ""
-        url = f"nfs://{address}{NFS_EXPORT}?version=3"
         rpcinfo = ("rpcinfo", "-T")
         return {
             "rpcinfo tcp": (*rpcinfo, f"tcp{six}", address, str(MOUNTD), "3"),
             "rpcinfo udp": (*rpcinfo, f"udp{six}", address, str(MOUNTD), "3"),
             "showmount": ("showmount", "-e", address),
-            "nfs-ls": ("nfs-ls", url),
+            "nfs-ls": ("nfs-ls", nfs_url(address)),
         }[self.client]
 
     def connect_string(self, nat: str) -> str:

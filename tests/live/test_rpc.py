@@ -37,6 +37,7 @@ from tests.live.world import (
     Netid,
     Transport,
     World,
+    nfs_url,
 )
 
 pytestmark = pytest.mark.live
@@ -93,8 +94,7 @@ def rpcinfo(netid: Netid) -> Client:
 
 def nfs(*argv: str, file: str = "", netid: Netid, says: str) -> Client:
     server = SERVER6 if netid.endswith("6") else SERVER
-    url = f"nfs://{server}{NFS_EXPORT}{file}?version=3"
-    return Client((*argv, url), ((MOUNTD, netid), (NFS, netid)), says)
+    return Client((*argv, nfs_url(server, file)), ((MOUNTD, netid), (NFS, netid)), says)
 
 
 def showmount(server: str, netid: Netid) -> Client:

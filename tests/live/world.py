@@ -90,6 +90,9 @@ echo 0 >default/accept_ra
 cd /
 """
 
+# Debian 13's libnfs (5.0.2) dies of an address of IPv6 where a name should be.
+_NAMES = {SERVER6: "server6", GATEWAY_LAN6: "gateway6"}
+
 # A host's /etc/nsswitch.conf may ask DNS, and the look-ups of libtirpc would then
 # hang: there is no DNS server in a namespace.
 _OWN_FILES = f"""
@@ -101,6 +104,8 @@ cat >/run/hosts <<'EOF'
 {CLIENT6} client
 {SERVER} server
 {SERVER6} server
+{SERVER6} {_NAMES[SERVER6]}
+{GATEWAY_LAN6} {_NAMES[GATEWAY_LAN6]}
 EOF
 cat >/run/nsswitch.conf <<'EOF'
 passwd: files
@@ -606,7 +611,7 @@ class World:
             port, tcp = (self.rpc_port(MOUNTD, each) for each in ("udp", "tcp"))
             self.server.start(
                 *(sys.executable, "-B", str(relay)),
-                *(str(port), str(tcp), SERVER, SERVER6),
+                *(str(port), str(tcp), SERVER, SERVER6, "127.0.0.1"),
             )
             bound = ("ss", "-Hlun", f"src [{SERVER6}]:{port}")
             self._await(lambda: self.server.run(*bound).stdout, "the relay")
@@ -689,6 +694,12 @@ class World:
         """Wait for a server to be ready, or show what it said."""
         if not until(ready, 30.0):
             raise RuntimeError(f"{what} does not answer: {self.server.log()}")
+
+
+def nfs_url(address: str, file: str = "") -> str:
+    """What an NFS client calls the server's export, or a file there."""
+    name = _NAMES.get(address, address)
+    return f"nfs://{name}{NFS_EXPORT}{file}?version=3"
 
 
 def _ask(
