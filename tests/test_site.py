@@ -122,8 +122,8 @@ def test_search_finds_pages_where_there_is_no_server(
     site: Path, browser: "Chromium"
 ) -> None:
     page = browser.page(site / "search.html")
-    page.driver.implicitly_wait(30)  # for what is asked for in the next line but one
+    page.driver.implicitly_wait(30)  # for what is asked for: it comes by and by
     page.driver.get(f"{(site / 'search.html').as_uri()}?q=quarantine")
-    assert page.all("#search-results li a")
-    assert "Operation" in page.texts("#search-results li a")
+    found = "//*[@id='search-results']//li/a[normalize-space()='Operation']"
+    assert page.driver.find_elements("xpath", found)
     assert {urlsplit(each).scheme for each in page.requests()} <= {"file", "data"}
