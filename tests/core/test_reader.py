@@ -273,6 +273,21 @@ class Plain(Lines):
         return None  # type: ignore[return-value]  # the fault that is tested
 
 
+class Ending(Lines):
+    """Its on_message is no generator, and raises what one ends with."""
+
+    def on_message(self, message: Message) -> Effects:
+        nothing: list[Effects] = []
+        return next(iter(nothing))
+
+
+class Vain(Lines):
+    """Yields nothing where it should yield an effect."""
+
+    def on_message(self, message: Message) -> Effects:
+        yield None  # type: ignore[misc]  # the fault that is tested
+
+
 class Foreign(Lines):
     """Yields what is no effect."""
 
@@ -322,6 +337,8 @@ def test_fault_in_a_library_is_placed_in_the_helper_that_called_it() -> None:
     [
         (Unmakeable, "OSError: no such file"),
         (Plain, "TypeError: "),
+        (Ending, "StopIteration: "),
+        (Vain, "HelperFault: yielded None, which is no effect"),
         (Foreign, "HelperFault: yielded 'OPEN', which is no effect"),
         (UnicodeFault, "UnicodeDecodeError: "),
     ],
