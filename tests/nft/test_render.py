@@ -536,8 +536,9 @@ def test_expected_flows_are_looked_at_where_their_helper_was_handed_down(
     nft.install(config, hands_down=hands_down)
     text = program.record.read_text().partition("flush table inet cthelper\n")[2]
     for chain in ("postrouting", "input"):
-        first, *_ = body_of(text, chain)
-        assert first.startswith(f"ct status & {status} != 0 ")
+        assert body_of(text, chain) == [
+            f"ct status & {status} != 0 ct mark & 0x10000000 == 0 jump inspected"
+        ]
 
 
 SPREAD_BOTH = parse("daemon.workers = 2", Path("test.toml"), {"both": Both})
