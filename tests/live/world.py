@@ -606,7 +606,7 @@ class World:
         wanted = {(MOUNTD, netid) for netid in ("tcp", "udp", "tcp6", "udp6")}
         wanted |= {(RSTATD, "udp"), (RUSERSD, "udp")}
         self._await(lambda: wanted <= self._registered().keys(), "a server of RPC")
-        if not self.server.run("ganesha.nfsd", "-v").stdout.count("Release = V4."):
+        if "Release = V4." not in self.server.run("ganesha.nfsd", "-v").stdout:
             relay = Path(__file__).with_name("rpc_relay.py")
             port, tcp = (self.rpc_port(MOUNTD, each) for each in ("udp", "tcp"))
             self.server.start(
