@@ -90,9 +90,13 @@ table inet nat {{
 """
 THEIRS: Final = Tagged("tftp", "udp", str(PORT))
 
-# Each asks again within these seconds.
+# Each asks within these seconds.
 FAILING_SECONDS: Final = 5.0
 WORKING_SECONDS: Final = 60.0
+# After so many seconds tftp-hpa's client and server send again what is not answered.
+# The client has one port for all its files and listens to any port of the server's:
+# where one of them sent twice, it would take a block of one file for one of the next.
+PATIENCE: Final = 20
 
 _TFTPY: Final = """
 import sys, tftpy
@@ -127,8 +131,9 @@ class Cell:
             "curl -T": f"curl -sS -T /run/a {url}/{self.file} && cat /run/a",
             "tftp-hpa": (
                 f"tftp -{self.family} -m binary {host} <<EOF >{here}.log\n"
-                f"rexmt 2\nget a {here}.a\nget b {here}.b\nput {here}.a {self.file}\n"
-                f"EOF\ncat {here}.a {here}.b"
+                f"rexmt {PATIENCE}\n"
+                f"get a {here}.a\nget b {here}.b\nput {here}.a {self.file}\n"
+                f"EOF\ncat {here}.log >&2; cat {here}.a {here}.b"
             ),
             # It asks whether a file that is there may be written to.
             "atftp": f"rm -f {here}; atftp --get -r a -l {here} {host} && cat {here}",
@@ -188,7 +193,7 @@ class Story:
         )
         put = Path(f"/proc/{self.world.server.pid}/root{FOLDER}/{cell.file}")
         if done.stdout != cell.prints:
-            return f"ended with {done.returncode}: {done.stdout!r} {done.stderr!r}"
+            return f"ended with {done.returncode}: {done.stderr!r} {done.stdout!r}"
         if cell.puts and not until(lambda: put.read_text() == TEXT, 10.0):
             return "what it put is not there"
         return ""
@@ -217,7 +222,7 @@ def start_servers(server: Namespace) -> list["subprocess.Popen[str]"]:
     )
     started = [
         server.start(
-            *("in.tftpd", "-L", "-c", "-u", "root", "-s"),
+            *("in.tftpd", "-L", "-c", "-u", "root", "-T", f"{PATIENCE}000000", "-s"),
             *("-6" if ":" in host else "-4", "-a"),
             *(f"[{host}]:{PORT}" if ":" in host else f"{host}:{PORT}", FOLDER),
         )
