@@ -29,6 +29,7 @@ from cthelper.core.api import (
     Network,
     Transport,
     Tuple,
+    Withdraw,
 )
 from cthelper.core.config import Budget, HelperConfig, parse
 from cthelper.core.engine import Engine
@@ -216,9 +217,10 @@ class _Outcome:
 
 
 class _Watch:
-    """Has messages described, and counts their effects."""
+    """Has messages described, counts their effects, and takes back what they do."""
 
-    def __init__(self, *, describe: bool) -> None:
+    def __init__(self, outcome: _Outcome, *, describe: bool) -> None:
+        self._outcome = outcome
         self._describe = describe
         self._effects = 0
 
@@ -237,6 +239,10 @@ class _Watch:
     def effect(self, effect: Effect) -> None:
         self._effects += 1
         assert self._effects <= EFFECT_LIMIT, f"more than {EFFECT_LIMIT} effects"
+        if isinstance(effect, Withdraw):
+            # The engine knows of what the same packet announces alone.
+            kept = self._outcome.expectations
+            kept[:] = [each for each in kept if each.label != effect.label]
 
 
 def _converse(
@@ -244,17 +250,17 @@ def _converse(
 ) -> _Outcome:
     now = 0.0
     entry = scene.entry
+    outcome = _Outcome([], [], [])
     engine = Engine(
         {scene.config.helper.name: scene.config},
         guard=Guard(),
         on_link=_on_link,
         clock=lambda: now,
         flow_limit=1,
-        watch=_Watch(describe=describe),
+        watch=_Watch(outcome, describe=describe),
         # How many are in a packet hangs on how it is cut.
         budget=Budget(messages=1 << 16),
     )
-    outcome = _Outcome([], [], [])
     sequences = dict(_FIRST)
     if entry.original.transport is TCP:
         for direction, sequence in _FIRST.items():

@@ -51,6 +51,8 @@ _FOUND: Final = {
     "waited for",
     "sane/bytes-out-of-turn": "a request and more of it were malformed in one segment "
     "and out of turn in two",
+    "ftp/same-port-twice-at-once": "the target alone: what a client takes back by "
+    "announcing it once more counted as open, in two segments, and in one did not",
     "netlink/words-that-are-not-ascii": "an extended acknowledgement that is not text, "
     "or cut off, raised what is no NetlinkError",
     "retransmission/span-repeated-with-the-rest": "behind NAT, bytes that had gone on "
