@@ -30,7 +30,7 @@ from cthelper.core.daemon.channel import (
 from cthelper.core.daemon.expectation_table import ExpectationTable
 from cthelper.core.daemon.inspection import Inspection
 from cthelper.core.daemon.log import Log
-from cthelper.core.daemon.memory_settings import settle
+from cthelper.core.daemon.memory_settings import settle, tidy
 from cthelper.core.daemon.probe import Kernel
 from cthelper.core.daemon.progress import Progress
 from cthelper.core.daemon.signals import empty, waker_pair
@@ -366,6 +366,8 @@ class Server:
             for each in sockets:
                 each.close()
             raise
+        finally:
+            tidy()
         self._prepared = config
         self._inspection.prepare(config)
         for number, end in zip(numbers, sockets, strict=True):

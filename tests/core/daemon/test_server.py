@@ -6,9 +6,11 @@ are fakes that write down what is done.
 """
 
 import errno
+import gc
 import os
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from io import StringIO
@@ -102,6 +104,12 @@ class FakeQueue:
         self._socket.close()
 
 
+class Cycle:
+    """What only the collector frees."""
+
+    itself: "Cycle"
+
+
 class World:
     """A server in a thread, with its queues."""
 
@@ -109,6 +117,7 @@ class World:
         self.loaded = loaded
         self.record: list[str] = []
         self.sources: list[bytes] = []
+        self.left: list[weakref.ref[Cycle]] = []
         self.output = StringIO()
         self.queues: dict[int, FakeQueue] = {}
         self.channel, self.theirs = Channel.pair()
@@ -142,8 +151,11 @@ class World:
             server.run()
 
     def configured(self, sources: bytes) -> Config:
-        """What a configuration that was handed to it comes to."""
+        """What a configuration that was handed to it comes to; it leaves a cycle."""
         self.sources.append(sources)
+        cycle = Cycle()
+        cycle.itself = cycle
+        self.left.append(weakref.ref(cycle))
         return self.new
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
@@ -308,6 +320,20 @@ def test_new_queue_is_read_before_the_old_one_is_drained_and_closed(
         *("read 2077", "read 2090", "prepare 2077,2091", "read 2091"),
         *("commit", "serve 2090", "serve 2090"),
     ]
+
+
+@pytest.mark.parametrize("config", [MOVED, configured()], ids=["taken", "refused"])
+def test_what_reading_a_configuration_leaves_is_freed_at_once(
+    begin: Begin, config: Config
+) -> None:
+    world = begin(configured())
+    gc.disable()
+    try:
+        world.new = config
+        world.told(Order.PREPARE, 2090, read=b"", config=fingerprint(MOVED))
+        assert [each() for each in world.left] == [None]
+    finally:
+        gc.enable()
 
 
 def test_aborted_change_leaves_the_queues_of_before(begin: Begin) -> None:
