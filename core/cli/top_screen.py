@@ -435,6 +435,8 @@ class Top(App[int]):
 
     def _draw(self) -> None:
         """Show all but the rows, and what is left of time."""
+        if not self.is_running:
+            return  # the screen is being taken apart, and the clock ticks still
         width, height = self.size
         flows = self._base.query_one(Flows)
         # It stands still where nobody knows what has become of it.

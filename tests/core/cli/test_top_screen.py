@@ -96,6 +96,8 @@ def play(
     async def played() -> int | None:
         async with top.run_test(size=size) as pilot:
             await story(Seat(top, pilot, clock))
+        # The clock may tick once more while the screen is taken apart.
+        top._draw()
         return top.return_value
 
     return asyncio.run(played())
