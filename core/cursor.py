@@ -2,14 +2,12 @@
 """Bounded reading of network-order bytes."""
 
 import struct
-from functools import lru_cache
+from typing import Final
 
 from cthelper.core.errors import Truncated
 
-
-@lru_cache(maxsize=64)
-def _words(count: int) -> struct.Struct:
-    return struct.Struct(f"!{count}I")
+# Of so many integers as messages have in a row.
+_WORDS: Final = tuple(struct.Struct(f"!{count}I") for count in range(9))
 
 
 class Cursor:
@@ -59,7 +57,8 @@ class Cursor:
         if start + 4 * count > len(self.data):
             self.take(4 * count)  # says what is missing
         self.position = start + 4 * count
-        return _words(count).unpack_from(self.data, start)
+        words = _WORDS[count] if count < len(_WORDS) else struct.Struct(f"!{count}I")
+        return words.unpack_from(self.data, start)
 
     def u32(self) -> int:
         """The next 4 bytes as an unsigned integer."""

@@ -6,7 +6,7 @@ By itself, since mypyc cannot compile a generic dataclass without slots.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from cthelper.core.api import Message
@@ -35,4 +35,5 @@ class Option(Generic[_V]):
 
     def of(self, message: "Message") -> _V:
         """The value that is configured for the flow of `message`."""
-        return cast("_V", message.options[self.name])
+        value: Any = message.options[self.name]
+        return value  # type: ignore[no-any-return]

@@ -105,7 +105,8 @@ PROGRAMS: Final = {
 }
 """Numbers of programs by their names in rpc(5)."""
 
-_TRANSPORTS: Final[dict[int, Transport]] = {TCP: TCP, UDP: UDP}
+TRANSPORTS: Final[dict[int, Transport]] = {TCP: TCP, UDP: UDP}
+"""The transports of services by their numbers in IP."""
 _NETIDS: Final = {name.encode(): meaning for name, meaning in NETIDS.items()}
 
 _PROGRAM_NAMES: Final = {number: name for name, number in PROGRAMS.items()}
@@ -181,12 +182,29 @@ class Service:
     record it is said: a port, or a universal address with its length and padding.
     """
 
-    program: int | None = None
-    transport: Transport | None = None
-    ip_version: int | None = None
-    host: Address | None = None
+    program: int | None
+    transport: Transport | None
+    ip_version: int | None
+    host: Address | None
     port: int
-    span: tuple[int, int] = field(default=(0, 0), compare=False)
+    span: tuple[int, int] = field(compare=False)
+
+    def __init__(
+        self,
+        *,
+        port: int,
+        program: int | None = None,
+        transport: Transport | None = None,
+        ip_version: int | None = None,
+        host: Address | None = None,
+        span: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.program = program
+        self.transport = transport
+        self.ip_version = ip_version
+        self.host = host
+        self.port = port
+        self.span = span
 
     def emit(self, host: Address | None, port: int) -> bytes:
         """What says that it is there, in the form that was read."""
@@ -406,7 +424,7 @@ def _read_address(cursor: Cursor) -> tuple[str, tuple[int, int]]:
 def _read_mapped(cursor: Cursor) -> Service | None:
     """One item of DUMP in version 2: program, version, protocol and port."""
     program, _, protocol, port = cursor.u32s(4)
-    transport = _TRANSPORTS.get(protocol)
+    transport = TRANSPORTS.get(protocol)
     if transport is None or not 0 < port <= 0xFFFF:
         return None
     end = cursor.position

@@ -33,7 +33,14 @@ length, its padding and the record's marks. Another port is written where the ke
 given the announced one to another flow. A call to a group is refused behind NAT.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Final
@@ -69,6 +76,7 @@ from cthelper.helpers.rpcbind import (
     NETIDS,
     PORTMAPPER,
     REPLY,
+    TRANSPORTS,
     Arguments,
     Call,
     PortMapping,
@@ -429,6 +437,8 @@ class SunRpc(Helper):
                 allowed[program] = not own and _is_allowed(program, message)
             if allowed[program]:
                 offers.append(offer)
+                if enough is None:
+                    continue
                 ports.add((offer.transport, offer.port))
                 # What else a long list has is not opened, and need not be told.
                 if len(ports) == enough and not translated:
@@ -458,7 +468,7 @@ def _pending(
     transport: Transport | None
     match arguments:
         case PortMapping(protocol=protocol):
-            transport = Transport(protocol) if protocol in (TCP, UDP) else None
+            transport = TRANSPORTS.get(protocol)
         case Rpcb(netid=netid) if call.name not in _LISTED:
             transport = _transport_of(netid, message)
         case RemoteCall() if call.version == 2:
@@ -513,6 +523,8 @@ def _places(
     offers: Sequence[_Offer], server: Address, call: Call
 ) -> tuple[_Place, ...]:
     """What is to be opened, as many as may be: first for who takes the ports alone."""
+    if len(offers) == 1 and offers[0].host is server:
+        return (offers[0].place,)
     limit = _LISTED.get(call.name, len(offers) * 2)
     # Several programs, and the versions of one, may share a port.
     ports = dict.fromkeys((each.transport, each.port) for each in offers)
@@ -523,10 +535,10 @@ def _places(
 
 def _open(
     call: Call, places: Iterable[_Place], message: Message
-) -> Generator[Effect, Grant | None, dict[_Place, Endpoint]]:
+) -> Generator[Effect, Grant | None, list[tuple[_Place, Endpoint]]]:
     """Expect the client's flows to these places; what it is to be told of each."""
     dump = call.name == "DUMP"
-    told = {}
+    told = []
     for transport, endpoint in places:
         try:
             grant = yield from expect(
@@ -540,13 +552,13 @@ def _open(
         except ExpectationRefused:
             # It is counted, and says nothing about the rest of a list.
             continue
-        told[transport, endpoint] = grant.endpoint
+        told.append(((transport, endpoint), grant.endpoint))
     return told
 
 
 def _tell(
     services: Iterable[tuple[Service, _Offer]],
-    told: Mapping[_Place, Endpoint],
+    opened: Collection[tuple[_Place, Endpoint]],
     message: Message,
 ) -> Effects:
     """Write where the client finds each service.
@@ -555,8 +567,10 @@ def _tell(
     service is open to it.
     """
     server, known = message.source.address, message.original.destination.address
-    if known == server and all(place[1] == new for place, new in told.items()):
+    alike = known is server or known == server
+    if alike and all(place[1] == new for place, new in opened):
         return
+    told = dict(opened)
     changes = []
     ports = {(transport, endpoint.port) for transport, endpoint in told}
     for service, offer in services:
