@@ -8,6 +8,7 @@ import errno
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
 from typing import Any, Final
 
 from cthelper.core.errors import NotFound
@@ -378,7 +379,8 @@ def _new(expectation: Expectation, flags: int) -> Request:
 
 
 def _family(address: Address) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+    v6 = isinstance(address, IPv6Address)
+    return socket.AF_INET6 if v6 else socket.AF_INET
 
 
 def _try_entry(frame: Frame) -> Conntrack | None:

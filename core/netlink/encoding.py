@@ -41,10 +41,15 @@ _FOLLOW_MASTER: Final = b"nat-follow-master\0"  # net/netfilter/nf_nat_core.c
 _ATTRIBUTE = struct.Struct("=HH")
 _U16 = struct.Struct("=HH2s2x")
 _U32 = struct.Struct("=HH4s")
-# CTA_TUPLE_IP with two addresses, and CTA_TUPLE_PROTO with number and ports.
-_IPV4 = struct.Struct("=HHHH4sHH4s")
-_IPV6 = struct.Struct("=HHHH16sHH16s")
-_PROTO = struct.Struct("=HHHHB3xHH2s2xHH2s2x")
+# What stands in a tuple before its first address, and before its second one.
+_ADDRESSES: Final = {
+    4: (_ATTRIBUTE.pack(20, 0x8001) + _ATTRIBUTE.pack(8, 1), _ATTRIBUTE.pack(8, 2)),
+    16: (_ATTRIBUTE.pack(44, 0x8001) + _ATTRIBUTE.pack(20, 3), _ATTRIBUTE.pack(20, 4)),
+}
+# And before the number of its protocol, and before each port.
+_NUMBER: Final = _ATTRIBUTE.pack(28, 0x8002) + _ATTRIBUTE.pack(5, 1)
+_SOURCE_PORT: Final = bytes(3) + _ATTRIBUTE.pack(6, 2)
+_DESTINATION_PORT: Final = bytes(2) + _ATTRIBUTE.pack(6, 3)
 
 _FULL: Final = b"\xff\xff"
 _NONE: Final = b"\0\0"
@@ -86,7 +91,7 @@ def expectation(value: Expectation) -> bytes:
     ) + _template(
         len(packed),
         bits,
-        transport,
+        int(transport),
         value.source_port is None,
         value.timeout,
         value.helper,
@@ -109,7 +114,7 @@ def expectation(value: Expectation) -> bytes:
 def _template(
     size: int,
     bits: int,
-    transport: Transport,
+    transport: int,
     any_port: bool,
     timeout: int,
     helper: str | None,
@@ -173,19 +178,29 @@ def _sides(
     kind: int,
     source: bytes,
     destination: bytes,
-    transport: Transport,
+    transport: int,
     source_port: bytes,
     destination_port: bytes,
 ) -> bytes:
     """A tuple of an attribute's type; nested ones must say that they are."""
-    if len(source) == 4:
-        ip = _IPV4.pack(20, 0x8001, 8, 1, source, 8, 2, destination)
-    else:
-        ip = _IPV6.pack(44, 0x8001, 20, 3, source, 20, 4, destination)
-    ports = _PROTO.pack(
-        *(28, 0x8002, 5, 1, transport, 6, 2, source_port, 6, 3, destination_port)
+    size = len(source)
+    first, second = _ADDRESSES[size]
+    return b"".join(
+        (
+            _ATTRIBUTE.pack(44 + 2 * size, _NESTED | kind),
+            first,
+            source,
+            second,
+            destination,
+            _NUMBER,
+            transport.to_bytes(1),
+            _SOURCE_PORT,
+            source_port,
+            _DESTINATION_PORT,
+            destination_port,
+            bytes(2),
+        )
     )
-    return _ATTRIBUTE.pack(len(ip) + 32, _NESTED | kind) + ip + ports
 
 
 def _nested(kind: int, value: bytes) -> bytes:
