@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cthelper.core.tuples import ORIGINAL, Direction, Tuple, host_number
+from cthelper.core.tuples import ORIGINAL, Direction, Tuple, host_number, version_of
 
 NARROW: Final = "source-cpu"
 """The reason where one source takes too much, not many together."""
@@ -117,7 +117,7 @@ class Accounts:
         if direction is ORIGINAL:
             if assured:
                 return self._narrow("client", client, client, None)
-            network = int(source) >> _HOST_BITS[source.version]
+            network = int(source) >> _HOST_BITS[version_of(source)]
             wider = self._wide("network-cpu", network, self._beginning)
             return self._narrow("beginning client", network, client, wider)
         server = host_number(original.destination.address)

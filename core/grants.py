@@ -32,7 +32,7 @@ CHAINS: Final = 4096
 """Flows whose expected flows are inspected, too, of which the depth is known."""
 
 
-class How(enum.Enum):
+class How(enum.StrEnum):
     """What the kernel has made of an expectation."""
 
     CREATED = "created"
@@ -249,7 +249,8 @@ class Grants:
         if wish.pair:
             second = Endpoint(endpoint.address, endpoint.port + 1)
             self.guard.check(second, announcer, config.guard)
-        if endpoint.address.version != announcer.version:
+        address = endpoint.address
+        if address is not announcer and address.version != announcer.version:
             raise ExpectationRefused(
                 "address-family", f"{endpoint} on a flow of IPv{announcer.version}"
             )

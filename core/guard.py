@@ -215,7 +215,7 @@ class Guard:
             if address.is_loopback:
                 text += " outside guard.allow"
             raise ExpectationRefused(reason, text)
-        other = address != announcer
+        other = address is not announcer and address != announcer
         if other and not allowed:
             if rules.names(announcer, address):
                 raise ExpectationRefused(

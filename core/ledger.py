@@ -15,13 +15,21 @@ keeps his account full has few questions answered in a second.
 import enum
 import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from ipaddress import IPv4Address
 from itertools import count as counter
 from itertools import islice
 from typing import Final, NamedTuple
 
 from cthelper.core.errors import ExpectationRefused
-from cthelper.core.tuples import Address, Expectation, FlowKey, host_number
+from cthelper.core.tuples import (
+    Address,
+    Expectation,
+    FlowKey,
+    Identity,
+    host_number,
+    version_of,
+)
 
 LIVE_SOURCE: Final = 512
 """Live expectations of one source's flows."""
@@ -68,12 +76,14 @@ Account = tuple[str | int, ...]
 
 def source_of(address: Address) -> Account:
     """What counts as one source, see `host_number`."""
-    return address.version, host_number(address)
+    return version_of(address), host_number(address)
 
 
 def network_of(address: Address) -> Account | None:
     """The /48 of an address, which one customer may have (RFC 6177); None: IPv4."""
-    return None if address.version == 4 else ("/48", int(address) >> 80)
+    if isinstance(address, IPv4Address):
+        return None
+    return "/48", int(address) >> 80
 
 
 @dataclass(slots=True, eq=False)
@@ -90,31 +100,43 @@ class Asker:
     server: Address | None
     standing: Standing
     flow: FlowKey
-    who: Account = field(init=False)
-    network: Account | None = field(init=False)
-    accounts: tuple[Account, ...] = field(init=False)
+    who: Account
+    network: Account | None
+    accounts: tuple[Account, ...]
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        helper: str,
+        source: Address,
+        server: Address | None,
+        standing: Standing,
+        flow: FlowKey,
+    ) -> None:
+        self.helper = helper
+        self.source = source
+        self.server = server
+        self.standing = standing
+        self.flow = flow
+        self.who = who = source_of(source)
+        self.network = network = network_of(source)
         # What may be forged in the source's name gets a part of its account alone,
         # which leaves the source itself the rest.
-        unanswered = self.standing is Standing.UNANSWERED
-        unproven = self.standing is not Standing.PROVEN
-        self.who = who = source_of(self.source)
-        self.network = network_of(self.source)
+        unanswered = standing is Standing.UNANSWERED
+        unproven = standing is not Standing.PROVEN
         accounts: list[Account] = []
         if unproven:
             kind = "unanswered source" if unanswered else "answered source"
             accounts.append((kind, *who))
         accounts.append(("source", *who))
-        if self.server is not None:
-            number = int(self.server), self.server.version
+        if server is not None:
+            number = int(server), version_of(server)
             if unanswered:
                 accounts.append(("unanswered server", *number))
             if unproven:
                 accounts.append(("unproven server", *number))
             accounts.append(("server", *number))
-        if self.network is not None:
-            accounts.append(self.network)
+        if network is not None:
+            accounts.append(network)
         if unanswered:
             accounts.append(("unanswered",))
         if unproven:
@@ -143,9 +165,6 @@ _KINDS: Final[dict[str | int, tuple[str, str]]] = {
 }
 """By the kind of an account, the reason for a refusal, and whose it is in words."""
 
-_Identity = tuple[object, ...]
-"""What tells one expectation in the kernel from another."""
-
 
 @dataclass(slots=True)
 class _Live:
@@ -160,6 +179,20 @@ class _Live:
     end: float
     placed: bool
     flows: set[FlowKey] | None
+
+    def __init__(
+        self,
+        expectation: Expectation,
+        accounts: tuple[Account, ...],
+        end: float,
+        placed: bool,
+        flows: set[FlowKey] | None,
+    ) -> None:
+        self.expectation = expectation
+        self.accounts = accounts
+        self.end = end
+        self.placed = placed
+        self.flows = flows
 
 
 class Ledger:
@@ -190,11 +223,11 @@ class Ledger:
         self._usable: int | None = None
         self._free: int | None = None
         self.limit(source, server, in_all)
-        self._live: dict[_Identity, _Live] = {}
-        self._members: dict[Account, dict[_Identity, None]] = {}
-        self._of_flow: dict[FlowKey, set[_Identity]] = {}
+        self._live: dict[Identity, _Live] = {}
+        self._members: dict[Account, dict[Identity, None]] = {}
+        self._of_flow: dict[FlowKey, set[Identity]] = {}
         # Some have moved on, or are gone, when their time comes.
-        self._ends: list[tuple[float, int, _Identity]] = []
+        self._ends: list[tuple[float, int, Identity]] = []
         self._number = counter()
         self._asked: dict[Account, float] = {}
 
@@ -241,7 +274,7 @@ class Ledger:
         self._expire(now)
         if now - self._looked >= _PAUSE:
             self._look_at_table(now)
-        keys = {_identity(each) for each in wanted}
+        keys = {each.identity for each in wanted}
         count = len(wanted) if moves else sum([each not in self._live for each in keys])
         if count:
             self._check(now, asker, keys, count)
@@ -257,7 +290,7 @@ class Ledger:
             )
 
     def _check(
-        self, now: float, asker: Asker, wanted: Collection[_Identity], count: int
+        self, now: float, asker: Asker, wanted: Collection[Identity], count: int
     ) -> None:
         for account in asker.accounts:
             most = self._most[account[0]]
@@ -271,7 +304,7 @@ class Ledger:
                 )
 
     def _may_be_new(self, expectation: Expectation) -> bool:
-        return not expectation.permanent or _identity(expectation) not in self._live
+        return not expectation.permanent or expectation.identity not in self._live
 
     def enter(
         self,
@@ -284,7 +317,7 @@ class Ledger:
         """Count these, which may be there already. `placed`: the kernel has them."""
         accounts = asker.accounts
         for expectation in expectations:
-            identity = _identity(expectation)
+            identity = expectation.identity
             end = now + expectation.timeout + _MARGIN
             if self._free is not None and self._may_be_new(expectation):
                 self._free -= 1
@@ -304,14 +337,14 @@ class Ledger:
     def confirm(self, expectations: Iterable[Expectation]) -> None:
         """The kernel has taken these."""
         for expectation in expectations:
-            live = self._live.get(_identity(expectation))
+            live = self._live.get(expectation.identity)
             if live is not None:
                 live.placed = True
 
     def cancel(self, expectations: Iterable[Expectation]) -> None:
         """The kernel has not taken these; what it took before stays."""
         for expectation in expectations:
-            identity = _identity(expectation)
+            identity = expectation.identity
             live = self._live.get(identity)
             if live is not None and not live.placed:
                 self._remove(identity)
@@ -319,7 +352,7 @@ class Ledger:
     def remove(self, expectations: Iterable[Expectation]) -> None:
         """These were taken out of the kernel."""
         for expectation in expectations:
-            self._remove(_identity(expectation))
+            self._remove(expectation.identity)
 
     def forget(self, flow: FlowKey) -> None:
         """A flow has ended, and with it what it expected."""
@@ -330,7 +363,7 @@ class Ledger:
                 if not flows:
                     self._remove(identity)
 
-    def _join(self, identity: _Identity, live: _Live, flow: FlowKey) -> None:
+    def _join(self, identity: Identity, live: _Live, flow: FlowKey) -> None:
         """A flow has asked, and the kernel does not say if it is the master now."""
         if live.flows is None:
             return
@@ -341,7 +374,7 @@ class Ledger:
         live.flows.add(flow)
         self._of_flow.setdefault(flow, set()).add(identity)
 
-    def _part_from_flows(self, identity: _Identity, live: _Live) -> None:
+    def _part_from_flows(self, identity: Identity, live: _Live) -> None:
         for flow in live.flows or ():
             own = self._of_flow[flow]
             own.discard(identity)
@@ -351,7 +384,7 @@ class Ledger:
     def _count(self, account: Account) -> int:
         return len(self._members.get(account, ()))
 
-    def _remove(self, identity: _Identity) -> None:
+    def _remove(self, identity: Identity) -> None:
         live = self._live.pop(identity, None)
         if live is None:
             return
@@ -380,7 +413,7 @@ class Ledger:
             else:
                 self._remove(identity)
 
-    def _ask(self, now: float, account: Account, wanted: Collection[_Identity]) -> None:
+    def _ask(self, now: float, account: Account, wanted: Collection[Identity]) -> None:
         """Let go of some that the kernel has no more, of none that are `wanted`."""
         members = self._members.get(account)
         if self._lives is None or members is None:
@@ -415,21 +448,6 @@ class Ledger:
             self._usable = max(1, usable // self._workers)
             self._free = max(0, usable - room.held) // self._workers
         self._share_out()
-
-
-def _identity(expectation: Expectation) -> _Identity:
-    """Transport, ends and zone as numbers: hashing addresses and enums is dear."""
-    address, source = expectation.destination.address, expectation.source
-    return (
-        int(expectation.transport),
-        address.version,
-        int(address),
-        expectation.destination.port,
-        None if source is None else int(source.network_address),
-        None if source is None else source.prefixlen,
-        expectation.source_port,
-        expectation.zone,
-    )
 
 
 def _lower(limit: int, other: int | None) -> int:

@@ -82,6 +82,10 @@ class _Kept:
     until: float
     entry: Conntrack
 
+    def __init__(self, until: float, entry: Conntrack) -> None:
+        self.until = until
+        self.entry = entry
+
 
 class Masters:
     """The master flows that have expectations, and the finished flows.

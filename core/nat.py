@@ -44,8 +44,20 @@ class Opening:
 
     source: Address
     destination: Endpoint
-    translation: Translation | None = None
-    any_port: bool = False
+    translation: Translation | None
+    any_port: bool
+
+    def __init__(
+        self,
+        source: Address,
+        destination: Endpoint,
+        translation: Translation | None = None,
+        any_port: bool = False,
+    ) -> None:
+        self.source = source
+        self.destination = destination
+        self.translation = translation
+        self.any_port = any_port
 
 
 def opening_for(
@@ -71,16 +83,18 @@ def opening_for(
         receiver, opens = ours.source.address, ORIGINAL
     announcer, known = own.address, seen_as.address
     address, port = endpoint.address, endpoint.port
-    if address in (announcer, known):
+    alike = known is announcer or known == announcer
+    # Comparing addresses is dear, and here they are mostly the same object.
+    if address is announcer or address is known or address in (announcer, known):
         # The port that the flow itself comes from may be translated, too.
         itself = endpoint == own
         return Opening(
             receiver,
             seen_as if itself else Endpoint(known, port),
             Translation(opens, port) if entry.translated else None,
-            any_port=announcer != known and not itself,
+            any_port=not (alike or itself),
         )
-    if announcer == known:
+    if alike:
         # The receiver is on the announcer's side, and knows its hosts as they are.
         return Opening(receiver, endpoint)
     if address not in outside:

@@ -22,6 +22,7 @@ from cthelper.core.tuples import (
     FlowKey,
     host_number,
     key_of,
+    version_of,
 )
 
 WINDOW: Final = 60.0
@@ -167,7 +168,7 @@ class Quarantine:
 
 def peer_of(address: Address) -> Peer:
     """Who has this address."""
-    return address.version, host_number(address)
+    return version_of(address), host_number(address)
 
 
 def _count(record: _Record, now: float, peers: list[Peer]) -> None:

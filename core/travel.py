@@ -19,5 +19,7 @@ def reduced(value: Dataclass) -> tuple[Callable[[], object], tuple[()]]:
     pickle's own way makes an empty one and sets its attributes: compiled, a class makes
     none without the arguments of its `__init__`, and a frozen one lets nothing be set.
     """
-    named = {each.name: getattr(value, each.name) for each in fields(value)}
+    named = {
+        each.name: getattr(value, each.name) for each in fields(value) if each.init
+    }
     return partial(type(value), **named), ()

@@ -12,7 +12,7 @@ from ipaddress import (
     IPv6Network,
     collapse_addresses,
 )
-from typing import Final
+from typing import Final, Literal
 
 from cthelper.core.errors import Malformed
 from cthelper.core.travel import reduced
@@ -28,7 +28,7 @@ class Transport(enum.IntEnum):
     UDP = 17
 
     def __str__(self) -> str:
-        return self.name.lower()
+        return "tcp" if self is Transport.TCP else "udp"
 
 
 TCP: Final = Transport.TCP
@@ -85,7 +85,7 @@ def may_be_broadcast(source: Address, destination: Address) -> bool:
     To ask which networks there are is dear, and this is seldom true: all bits of the
     two are alike but those at the end, which are ones.
     """
-    if destination.version != 4 or source.version != 4:
+    if isinstance(destination, IPv6Address) or isinstance(source, IPv6Address):
         return False
     host = int(source) ^ int(destination)
     mask = (1 << host.bit_length()) - 1
@@ -113,8 +113,15 @@ def collapsed(networks: Iterable[Network], version: int) -> tuple[Network, ...]:
     )
 
 
+def version_of(address: Address) -> Literal[4, 6]:
+    """The address's version of IP, without the call that asking itself takes."""
+    return 4 if isinstance(address, IPv4Address) else 6
+
+
 def _with_port(address: Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    if isinstance(address, IPv6Address):
+        return f"[{address}]:{port}"
+    return f"{address}:{port}"
 
 
 # What is made for every packet has an `__init__` of its own, here and elsewhere: the
@@ -315,7 +322,7 @@ def host_number(address: Address) -> int:
     address counts.
     """
     number = int(address)
-    if address.version == 4 or number >> 118 == _LINK_LOCAL:
+    if isinstance(address, IPv4Address) or number >> 118 == _LINK_LOCAL:
         return number
     return number >> 64
 
@@ -342,6 +349,10 @@ class Translation:
 
     def __reduce__(self) -> tuple[object, ...]:
         return reduced(self)
+
+
+Identity = tuple[object, ...]
+"""What tells one expectation in the kernel from another."""
 
 
 # Not frozen, see Conntrack.
@@ -373,6 +384,7 @@ class Expectation:
     zone: int
     translation: Translation | None
     label: bytes | None = field(compare=False)
+    _identity: Identity | None = field(init=False, repr=False, compare=False)
 
     def __init__(
         self,
@@ -404,6 +416,28 @@ class Expectation:
         self.zone = zone
         self.translation = translation
         self.label = label
+        self._identity = None
+
+    @property
+    def identity(self) -> Identity:
+        """What tells it from others in the kernel: transport, ends and zone.
+
+        As numbers, since hashing addresses and enums is dear, and made but once.
+        """
+        identity = self._identity
+        if identity is None:
+            address, source = self.destination.address, self.source
+            identity = self._identity = (
+                int(self.transport),
+                version_of(address),
+                int(address),
+                self.destination.port,
+                None if source is None else int(source.network_address),
+                None if source is None else source.prefixlen,
+                self.source_port,
+                self.zone,
+            )
+        return identity
 
     def __str__(self) -> str:
         if self.source is None:

@@ -279,7 +279,7 @@ class Inspection:
                 expects=expectation,
                 permanent=expectation.permanent,
                 timeout=expectation.timeout,
-                how=placed.how.value,
+                how=placed.how,
                 flows=placed.flows,
             )
         for refused, error in answer.refused:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
-from cthelper.core.tuples import ORIGINAL, REPLY, Address, Conntrack, Direction, FlowKey
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    Address,
+    Conntrack,
+    Direction,
+    FlowKey,
+    version_of,
+)
 
 # Turns, and since when the packet in work is so; then what is known of it.
 _TURNS: Final = 0
@@ -83,7 +91,7 @@ class Progress:
             _SUBJECT_AT,
             entry.id,
             entry.zone,
-            client.version,
+            version_of(client),
             direction is REPLY,
             entry.assured,
             client.packed,
