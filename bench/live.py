@@ -11,6 +11,9 @@ CPUs the daemon has one, and clients and servers the other. A run in which packe
 not pass the queues, or were dropped there, is left out and named; so is all that a
 daemon did which had packets bypassed.
 
+How much of a packet's CPU is the kernel's is printed. With VM_COUNTED in place of
+VM_CPUS a microsecond is a thousand instructions, whatever else the machine does.
+
 The last line of the output is JSON, see `bench.table`.
 """
 
@@ -226,6 +229,13 @@ def _cpu(pids: Sequence[int]) -> float:
     return sum(int(text.split()[0]) for text in texts) / 1e9
 
 
+def _ticks(pids: Sequence[int]) -> tuple[int, int]:
+    """The same in user space and in the kernel, in hundredths of a second."""
+    texts = (Path(f"/proc/{pid}/stat").read_text("ascii") for pid in pids)
+    fields = [text.rpartition(")")[2].split() for text in texts]
+    return sum(int(each[11]) for each in fields), sum(int(each[12]) for each in fields)
+
+
 def _queued(world: World) -> tuple[int, int]:
     """How many packets the gateway's queues have had, and how many they dropped."""
     rows = world.queues().values()
@@ -359,13 +369,13 @@ class Bench:
         None: fewer than this share of them were queued, or some were dropped.
         """
         seen, dropped = _queued(self._world)
-        spent = _cpu(pids)
+        spent, (user, kernel) = _cpu(pids), _ticks(pids)
         try:
             packets = calls()
         except TimeoutError:
             print(f"left out: {name}, a call was not answered")
             return None
-        spent = _cpu(pids) - spent
+        spent, (user_now, kernel_now) = _cpu(pids) - spent, _ticks(pids)
         seen_now, dropped_now = _queued(self._world)
         if seen_now - seen < packets * share or dropped_now != dropped:
             print(
@@ -373,6 +383,11 @@ class Bench:
                 f"queued, {dropped_now - dropped} dropped"
             )
             return None
+        ours, theirs = user_now - user, kernel_now - kernel
+        print(
+            f"{name}: {spent / packets * 1e6:.1f} us of CPU a packet, "
+            f"{theirs / max(1, ours + theirs):.0%} of it in the kernel"
+        )
         return packets / spent
 
     def memory(self, flows: int) -> Figures:
