@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-_SECONDS: Final = 2.0
+_SECONDS: Final = 10.0
 _LARGEST: Final = 65535
 # Before each record on TCP: its length, with the bit of the last one (RFC 5531, 11).
 _MARK, _LAST = 4, 1 << 31

@@ -83,7 +83,7 @@ RULES: Final = {
 }
 
 FAILING_SECONDS: Final = 6.0
-WORKING_SECONDS: Final = 20.0
+WORKING_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
