@@ -131,10 +131,17 @@ class Cell:
         return SERVER if self.family == 4 else SERVER6
 
     def works(self, namespace: Namespace, host: str, seconds: float) -> bool:
-        """Whether the client gets what it wants of `host` within so many seconds."""
+        """Whether the client gets what it wants of `host` within so many seconds.
+
+        What it says otherwise is printed.
+        """
         port = PORTS[self.server]
         done = namespace.run(*_COMMANDS[self.client](host, port), timeout=seconds)
-        return TEXT in done.stdout or done.stdout.split() == ["file"]
+        works = TEXT in done.stdout or done.stdout.split() == ["file"]
+        if not works:
+            said = f"{done.stdout[-200:]!r} {done.stderr[-200:]!r}"
+            print(f"{self}, {host}: ended with {done.returncode}: {said}")
+        return works
 
 
 def _url(host: str, port: int) -> str:
@@ -144,7 +151,7 @@ def _url(host: str, port: int) -> str:
 
 def _curl(*options: str) -> Callable[[str, int], list[str]]:
     return lambda host, port: [
-        *("curl", "-s", "-g", "--connect-timeout", "20", *options),
+        *("curl", "-s", "-S", "-g", "--connect-timeout", "100", *options),
         f"{_url(host, port)}file",
     ]
 

@@ -66,7 +66,7 @@ _KINDS: Final = {
 NATS: Final = _KINDS if WHOLE else {each: _KINDS[each] for each in ("none", "both")}
 THEIRS: Final = Tagged("ftp", "tcp", _ALL)
 FAILING_SECONDS: Final = 5.0
-WORKING_SECONDS: Final = 60.0
+WORKING_SECONDS: Final = 120.0
 
 # Of each kind of announcement one, behind each kind of NAT.
 TRANSLATED: Final = (
