@@ -81,8 +81,11 @@ _MODULES = (
     "macvlan",
 )
 
-# Duplicate address detection would keep every IPv6 address tentative for a second.
+# Duplicate address detection would keep every IPv6 address tentative for a second. And
+# where a test is to listen a client might have come from a minute before, unless clients
+# are given other ports.
 _EVERY_NAMESPACE = """
+echo 52000 65000 >/proc/sys/net/ipv4/ip_local_port_range
 cd /proc/sys/net/ipv6/conf
 echo 0 >all/accept_dad
 echo 0 >default/accept_dad
