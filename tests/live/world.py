@@ -82,8 +82,7 @@ _MODULES = (
 )
 
 # Duplicate address detection would keep every IPv6 address tentative for a second. And
-# where a test is to listen a client might have come from a minute before, unless clients
-# are given other ports.
+# clients get no ports that tests listen at: who came from one holds it for a minute.
 _EVERY_NAMESPACE = """
 echo 52000 65000 >/proc/sys/net/ipv4/ip_local_port_range
 cd /proc/sys/net/ipv6/conf
