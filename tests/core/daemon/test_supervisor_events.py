@@ -127,9 +127,13 @@ def test_writer_that_is_killed_has_a_successor_that_goes_on(
 
 
 def test_daemon_that_comes_after_appends(running: Running, path: Path) -> None:
-    for _ in range(2):
-        begun(running, settings(path))
-        ended(running)
+    # A daemon that ends waits for its writer, but not long.
+    begun(running, settings(path))
+    until(lambda: names(path).count("writer-started") == 1)
+    ended(running)
+    begun(running, settings(path))
+    until(lambda: names(path).count("writer-started") == 2)
+    ended(running)
     assert names(path).count("started") == 2
 
 
