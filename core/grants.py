@@ -23,6 +23,7 @@ from cthelper.core.tuples import (
     Tuple,
     host_network,
     key_of,
+    version_of,
 )
 
 OnLink = Callable[[Address], tuple[Network, ...]]
@@ -249,8 +250,7 @@ class Grants:
         if wish.pair:
             second = Endpoint(endpoint.address, endpoint.port + 1)
             self.guard.check(second, announcer, config.guard)
-        address = endpoint.address
-        if address is not announcer and address.version != announcer.version:
+        if version_of(endpoint.address) != version_of(announcer):
             raise ExpectationRefused(
                 "address-family", f"{endpoint} on a flow of IPv{announcer.version}"
             )

@@ -33,6 +33,7 @@ from cthelper.core.tuples import (
     Endpoint,
     Expectation,
     Network,
+    same,
 )
 
 DENIED_PORTS: Final = frozenset({22, 23, 25, 53, 80, 135, 139, 443, 445, 3389})
@@ -215,7 +216,7 @@ class Guard:
             if address.is_loopback:
                 text += " outside guard.allow"
             raise ExpectationRefused(reason, text)
-        other = address is not announcer and address != announcer
+        other = not same(address, announcer)
         if other and not allowed:
             if rules.names(announcer, address):
                 raise ExpectationRefused(

@@ -16,7 +16,6 @@ import enum
 import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from itertools import count as counter
 from itertools import islice
 from typing import Final, NamedTuple
@@ -27,7 +26,7 @@ from cthelper.core.tuples import (
     Expectation,
     FlowKey,
     Identity,
-    host_number,
+    host_of,
     version_of,
 )
 
@@ -74,16 +73,9 @@ Account = tuple[str | int, ...]
 """What tells one account from another."""
 
 
-def source_of(address: Address) -> Account:
-    """What counts as one source, see `host_number`."""
-    return version_of(address), host_number(address)
-
-
 def network_of(address: Address) -> Account | None:
     """The /48 of an address, which one customer may have (RFC 6177); None: IPv4."""
-    if isinstance(address, IPv4Address):
-        return None
-    return "/48", int(address) >> 80
+    return None if version_of(address) == 4 else ("/48", int(address) >> 80)
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +109,7 @@ class Asker:
         self.server = server
         self.standing = standing
         self.flow = flow
-        self.who = who = source_of(source)
+        self.who = who = host_of(source)
         self.network = network = network_of(source)
         # What may be forged in the source's name gets a part of its account alone,
         # which leaves the source itself the rest.

@@ -28,6 +28,7 @@ from cthelper.core.tuples import (
     Endpoint,
     Translation,
     Tuple,
+    same,
 )
 
 PORT_ATTEMPTS: Final = 32
@@ -83,9 +84,8 @@ def opening_for(
         receiver, opens = ours.source.address, ORIGINAL
     announcer, known = own.address, seen_as.address
     address, port = endpoint.address, endpoint.port
-    alike = known is announcer or known == announcer
-    # Comparing addresses is dear, and here they are mostly the same object.
-    if address is announcer or address is known or address in (announcer, known):
+    alike = same(known, announcer)
+    if same(address, announcer) or same(address, known):
         # The port that the flow itself comes from may be translated, too.
         itself = endpoint == own
         return Opening(

@@ -6,7 +6,7 @@ By itself, since mypyc cannot compile a generic dataclass without slots.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from cthelper.core.api import Message
@@ -35,5 +35,4 @@ class Option(Generic[_V]):
 
     def of(self, message: "Message") -> _V:
         """The value that is configured for the flow of `message`."""
-        value: Any = message.options[self.name]
-        return value  # type: ignore[no-any-return]
+        return message.options[self.name]  # type: ignore[return-value]

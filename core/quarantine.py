@@ -20,9 +20,8 @@ from cthelper.core.tuples import (
     Conntrack,
     Direction,
     FlowKey,
-    host_number,
+    host_of,
     key_of,
-    version_of,
 )
 
 WINDOW: Final = 60.0
@@ -98,8 +97,8 @@ class Quarantine:
             return False
         if self._flows.get(key_of(entry), 0.0) > now:
             return True
-        client = peer_of(entry.original.source.address)
-        server = peer_of(entry.original.destination.address)
+        client = host_of(entry.original.source.address)
+        server = host_of(entry.original.destination.address)
         records = [self._helpers.get(helper)]
         for key in ((helper, client, None), (helper, server, client)):
             records.append(self._assured.get(key))
@@ -124,11 +123,11 @@ class Quarantine:
         who they say. `weight` is as how many faults it counts, 1 to FAULTS.
         """
         now = self._clock()
-        sender = peer_of(client)
+        sender = host_of(client)
         key: _Key = helper, sender, None
         if direction is REPLY:
-            sender = peer_of(server)
-            key = helper, sender, peer_of(client)
+            sender = host_of(server)
+            key = helper, sender, host_of(client)
         records = self._assured if assured else self._others
         record = records.setdefault(key, _Record())
         records.move_to_end(key)
@@ -164,11 +163,6 @@ class Quarantine:
         self._helpers.clear()
         self._flows.clear()
         self._ends = 0.0
-
-
-def peer_of(address: Address) -> Peer:
-    """Who has this address."""
-    return version_of(address), host_number(address)
 
 
 def _count(record: _Record, now: float, peers: list[Peer]) -> None:

@@ -118,6 +118,11 @@ def version_of(address: Address) -> Literal[4, 6]:
     return 4 if isinstance(address, IPv4Address) else 6
 
 
+def same(one: Address, other: Address) -> bool:
+    """Whether two addresses are one: mostly the same object, and comparing is dear."""
+    return one is other or one == other
+
+
 def _with_port(address: Address, port: int) -> str:
     if isinstance(address, IPv6Address):
         return f"[{address}]:{port}"
@@ -149,7 +154,7 @@ class Endpoint:
         return self is other or (
             isinstance(other, Endpoint)
             and self.port == other.port
-            and self.address == other.address
+            and same(self.address, other.address)
         )
 
     def __hash__(self) -> int:
@@ -325,6 +330,11 @@ def host_number(address: Address) -> int:
     if isinstance(address, IPv4Address) or number >> 118 == _LINK_LOCAL:
         return number
     return number >> 64
+
+
+def host_of(address: Address) -> tuple[int, int]:
+    """What tells one host from all others, see `host_number`: with its version."""
+    return version_of(address), host_number(address)
 
 
 FlowKey = tuple[int, int]

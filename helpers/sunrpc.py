@@ -523,6 +523,7 @@ def _places(
     offers: Sequence[_Offer], server: Address, call: Call
 ) -> tuple[_Place, ...]:
     """What is to be opened, as many as may be: first for who takes the ports alone."""
+    # Sets of places are dear to hash, and most answers name one.
     if len(offers) == 1 and offers[0].host is server:
         return (offers[0].place,)
     limit = _LISTED.get(call.name, len(offers) * 2)
@@ -567,8 +568,7 @@ def _tell(
     service is open to it.
     """
     server, known = message.source.address, message.original.destination.address
-    alike = known is server or known == server
-    if alike and all(place[1] == new for place, new in opened):
+    if known == server and all(place[1] == new for place, new in opened):
         return
     told = dict(opened)
     changes = []

@@ -8,7 +8,6 @@ import errno
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Address
 from typing import Any, Final
 
 from cthelper.core.errors import NotFound
@@ -38,6 +37,7 @@ from cthelper.core.tuples import (
     FlowKey,
     Status,
     Tuple,
+    version_of,
 )
 
 # NFNLGRP_* of include/uapi/linux/netfilter/nfnetlink.h.
@@ -379,8 +379,7 @@ def _new(expectation: Expectation, flags: int) -> Request:
 
 
 def _family(address: Address) -> int:
-    v6 = isinstance(address, IPv6Address)
-    return socket.AF_INET6 if v6 else socket.AF_INET
+    return socket.AF_INET if version_of(address) == 4 else socket.AF_INET6
 
 
 def _try_entry(frame: Frame) -> Conntrack | None:

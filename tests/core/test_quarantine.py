@@ -13,9 +13,16 @@ from cthelper.core.quarantine import (
     PEERS,
     WINDOW,
     Quarantine,
-    peer_of,
 )
-from cthelper.core.tuples import ORIGINAL, REPLY, UDP, Conntrack, Direction, Status
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    UDP,
+    Conntrack,
+    Direction,
+    Status,
+    host_of,
+)
 from tests.core.builders import SERVER, SERVER_PORT, conntrack, flow_tuple
 from tests.core.host import Clock
 
@@ -164,7 +171,7 @@ def test_hosts_of_a_64_are_one_peer_and_no_other(quarantine: Quarantine) -> None
         blame(quarantine, f"2001:db8::{number + 1:x}")
     assert quarantine.holds(HELPER, entry("2001:db8::ffff", "2001:db8:9::2"))
     assert not quarantine.holds(HELPER, entry("2001:db8:0:1::1", "2001:db8:9::2"))
-    assert peer_of(ip_address("::1")) != peer_of(ip_address("0.0.0.1"))
+    assert host_of(ip_address("::1")) != host_of(ip_address("0.0.0.1"))
 
 
 def test_neighbours_with_link_local_addresses_are_peers_of_their_own(
