@@ -29,6 +29,7 @@ from cthelper.core.tuples import (
     Status,
     Tuple,
     key_of,
+    zone_of,
 )
 
 # Seconds that a master outlives its expectations, and in which the first packet of an
@@ -213,7 +214,7 @@ class Masters:
     def _look_at(self, key: FlowKey, original: Tuple) -> None:
         """Keep a master whose packets are not seen, as it is in the kernel now."""
         try:
-            entry = self._updater.get(original, key[1])
+            entry = self._updater.get(original, zone_of(key))
         except NotFound:
             self.forget(key)
         except NetlinkError as error:
@@ -252,7 +253,7 @@ class Masters:
         if self._mark:
             try:
                 self._updater.update(
-                    leaving.original, key[1], mark=(self._mark, self._mark)
+                    leaving.original, zone_of(key), mark=(self._mark, self._mark)
                 )
             except NotFound:
                 return  # it has ended

@@ -337,13 +337,23 @@ def host_of(address: Address) -> tuple[int, int]:
     return version_of(address), host_number(address)
 
 
-FlowKey = tuple[int, int]
-"""Conntrack id and zone."""
+FlowKey = int
+"""A conntrack id with the zone above its 32 bits; there may be 100,000 of them."""
+
+
+def flow_key(id: int, zone: int) -> FlowKey:
+    """What tells the flow of a conntrack id from all others that there are now."""
+    return zone << 32 | id
+
+
+def zone_of(key: FlowKey) -> int:
+    """The zone of a flow."""
+    return key >> 32
 
 
 def key_of(entry: Conntrack) -> FlowKey:
     """What tells the entry's flow from all others that there are now."""
-    return entry.id, entry.zone
+    return entry.zone << 32 | entry.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -316,8 +316,8 @@ class Commands:
                 rows = None if page is None else cast(list[list[Any]], page["flows"])
                 if not rows:
                     break
-                for id_, zone, finished in rows:
-                    known[id_, zone] = Known(number, finished)
+                for key, finished in rows:
+                    known[key] = Known(number, finished)
                 at += len(rows)
         return known
 

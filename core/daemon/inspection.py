@@ -325,8 +325,8 @@ class Inspection:
     def tick(self, queues: Iterable[Queue]) -> None:
         """Do what is due every second."""
         for queue in queues:
-            for identity, zone, timeout in queue.touched():
-                self._masters.touched((identity, zone), timeout)
+            for key, timeout in queue.touched():
+                self._masters.touched(key, timeout)
         self._masters.sweep()
         self._expecter.sweep()
         self._gate.give_up_waiting()

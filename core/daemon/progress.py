@@ -19,6 +19,7 @@ from cthelper.core.tuples import (
     Conntrack,
     Direction,
     FlowKey,
+    flow_key,
     version_of,
 )
 
@@ -120,7 +121,7 @@ class Progress:
         )
         size = 4 if version == 4 else 16
         return Subject(
-            (id_, zone),
+            flow_key(id_, zone),
             helper.rstrip(b"\0").decode(errors="replace"),
             ip_address(client[:size]),
             ip_address(server[:size]),

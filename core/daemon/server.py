@@ -312,7 +312,7 @@ class Server:
         flows = self._listed[at : at + most]
         if not flows:
             self._listed = []
-        return {"flows": [[*each.key, each.finished] for each in flows]}
+        return {"flows": [[each.key, each.finished] for each in flows]}
 
     # Orders
 

@@ -19,11 +19,13 @@ from cthelper.core.tuples import (
     Conntrack,
     Endpoint,
     Expectation,
+    FlowKey,
     Network,
     Status,
     Translation,
     Transport,
     Tuple,
+    flow_key,
 )
 
 _TYPE: Final = 0x3FFF
@@ -251,15 +253,15 @@ def _source_network(address: Address, mask: Address) -> Network | None:
     return ip_network((kind(int(address)), zeros), strict=False)
 
 
-def conntrack_key(data: bytes, start: int) -> tuple[int, int]:
-    """Id and zone in the CTA_* attributes from `start` on. Raises Truncated."""
+def conntrack_key(data: bytes, start: int) -> FlowKey:
+    """Of what flow the CTA_* attributes from `start` on are. Raises Truncated."""
     identity = zone = 0
     for kind, first, last in walk(data, start, len(data)):
         if kind == _ID:
             identity = read_u32(data, first, last)
         elif kind == _ZONE:
             zone = read_u16(data, first, last)
-    return identity, zone
+    return flow_key(identity, zone)
 
 
 def walk(data: bytes, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -56,6 +56,7 @@ from cthelper.core.tuples import (
     Network,
     Tuple,
     collapsed,
+    flow_key,
 )
 
 _LINK_LOCAL: Final = IPv6Network("fe80::/10")
@@ -500,10 +501,11 @@ class Replay:
 
     def _destroyed(self, entry: Entry) -> None:
         """The entry has ended, and the daemon would be told so."""
-        self._masters.forget((entry.id, 0))
-        self.expecter.forget((entry.id, 0))
-        self.engine.flows.remove((entry.id, 0))
-        self.engine.guard.ledger.forget((entry.id, 0))
+        key = flow_key(entry.id, 0)
+        self._masters.forget(key)
+        self.expecter.forget(key)
+        self.engine.flows.remove(key)
+        self.engine.guard.ledger.forget(key)
         watched = self._watched.pop(entry.id, None)
         if watched is not None:
             self._events.append(watched)

@@ -1050,14 +1050,13 @@ queue_note(Queue *q, PyObject *arguments)
 }
 
 static PyObject *
-queue_forget(Queue *q, PyObject *arguments)
+queue_forget(Queue *q, PyObject *argument)
 {
-    unsigned int id;
-    unsigned short zone;
+    uint64_t key = PyLong_AsUnsignedLongLong(argument);
 
-    if (!PyArg_ParseTuple(arguments, "IH", &id, &zone))
+    if (key == (uint64_t)-1 && PyErr_Occurred())
         return NULL;
-    forget(&q->s, id, zone);
+    forget(&q->s, (uint32_t)key, (uint16_t)(key >> 32));
     Py_RETURN_NONE;
 }
 
@@ -1077,7 +1076,7 @@ queue_touched(Queue *q, PyObject *unused)
         if (!known || !(known->state & TOUCHED))
             continue;
         known->state &= (uint8_t)~TOUCHED;
-        one = Py_BuildValue("(IHI)", known->id, known->zone, known->timeout);
+        one = Py_BuildValue("(KI)", (unsigned long long)key, known->timeout);
         if (!one || PyList_Append(result, one))
             Py_CLEAR(result);
         Py_XDECREF(one);
@@ -1289,7 +1288,7 @@ static PyMethodDef queue_methods[] = {
     {"read", (PyCFunction)queue_read, METH_O, NULL},
     {"answer", (PyCFunction)queue_answer, METH_VARARGS, NULL},
     {"note", (PyCFunction)queue_note, METH_VARARGS, NULL},
-    {"forget", (PyCFunction)queue_forget, METH_VARARGS, NULL},
+    {"forget", (PyCFunction)queue_forget, METH_O, NULL},
     {"touched", (PyCFunction)queue_touched, METH_NOARGS, NULL},
     {"filters", (PyCFunction)queue_filters, METH_O, NULL},
     {"inject", (PyCFunction)queue_inject, METH_O, NULL},

@@ -116,7 +116,7 @@ class NativeQueue:
 
     def forget(self, key: FlowKey) -> None:
         """A flow has ended."""
-        self.native.forget(*key)
+        self.native.forget(key)
 
     def touched(self) -> list[Touched]:
         """The held flows of which packets have passed unseen since the last call."""

@@ -10,8 +10,8 @@ from cthelper.core.api import Prefilter
 from cthelper.core.packet import Segment
 from cthelper.core.tuples import Conntrack, Direction, FlowKey
 
-Touched = tuple[int, int, int]
-"""Conntrack id, zone, and the entry's timeout in seconds."""
+Touched = tuple[FlowKey, int]
+"""A flow, and its entry's timeout in seconds."""
 
 
 class Hook(enum.IntEnum):

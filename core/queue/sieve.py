@@ -82,7 +82,7 @@ class Sieve:
         Call it every second.
         """
         self._unnoted = max(0, self._unnoted - 1)
-        touched = [(*key, timeout) for key, timeout in self._touched.items()]
+        touched = list(self._touched.items())
         self._touched.clear()
         return touched
 

@@ -33,7 +33,14 @@ from cthelper.core.offline.kernel import ModelKernel
 from cthelper.core.offline.replay import Links
 from cthelper.core.packet import COPIED
 from cthelper.core.quarantine import Quarantine
-from cthelper.core.queue.protocol import Action, Hook, QueuedPacket, Statistics, Verdict
+from cthelper.core.queue.protocol import (
+    Action,
+    Hook,
+    QueuedPacket,
+    Statistics,
+    Touched,
+    Verdict,
+)
 from cthelper.core.registry import builtin_helpers, register
 from cthelper.core.tuples import (
     ORIGINAL,
@@ -42,6 +49,7 @@ from cthelper.core.tuples import (
     Expectation,
     FlowKey,
     Transport,
+    flow_key,
 )
 from tests.attacks import wire
 from tests.attacks.honest import SESSIONS, Session
@@ -134,7 +142,7 @@ class _Queue:
     def forget(self, _key: FlowKey) -> None:
         """Nothing is remembered."""
 
-    def touched(self) -> list[tuple[int, int, int]]:
+    def touched(self) -> list[Touched]:
         """Nothing passes unseen here."""
         return []
 
@@ -356,7 +364,7 @@ class Scene:
             cost.seconds = max(cost.seconds, seconds)
 
     def _ended(self, entry: Entry) -> None:
-        self.inspection.forget((entry.id, 0))
+        self.inspection.forget(flow_key(entry.id, 0))
 
     def _follow(self, expectations: bool) -> None:
         self._follows = expectations

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from cthelper.core.errors import ExpectationRefused
 from cthelper.core.guard import Guard, Rules
 from cthelper.core.ledger import Asker, Standing
-from cthelper.core.tuples import TCP, UDP, Endpoint, Expectation, host_network
+from cthelper.core.tuples import TCP, UDP, Endpoint, Expectation, flow_key, host_network
 from tests.core.builders import CLIENT, SERVER, flow_tuple
 
 NO_RATES = Rules(per_source=0, per_helper=0)
@@ -22,7 +22,7 @@ def asker(
 ) -> Asker:
     """Who asks; `flow` is the id of his control flow."""
     to = None if server is None else ip_address(server)
-    return Asker(helper, ip_address(source), to, standing, (flow, 0))
+    return Asker(helper, ip_address(source), to, standing, flow_key(flow, 0))
 
 
 def wished(

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
 from cthelper.core.flows import Flow, FlowTable
 from cthelper.core.patches import Patch, Patches
-from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status, key_of
+from cthelper.core.tuples import (
+    ORIGINAL,
+    REPLY,
+    Conntrack,
+    Status,
+    flow_key,
+    key_of,
+)
 from tests.core.builders import CLIENT, SERVER, SERVER6, conntrack, flow_tuple
 
 MEMORY = 1 << 20
@@ -163,7 +170,7 @@ def test_table_is_bounded_and_holds_what_it_says(
             assert passed(table, entry) in list(table)
         assert len(table) == len(list(table)) <= limit
         assert {flow.key for flow in table} == {
-            (each, 0) for each in range(13) if table.find(conntrack(id_=each))
+            flow_key(each, 0) for each in range(13) if table.find(conntrack(id_=each))
         }
 
 

@@ -24,7 +24,7 @@ from cthelper.core.api import (
 from cthelper.core.grants import CHAINS
 from cthelper.core.guard import UNLIMITED, Guard, Rules
 from cthelper.core.outcome import Refused
-from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction, Status
+from cthelper.core.tuples import ORIGINAL, REPLY, TCP, UDP, Direction, Status, key_of
 from tests.core.builders import (
     CLIENT,
     CLIENT_PORT,
@@ -284,7 +284,7 @@ def test_end_of_the_flow_and_what_is_not_put_in_make_room() -> None:
     host.engine.guard = Guard(replace(UNLIMITED, live_source=1))
     ledger = host.engine.guard.ledger
     assert host.send(b"OPEN 5000").expectations
-    ledger.forget((host.entry.id, host.entry.zone))
+    ledger.forget(key_of(host.entry))
     (made,) = host.send(b"OPEN 5001").expectations
     assert host.send(b"OPEN 5002").expectations == ()
     ledger.cancel([made])

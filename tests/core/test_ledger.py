@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from cthelper.core.errors import ExpectationRefused
 from cthelper.core.guard import UNLIMITED, Guard, Limits
 from cthelper.core.ledger import Account, Asker, Ledger, Room, Standing
-from cthelper.core.tuples import Expectation
+from cthelper.core.tuples import Expectation, flow_key
 from tests.core.asking import NO_RATES, asker, refusal_of, wished
 from tests.core.builders import CLIENT6
 
@@ -166,10 +166,10 @@ def test_end_of_the_master_makes_room() -> None:
     own = guard(source=2)
     for flow in (1, 2):
         assert taken(own, 0.0, asker(flow=flow), range(flow, flow + 1)) == (1, "")
-    own.ledger.forget((3, 0))
-    own.ledger.forget((1, 7))
+    own.ledger.forget(flow_key(3, 0))
+    own.ledger.forget(flow_key(1, 7))
     assert taken(own, 0.0, asker(), NEW) == (0, "live-source")
-    own.ledger.forget((1, 0))
+    own.ledger.forget(flow_key(1, 0))
     assert taken(own, 0.0, asker(), NEW) == (1, "live-source")
 
 
@@ -178,9 +178,9 @@ def test_what_several_flows_asked_for_ends_with_the_last_of_them() -> None:
     own = guard(source=1)
     for flow in (1, 2):
         assert taken(own, 0.0, asker(flow=flow), range(2000, 2001)) == (1, "")
-    own.ledger.forget((1, 0))
+    own.ledger.forget(flow_key(1, 0))
     assert len(own.ledger) == 1
-    own.ledger.forget((2, 0))
+    own.ledger.forget(flow_key(2, 0))
     assert len(own.ledger) == 0
 
 
@@ -189,7 +189,7 @@ def test_what_very_many_flows_asked_for_ends_with_its_time() -> None:
     for flow in range(1000):
         assert taken(own, 0.0, asker(flow=flow), range(2000, 2001)) == (1, "")
     for flow in range(1000):
-        own.ledger.forget((flow, 0))
+        own.ledger.forget(flow_key(flow, 0))
     assert taken(own, 60.9, asker(), NEW) == (0, "live-source")
     assert taken(own, 61.0, asker(), NEW) == (1, "live-source")
 
@@ -437,7 +437,7 @@ def test_memory_is_bounded_by_what_lives() -> None:
     for number in range(5000):
         who = asker(f"10.{number >> 8}.{number & 255}.1", flow=number)
         refusal_of(own, number / 10, who, wished(who, 2000, timeout=86400))
-        own.ledger.forget((number - 40, 0))
+        own.ledger.forget(flow_key(number - 40, 0))
     sizes = [len(each) for each in kept(own.ledger) if isinstance(each, dict | list)]
     assert sizes
     assert max(sizes) <= 200
@@ -538,7 +538,7 @@ class Accounts(RuleBasedStateMachine):
         self.kernel = {
             key: each for key, each in self.kernel.items() if each[1] != flow
         }
-        self.guard.ledger.forget((flow, 0))
+        self.guard.ledger.forget(flow_key(flow, 0))
 
     @invariant()
     def no_more_live_than_may(self) -> None:
@@ -564,7 +564,7 @@ class Accounts(RuleBasedStateMachine):
         self.others = 0
         who = asker("203.0.113.9", server="203.0.113.10")
         assert refusal_of(self.guard, self.now, who, wished(who, *range(1, 6))) == ""
-        self.guard.ledger.forget((1, 0))
+        self.guard.ledger.forget(flow_key(1, 0))
         ledger = self.guard.ledger
         assert (len(ledger), ledger._members, ledger._of_flow) == (0, {}, {})
 

@@ -11,7 +11,7 @@ from cthelper.core.api import TCP, UDP, Transport
 from cthelper.core.daemon.log import Log
 from cthelper.core.errors import NetlinkError
 from cthelper.core.masters import Masters, Updater
-from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple, key_of
+from cthelper.core.tuples import Conntrack, Expectation, Status, Tuple, flow_key, key_of
 from tests.core.builders import CLIENT, conntrack, endpoint, flow_tuple
 
 MARK = 0x4000
@@ -385,7 +385,7 @@ def test_forgotten_flow_is_neither_kept_nor_marked(world: World) -> None:
 
 
 def test_flow_that_is_not_known_can_be_forgotten(world: World) -> None:
-    world.masters.forget((99, 0))
+    world.masters.forget(flow_key(99, 0))
     assert world.updates() == []
 
 

@@ -21,7 +21,9 @@ from cthelper.core.tuples import (
     Conntrack,
     Direction,
     Status,
+    flow_key,
     host_of,
+    key_of,
 )
 from tests.core.builders import SERVER, SERVER_PORT, conntrack, flow_tuple
 from tests.core.host import Clock
@@ -185,7 +187,7 @@ def test_neighbours_with_link_local_addresses_are_peers_of_their_own(
 
 def test_flow_may_be_left_out_by_itself(quarantine: Quarantine, clock: Clock) -> None:
     one = entry(GOOD)
-    quarantine.hold_flow((one.id, one.zone))
+    quarantine.hold_flow(key_of(one))
     assert quarantine.holds(HELPER, one)
     assert not quarantine.holds(HELPER, replace(one, id=one.id + 1))
     clock.now += LONGEST + 0.1
@@ -194,7 +196,7 @@ def test_flow_may_be_left_out_by_itself(quarantine: Quarantine, clock: Clock) ->
 
 def test_everybody_is_let_out(quarantine: Quarantine) -> None:
     blame(quarantine, BAD, FAULTS)
-    quarantine.hold_flow((1, 0))
+    quarantine.hold_flow(flow_key(1, 0))
     quarantine.release()
     assert quarantine.empty
     assert not quarantine.holds(HELPER, entry(BAD))
@@ -204,7 +206,7 @@ def test_what_is_remembered_is_bounded(quarantine: Quarantine) -> None:
     blame(quarantine, BAD, FAULTS)
     for number in range(5000):
         blame(quarantine, str(ip_address(number)), FAULTS, assured=False)
-        quarantine.hold_flow((number, 0))
+        quarantine.hold_flow(flow_key(number, 0))
     assert quarantine.size <= 2 * 1024 + 1
     assert quarantine.holds(HELPER, entry(str(ip_address(4998)), assured=False))
     # Nobody is let out by what others forge.

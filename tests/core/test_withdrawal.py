@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cthelper.core.errors import NetlinkError
 from cthelper.core.grants import How, Placed, Withdrawn
 from cthelper.core.offline.entries import Entry
+from cthelper.core.tuples import key_of
 from tests.core.builders import endpoint
 from tests.core.offline.tracking import CLIENT, OTHER, wanted
 from tests.core.test_expecter import NETWORK, World
@@ -192,7 +193,7 @@ def test_flow_that_has_ended_has_no_labels(world: World) -> None:
     master = world.master()
     announce(world, master, b"x")
     entry = master.conntrack(world.kernel.now)
-    world.expecter.forget((entry.id, entry.zone))
+    world.expecter.forget(key_of(entry))
     assert withdraw(world, master, b"x") == []
 
 

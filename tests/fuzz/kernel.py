@@ -214,7 +214,7 @@ class _Twins:
         if entry is None or not flags & 14:
             return
         if flags & 8:
-            self._queue.forget(entry.id, entry.zone)
+            self._queue.forget(key_of(entry))
             self._sieve.forget(key_of(entry))
             return
         quiet, held = bool(flags & 2), bool(flags & 4)

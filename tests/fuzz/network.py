@@ -33,7 +33,7 @@ from cthelper.core.grants import How, Placed, Withdrawn
 from cthelper.core.guard import Guard
 from cthelper.core.outcome import Fault
 from cthelper.core.registry import register
-from cthelper.core.tuples import Conntrack, Expectation, Status
+from cthelper.core.tuples import Conntrack, Expectation, Status, key_of
 from tests.fuzz.cost import WATCH, kept
 from tests.fuzz.oracle import Announcement, check_packet, headers
 from tests.fuzz.script import Script, Step
@@ -386,10 +386,10 @@ class _Scene:
             *(each.entry for each in self._flows.values()),
         ]
         shared += [each.entry.original for each in self._flows.values()]
-        wires = {each.entry.id: each.wire for each in self._flows.values()}
+        wires = {key_of(each.entry): each.wire for each in self._flows.values()}
         for flow in self._engine.flows:
             size = kept([flow], shared)
-            wire = wires[flow.key[0]]
+            wire = wires[flow.key]
             limit = min(FLOW_LIMIT, BASE + AMPLIFIED * wire)
             assert size <= limit, f"{size} bytes are kept of {wire}"
 

@@ -34,7 +34,7 @@ from cthelper.core.packet import locate, replace_payload
 from cthelper.core.queue import messages
 from cthelper.core.registry import builtin_helpers
 from cthelper.core.stream import Stream
-from cthelper.core.tuples import TCP, Transport
+from cthelper.core.tuples import TCP, Transport, key_of
 from cthelper.helpers.tns_descriptor import (
     ADDRESS_LIMIT,
     is_whole,
@@ -309,8 +309,8 @@ def entry(data: bytes) -> None:
         if found is not None:
             assert 0 <= found.zone <= 0xFFFF
             assert found.original.transport in tuple(Transport)
-        identity, zone = conntrack_key(data, 0)
-        assert found is None or (found.id, found.zone) == (identity, zone)
+        key = conntrack_key(data, 0)
+        assert found is None or key_of(found) == key
     except Truncated:
         return
 

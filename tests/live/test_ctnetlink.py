@@ -30,6 +30,7 @@ from cthelper.core.tuples import (
     Network,
     Status,
     Tuple,
+    flow_key,
 )
 from tests.live.netlink_lab import (
     BRIEF,
@@ -576,7 +577,7 @@ def test_events_that_are_not_followed_do_not_come(lab: Lab, events: Events) -> N
             pass
         entry = lab.ctnetlink.get(flow.original)
         lab.ctnetlink.delete(flow.original)
-        gone = EntryGone((entry.id, 0))
+        gone = EntryGone(flow_key(entry.id, 0))
         found = collect(events, lambda so_far: gone in so_far)
     assert not [each for each in found if not isinstance(each, EntryGone)]
 
@@ -593,10 +594,10 @@ def test_events_do_not_tell_of_the_end_of_an_entry_without_a_helper(
         first, second = (lab.ctnetlink.get(each.original) for each in flows)
         for each in flows:
             lab.ctnetlink.delete(each.original)
-        gone = EntryGone((second.id, 0))
+        gone = EntryGone(flow_key(second.id, 0))
         found = collect(events, lambda so_far: gone in so_far)
     assert gone in found
-    assert EntryGone((first.id, 0)) not in found
+    assert EntryGone(flow_key(first.id, 0)) not in found
 
 
 def test_events_tell_the_end_of_an_expected_entry(lab: Lab, events: Events) -> None:
@@ -606,7 +607,7 @@ def test_events_tell_the_end_of_an_expected_entry(lab: Lab, events: Events) -> N
         with expected_flow(lab.world, wanted) as original:
             entry = lab.ctnetlink.get(original)
             lab.ctnetlink.delete(original)
-            gone = EntryGone((entry.id, 0))
+            gone = EntryGone(flow_key(entry.id, 0))
             found = collect(events, lambda so_far: gone in so_far)
     assert gone in found
 
@@ -619,17 +620,17 @@ def test_events_tell_the_key_of_an_entry_gone(
         other = lab.ctnetlink.get(lasting.begin().original)
         entry = lab.ctnetlink.get(flow.begin().original)
         lab.ctnetlink.delete(flow.original)
-        gone = EntryGone((entry.id, 0))
+        gone = EntryGone(flow_key(entry.id, 0))
         found = collect(events, lambda so_far: gone in so_far)
     assert gone in found
-    assert EntryGone((other.id, 0)) not in found
+    assert EntryGone(flow_key(other.id, 0)) not in found
 
 
 def test_events_tell_the_zone_of_an_entry_gone(lab: Lab, events: Events) -> None:
     with Flow(lab.world, ZONE_PORT) as flow:
         entry = lab.ctnetlink.get(flow.begin().original, ZONE)
         lab.ctnetlink.delete(flow.original, ZONE)
-        gone = EntryGone((entry.id, ZONE))
+        gone = EntryGone(flow_key(entry.id, ZONE))
         found = collect(events, lambda so_far: gone in so_far)
     assert gone in found
 

@@ -25,7 +25,7 @@ from cthelper.core.queue.protocol import (
     Queue,
     Verdict,
 )
-from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status
+from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status, key_of
 from tests.live.netlink_lab import (
     NAME,
     PORT,
@@ -283,12 +283,12 @@ def test_flow_of_which_nothing_is_left_to_read_passes(lab: Lab, queue: Queue) ->
             until(lambda: not queue.read(64) and readable(flow.server.fileno(), 0.0))
             assert flow.server.recv(100) == content
         entry = entry_of(packet)
-        ((identity, zone, timeout),) = queue.touched()
-        assert (identity, zone) == (entry.id, entry.zone)
+        ((key, timeout),) = queue.touched()
+        assert key == key_of(entry)
         assert 25 <= timeout <= 120
         assert queue.statistics.passed == 2
         assert queue.statistics.answered == queue.statistics.received == 5
-        queue.forget((entry.id, entry.zone))
+        queue.forget(key_of(entry))
         flow.client.send(b"read again")
         accept(queue, take(queue))
 

@@ -21,7 +21,7 @@ from cthelper.core.control.statistics import Statistics
 from cthelper.core.errors import UsageError
 from cthelper.core.netlink.monitor import Happened
 from cthelper.core.records import Record
-from cthelper.core.tuples import Kind
+from cthelper.core.tuples import Kind, flow_key
 from tests.core.builders import CLIENT, SERVER, flow_tuple
 from tests.core.control.controlled import Told, World, controller
 from tests.core.control.test_tree import expectation, listed, tuple_of
@@ -36,7 +36,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         listed(11, master=tuple_of(9)),
     ]
     world.kernel.expected = [expectation(1, 7001)]
-    world.server.flows = [[1, 0, "done"]]
+    world.server.flows = [[flow_key(1, 0), "done"]]
     with controller(world):
         yield world
 

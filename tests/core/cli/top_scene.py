@@ -20,7 +20,15 @@ from cthelper.core.cli.top_screen import Flows, Top
 from cthelper.core.control.health import Fill
 from cthelper.core.netlink.listing import Count, Listed
 from cthelper.core.records import Record
-from cthelper.core.tuples import TCP, UDP, Expectation, Transport, Tuple, host_network
+from cthelper.core.tuples import (
+    TCP,
+    UDP,
+    Expectation,
+    Transport,
+    Tuple,
+    flow_key,
+    host_network,
+)
 from tests.core.builders import conntrack, endpoint
 from tests.core.control.controlled import World, controller
 
@@ -133,8 +141,8 @@ def begin(world: World) -> None:
             timeout=431_012,
         ),
     ]
-    world.server.flows = [[each, 0, None] for each in (1, 3, 4, 6)]
-    world.server.flows.append([8, 0, "done"])
+    world.server.flows = [[flow_key(each, 0), None] for each in (1, 3, 4, 6)]
+    world.server.flows.append([flow_key(8, 0), "done"])
 
 
 def go_on(world: World) -> None:

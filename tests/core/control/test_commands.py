@@ -20,7 +20,7 @@ from cthelper.core.control.statistics import Statistics
 from cthelper.core.errors import NetlinkError, NotFound
 from cthelper.core.netlink.monitor import Happened
 from cthelper.core.records import Record, flow_record
-from cthelper.core.tuples import Kind
+from cthelper.core.tuples import Kind, flow_key
 from tests.core.builders import CLIENT, SERVER, flow_tuple
 from tests.core.control.controlled import Told, World
 from tests.core.control.test_tree import expectation, listed, tuple_of
@@ -43,7 +43,7 @@ def world(tmp_path: Path) -> World:
         listed(50),
     ]
     world.kernel.expected = [expectation(1, 7001), expectation(2, 7002)]
-    world.server.flows = [[number, 0, None] for number in range(1200)]
+    world.server.flows = [[flow_key(number, 0), None] for number in range(1200)]
     return world
 
 

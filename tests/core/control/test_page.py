@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from cthelper.core.control.statistics import Statistics
 from cthelper.core.queue.binding import BoundQueue
+from cthelper.core.tuples import flow_key
 from tests.core.control.controlled import World
 from tests.core.control.test_statistics import data
 from tests.core.control.test_tree import expectation, listed, tuple_of
@@ -20,7 +21,7 @@ def records(path: Path) -> list[Any]:
     world = World(path)
     world.kernel.table = [listed(1, helper="line"), listed(10, master=tuple_of(1))]
     world.kernel.expected = [expectation(1, 7001)]
-    world.server.flows = [[1, 0, None]]
+    world.server.flows = [[flow_key(1, 0), None]]
     world.queues = {2077: BoundQueue(2077, 1, 4, 9, 5)}
     assert world.supervisor.state is not None
     world.supervisor.state["queues"] = [2077]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cthelper.core.control import statistics as module
 from cthelper.core.control.statistics import BOUNDS, Statistics
 from cthelper.core.netlink.listing import Listed
-from cthelper.core.tuples import Expectation
+from cthelper.core.tuples import Expectation, flow_key
 from tests.core.builders import CLIENT, SERVER, conntrack, flow_tuple
 from tests.core.control.test_tree import expectation, listed, tuple_of
 
@@ -217,7 +217,7 @@ def test_no_order_of_events_makes_counters_wrong(
         assert sum(count for _, count in setup["classes"]) == setup["count"]
         assert setup["count"] <= helpers["line"]["announced"]
         assert helpers["line"]["live"] == len(live)
-    assert set(live) <= {(number, 0) for number in there}
+    assert set(live) <= {flow_key(number, 0) for number in there}
 
 
 def test_classes_end_with_what_has_no_end() -> None:

@@ -11,7 +11,7 @@ from cthelper.core.control.matching import STATES, Filter, in_state
 from cthelper.core.control.tree import Branch, Known, branch_record, branches, meant
 from cthelper.core.netlink.listing import Count, Listed
 from cthelper.core.records import Record
-from cthelper.core.tuples import TCP, Expectation, Status, Tuple, host_network
+from cthelper.core.tuples import TCP, Expectation, Status, Tuple, flow_key, host_network
 from tests.core.builders import CLIENT, SERVER, conntrack, endpoint, flow_tuple
 
 POLICIES = {"line": ("data", "more")}
@@ -141,7 +141,7 @@ def test_flows_of_udp_have_states_too(status: Status, states: set[str]) -> None:
 def test_record_says_what_is_known() -> None:
     entries = [listed(1, helper="line"), listed(10, master=tuple_of(1))]
     (found,) = branches(entries, [expectation(1, 7001, 1)], POLICIES)
-    known = {(1, 0): Known(3, "done")}
+    known = {flow_key(1, 0): Known(3, "done")}
     record = branch_record(found, known, POLICIES)
     assert (record["inspection"], record["reason"]) == ("finished", "done")
     assert record["worker"] == 3

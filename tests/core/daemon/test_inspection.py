@@ -153,7 +153,7 @@ class World:
         return self._touched
 
     def passes_unseen(self, key: FlowKey, timeout: int) -> None:
-        self._touched = [(*key, timeout)]
+        self._touched = [(key, timeout)]
 
 
 @pytest.fixture
@@ -396,7 +396,7 @@ def test_master_whose_packets_pass_unseen_is_kept(
     served(world, inspects, b"OPEN 5000", ENTRY, 1)
     world.record.clear()
     world.clock.now += 10
-    world.passes_unseen((ENTRY.id, ENTRY.zone), 30)
+    world.passes_unseen(key_of(ENTRY), 30)
     inspects.tick([world])  # type: ignore[list-item]
     assert world.record == [{"timeout": 51}]
 
@@ -422,7 +422,7 @@ def test_helpers_take_the_place_of_their_stand_ins(world: World) -> None:
     (helper,) = CONFIG.helpers.values()
     declared = replace(helper, helper=stand_in(declare(Datagrams, "", None)))
     quarantine = Quarantine(world.clock)
-    quarantine.hold_flow((ENTRY.id, ENTRY.zone))
+    quarantine.hold_flow(key_of(ENTRY))
     inspects = inspection_of(
         replace(CONFIG, helpers={"datagram": declared}), world, quarantine=quarantine
     )
@@ -598,7 +598,7 @@ def test_supervisor_sees_the_packet_that_is_in_work(
     served(world, inspects, b"OPEN 5000", ENTRY, 1)
     assert ENTRY.helper is not None
     assert world.begun == Subject(
-        (ENTRY.id, ENTRY.zone),
+        key_of(ENTRY),
         ENTRY.helper,
         ENTRY.original.source.address,
         ENTRY.original.destination.address,
@@ -644,7 +644,7 @@ def test_end_of_a_flow_and_what_the_kernel_refuses_make_room(world: World) -> No
     assert "expect 5001" in served(world, inspects, b"OPEN 5001", PROVEN, 2)
     world.lives = True
     served(world, inspects, b"OPEN 5002", PROVEN, 3)
-    inspects.forget((ENTRY.id, ENTRY.zone))
+    inspects.forget(key_of(ENTRY))
     assert "expect 5003" in served(world, inspects, b"OPEN 5003", PROVEN, 4)
     assert refusals(world) == {"refused.kernel-emfile": 1, "refused.live-all": 1}
 

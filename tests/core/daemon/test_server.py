@@ -45,6 +45,7 @@ from cthelper.core.queue.backends import Backend
 from cthelper.core.queue.binding import Binding, BoundQueue
 from cthelper.core.queue.protocol import Statistics
 from cthelper.core.registry import builtin_helpers
+from cthelper.core.tuples import flow_key
 
 SECONDS = 10.0
 
@@ -436,7 +437,7 @@ def test_events_without_end_do_not_keep_anything_waiting(
         for number in range(most):
             read.append(number)
             time.sleep(seconds)
-            yield EntryGone((number, 0))
+            yield EntryGone(flow_key(number, 0))
 
     monkeypatch.setattr(FakeSource, "read", without_end)
     world = begin(configured())

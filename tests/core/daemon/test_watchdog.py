@@ -18,7 +18,7 @@ from cthelper.core.daemon.progress import NOT_BEGUN, Progress, Subject
 from cthelper.core.daemon.watchdog import REPLACED, Standing, Watchdog
 from cthelper.core.errors import QueueError
 from cthelper.core.queue.binding import Binding, BoundQueue
-from cthelper.core.tuples import ORIGINAL, REPLY
+from cthelper.core.tuples import ORIGINAL, REPLY, key_of
 from tests.core.builders import conntrack
 from tests.core.host import Clock
 
@@ -151,7 +151,7 @@ def test_progress_tells_of_a_packet_until_the_next_turn() -> None:
     assert before == (NOT_BEGUN, None)
     assert begun[0].since > 0
     ends = ENTRY.original.source.address, ENTRY.original.destination.address
-    subject = Subject((ENTRY.id, ENTRY.zone), "tns", *ends, REPLY, assured=False)
+    subject = Subject(key_of(ENTRY), "tns", *ends, REPLY, assured=False)
     assert begun[1] == subject
     assert subject.sender == ends[1]
     assert (progress.mark, progress.subject) == ((1, 0), None)

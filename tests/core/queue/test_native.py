@@ -32,6 +32,7 @@ from cthelper.core.tuples import (
     Status,
     Transport,
     Tuple,
+    key_of,
 )
 from tests.core.builders import endpoint, packet6, tcp, udp
 from tests.core.netlink.test_decoding import (
@@ -220,8 +221,8 @@ def test_sieve_lets_pass_what_the_one_in_python_does(
             for _ in range(120):
                 assert sorted(bench.queue.touched()) == sorted(bench.sieve.touched())
         elif note == "gone":
-            bench.queue.forget(known.id, known.zone)
-            bench.sieve.forget((known.id, known.zone))
+            bench.queue.forget(key_of(known))
+            bench.sieve.forget(key_of(known))
         elif note and found:
             quiet, held = note in ("quiet", "both"), note in ("held", "both")
             bench.queue.note(found[0], quiet, held)

@@ -22,6 +22,7 @@ from cthelper.core.tuples import (
     Conntrack,
     Direction,
     Status,
+    flow_key,
 )
 from cthelper.helpers.dhcpv6 import Dhcpv6
 from cthelper.helpers.mdns import Mdns
@@ -102,7 +103,7 @@ def test_quiet_flow_passes_until_its_id_comes_again_or_it_ends() -> None:
     assert not passes(made, udp(b"A"), other, ORIGINAL)
     assert not passes(made, udp(b"A"), entry(), ORIGINAL)
     made.note(entry(), quiet=True, held=False)
-    made.forget((1, 0))
+    made.forget(flow_key(1, 0))
     assert not passes(made, udp(b"A"), entry(), ORIGINAL)
 
 
@@ -111,7 +112,7 @@ def test_held_flows_that_pass_are_told_once() -> None:
     made.note(entry(), quiet=True, held=True)
     for timeout in (20, 30):
         assert passes(made, udp(b"A"), replace(entry(), timeout=timeout), REPLY)
-    assert made.touched() == [(1, 0, 30)]
+    assert made.touched() == [(flow_key(1, 0), 30)]
     assert made.touched() == []
     made.note(entry(), quiet=True, held=False)
     assert passes(made, udp(b"A"), entry(), REPLY)
@@ -153,7 +154,7 @@ def test_answers_are_read_where_it_cannot_be_noted_who_asked() -> None:
     assert not passes(made, udp(b"A"), entry(id=3), ORIGINAL)
     assert not passes(made, udp(b"B"), entry(id=3), REPLY)
     # Where there is room again it is noted.
-    made.forget((1, 0))
+    made.forget(flow_key(1, 0))
     assert not passes(made, udp(b"A"), entry(id=3), ORIGINAL)
     for _ in range(120):
         made.touched()
