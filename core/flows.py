@@ -2,10 +2,9 @@
 """The flow table: conntrack id and zone to the helper's instance and its streams."""
 
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final
 
 from cthelper.core.accounts import Account
@@ -71,10 +70,10 @@ class Flow:
 
     `name` is the helper's; its instance, `helper`, is made for the first packet that is
     read, and takes `kept` bytes. `depth` and `group` are what its messages say.
-    `finished` says why the flow is no longer inspected. `share` and `weight`, in bytes,
-    are the table's. What its packets cost is paid from `asking` and, for the reply
-    direction, `answering`; None: by whom is to be found out, as the flow is new or has
-    become assured.
+    `finished` says why the flow is no longer inspected. What its packets cost is paid
+    from `asking` and, for the reply direction, `answering`; None: by whom is to be
+    found out, as the flow is new or has become assured. `weight`, in bytes, `share`,
+    and the neighbours there, `older` and `newer`, are the table's.
     """
 
     key: FlowKey
@@ -91,6 +90,8 @@ class Flow:
     answering: Account | None
     weight: int = field(compare=False)
     share: "_Share" = field(init=False, repr=False, compare=False)
+    older: "Flow | None" = field(init=False, repr=False, compare=False)
+    newer: "Flow | None" = field(init=False, repr=False, compare=False)
 
     def __init__(
         self,
@@ -121,6 +122,7 @@ class Flow:
         self.asking = asking
         self.answering = answering
         self.weight = weight
+        self.older = self.newer = None
 
     @classmethod
     def begin(cls, entry: Conntrack, helper: type[Helper], name: str) -> "Flow":
@@ -199,17 +201,63 @@ class Flow:
                 side.stream = None
 
 
-@dataclass(slots=True)
 class _Share:
-    """Flows of some sources, the most recently used last, and their weight in bytes.
+    """The flows of some sources, a list by when they were used, and their weight.
 
-    `room` is the most flows that it has had since its table was made.
+    That is in bytes. The flows hold the list: each is there already, and there may be
+    a hundred thousand.
     """
 
-    assured: bool
-    flows: OrderedDict[FlowKey, Flow] = field(default_factory=OrderedDict)
-    weight: int = 0
-    room: int = 0
+    __slots__ = ("_newest", "assured", "count", "oldest", "weight")
+
+    def __init__(self, *, assured: bool) -> None:
+        self.assured = assured
+        self.count = 0
+        self.weight = 0
+        self.oldest: Flow | None = None
+        self._newest: Flow | None = None
+
+    def add(self, flow: Flow) -> None:
+        """Put in a flow that is in no list, as the one that was used last."""
+        newest = self._newest
+        flow.older = newest
+        if newest is None:
+            self.oldest = flow
+        else:
+            newest.newer = flow
+        self._newest = flow
+        self.count += 1
+
+    def remove(self, flow: Flow) -> None:
+        """Take out one of its flows."""
+        older, newer = flow.older, flow.newer
+        if older is None:
+            self.oldest = newer
+        else:
+            older.newer = newer
+        if newer is None:
+            self._newest = older
+        else:
+            newer.older = older
+        flow.older = flow.newer = None
+        self.count -= 1
+
+    def use(self, flow: Flow) -> None:
+        """One of its flows is used now."""
+        if flow is not self._newest:
+            self.remove(flow)
+            self.add(flow)
+
+    def heaviest(self) -> Flow | None:
+        """The heaviest of some that were not used for long; None: it has none."""
+        heaviest = flow = self.oldest
+        for _ in range(_LOOKED_AT - 1):
+            if heaviest is None or flow is None:
+                break
+            flow = flow.newer
+            if flow is not None and flow.weight > heaviest.weight:
+                heaviest = flow
+        return heaviest
 
 
 class FlowTable:
@@ -264,7 +312,7 @@ class FlowTable:
             return None
         share = flow.share
         if share.assured or not entry.assured:
-            share.flows.move_to_end(key)
+            share.use(flow)
         else:
             self.remove(key)
             self._put(flow, self._assured)
@@ -294,20 +342,15 @@ class FlowTable:
         if flow is None:
             return
         share = flow.share
-        del share.flows[key]
+        share.remove(flow)
         self._account(share, -flow.weight)
         if not share.assured:
             self._beginning -= 1
-        # A dictionary keeps the room that it once needed: without this one source after
-        # the other could fill each of the shares.
-        if len(share.flows) < share.room // 4:
-            share.flows = OrderedDict(share.flows)
-            share.room = len(share.flows)
 
     def _put(self, flow: Flow, shares: list[_Share]) -> None:
         share = flow.share = shares[self._number(flow.original.source.address)]
-        self._flows[flow.key] = share.flows[flow.key] = flow
-        share.room = max(share.room, len(share.flows))
+        self._flows[flow.key] = flow
+        share.add(flow)
         flow.weight = flow.measured
         self._account(share, flow.weight)
         self._beginning += not share.assured
@@ -327,9 +370,10 @@ class FlowTable:
         spared = max(1, self._limit // _PARTS)
         spare = self._beginning < min(spared, len(self._flows))
         shares = self._assured if spare else self._others
-        share = max(shares, key=lambda each: len(each.flows))
-        self.remove(next(iter(share.flows)))
-        self.evicted["flows"] += 1
+        oldest = max(shares, key=lambda each: each.count).oldest
+        if oldest is not None:
+            self.remove(oldest.key)
+            self.evicted["flows"] += 1
 
     def _shrink(self) -> None:
         """Make room for what is weighed already."""
@@ -337,7 +381,8 @@ class FlowTable:
             spared = max(1, self.memory // _PARTS)
             spare = self._beginning_weight < min(spared, self.weight)
             shares = self._assured if spare else self._others
-            share = max(shares, key=lambda each: each.weight)
-            some = islice(share.flows.values(), _LOOKED_AT)
-            self.remove(max(some, key=lambda each: each.weight).key)
+            heaviest = max(shares, key=lambda each: each.weight).heaviest()
+            if heaviest is None:
+                return
+            self.remove(heaviest.key)
             self.evicted["memory"] += 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The flow table."""
 
-import sys
+from collections import OrderedDict
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cthelper.core.api import TCP, UDP, Effects, Helper, Message, Policy
-from cthelper.core.flows import Flow, FlowTable
+from cthelper.core.flows import _LOOKED_AT, Flow, FlowTable, _Share
 from cthelper.core.patches import Patch, Patches
-from cthelper.core.tuples import (
-    ORIGINAL,
-    REPLY,
-    Conntrack,
-    Status,
-    flow_key,
-    key_of,
-)
+from cthelper.core.tuples import ORIGINAL, REPLY, Conntrack, Status, flow_key, key_of
 from tests.core.builders import CLIENT, SERVER, SERVER6, conntrack, flow_tuple
 
 MEMORY = 1 << 20
@@ -41,6 +34,17 @@ def begun(table: FlowTable, entry: Conntrack) -> Flow:
     flow = Flow.begin(entry, Silent, Silent.name)
     table.add(flow)
     return flow
+
+
+def listed(share: _Share) -> list[Flow]:
+    """The flows of a share in its order, each of which knows its neighbours."""
+    found: list[Flow] = []
+    flow = share.oldest
+    while flow is not None:
+        assert flow.older is (found[-1] if found else None)
+        found.append(flow)
+        flow = flow.newer
+    return found
 
 
 def test_unknown_flow_is_not_found() -> None:
@@ -125,22 +129,6 @@ def test_source_that_floods_evicts_its_own_flows() -> None:
             assert table.find(entry) is flow
 
 
-def test_sources_that_flood_in_turn_take_no_more_room_than_one() -> None:
-    table = FlowTable(1024, MEMORY)
-
-    def flood(source: int) -> int:
-        for number in range(1024):
-            passed(table, datagram(number, f"203.0.113.{source}"))
-        took = sum(sys.getsizeof(each.flows) for each in table._others)
-        # Its last one stays for a while.
-        for key in [flow.key for flow in table][:-1]:
-            table.remove(key)
-        return took
-
-    first = flood(1)
-    assert all(flood(source) < 2 * first for source in range(2, 200))
-
-
 def test_sources_of_one_ipv6_network_share() -> None:
     table = FlowTable(64, MEMORY)
     other = datagram(1, "2001:db8:1::1")
@@ -151,6 +139,51 @@ def test_sources_of_one_ipv6_network_share() -> None:
     assert len(shares) == 1
     if table._number(ip_address("2001:db8:1::1")) not in shares:
         assert table.find(other) is flow
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.sampled_from(("add", "use", "remove"))),
+        max_size=80,
+    ),
+    st.lists(st.integers(0, 5), min_size=13, max_size=13),
+)
+def test_share_is_in_the_order_of_use(
+    steps: list[tuple[int, str]], weights: list[int]
+) -> None:
+    share = _Share(assured=False)
+    flows = [
+        Flow.begin(conntrack(id_=number), Silent, Silent.name) for number in range(13)
+    ]
+    for flow, weight in zip(flows, weights, strict=True):
+        flow.weight = weight
+    expected: OrderedDict[int, Flow] = OrderedDict()
+    for number, step in steps:
+        flow = flows[number]
+        if step == "add" and number not in expected:
+            share.add(flow)
+            expected[number] = flow
+        elif step == "use" and number in expected:
+            share.use(flow)
+            expected.move_to_end(number)
+        elif step == "remove" and expected.pop(number, None) is not None:
+            share.remove(flow)
+            assert flow.older is flow.newer is None
+        assert listed(share) == list(expected.values())
+        assert share.count == len(expected)
+    heaviest = max(expected.values(), key=lambda each: each.weight, default=None)
+    assert share.heaviest() is heaviest
+
+
+def test_only_flows_that_were_not_used_for_long_are_weighed() -> None:
+    share = _Share(assured=False)
+    for number in range(_LOOKED_AT + 1):
+        flow = Flow.begin(conntrack(id_=number), Silent, Silent.name)
+        flow.weight = number
+        share.add(flow)
+    heaviest = share.heaviest()
+    assert heaviest is not None
+    assert heaviest.weight == _LOOKED_AT - 1
 
 
 @given(
@@ -393,8 +426,9 @@ def test_what_is_accounted_is_what_is_there(
         assert table.weight == sum(each.measured for each in table)
         shares = table._assured + table._others
         for share in shares:
-            weights = [each.measured for each in share.flows.values()]
-            assert share.weight == sum(weights)
-        beginning = sum(len(each.flows) for each in table._others)
+            flows = listed(share)
+            assert share.count == len(flows)
+            assert share.weight == sum(each.measured for each in flows)
+        beginning = sum(each.count for each in table._others)
         assert table._beginning == beginning
         assert table._beginning_weight == sum(each.weight for each in table._others)

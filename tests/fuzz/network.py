@@ -388,7 +388,8 @@ class _Scene:
         shared += [each.entry.original for each in self._flows.values()]
         wires = {key_of(each.entry): each.wire for each in self._flows.values()}
         for flow in self._engine.flows:
-            size = kept([flow], shared)
+            table = [flow.share, flow.older, flow.newer]
+            size = kept([flow], [*shared, *table])
             wire = wires[flow.key]
             limit = min(FLOW_LIMIT, BASE + AMPLIFIED * wire)
             assert size <= limit, f"{size} bytes are kept of {wire}"
