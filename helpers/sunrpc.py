@@ -145,50 +145,61 @@ _DENIED: Final[Option[tuple[int, ...]]] = Option(
 )
 
 
-_Place = tuple[Transport, Endpoint]
-
-
 # Not frozen, which would treble what it costs to make one for each entry of a list.
+@dataclass(slots=True)
+class _Place:
+    """Where a service is, whichever program it is."""
+
+    transport: Transport
+    host: Address
+    port: int
+
+    def __init__(self, transport: Transport, host: Address, port: int) -> None:
+        self.transport = transport
+        self.host = host
+        self.port = port
+
+    def __hash__(self) -> int:
+        return hash((self.transport, self.host, self.port))
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Its address and port."""
+        return Endpoint(self.host, self.port)
+
+    def is_at(self, endpoint: Endpoint) -> bool:
+        """Whether that is its address and port."""
+        host = endpoint.address
+        # Comparing is dear, and mostly it is the same object.
+        return self.port == endpoint.port and (self.host is host or self.host == host)
+
+
 @dataclass(slots=True)
 class _Offer:
     """A service as this flow's client is to reach it."""
 
     program: int
-    transport: Transport
-    host: Address
-    port: int
+    place: _Place
 
-    def __init__(
-        self,
-        program: int,
-        transport: Transport,
-        host: Address,
-        port: int,
-    ) -> None:
+    def __init__(self, program: int, place: _Place) -> None:
         self.program = program
-        self.transport = transport
-        self.host = host
-        self.port = port
+        self.place = place
 
     def __str__(self) -> str:
-        return f"program {self.program} at {self.transport} {self.place[1]}"
-
-    @property
-    def place(self) -> _Place:
-        """Where it is, whichever program it is."""
-        return self.transport, Endpoint(self.host, self.port)
+        place = self.place
+        return f"program {self.program} at {place.transport} {place.endpoint}"
 
     def at(self, server: Address) -> _Place:
         """Where it is for who takes the port alone, and goes to the server."""
-        return self.transport, Endpoint(server, self.port)
+        return _Place(self.place.transport, server, self.place.port)
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A call that waits for its reply; `places` are what that opens; None: none came.
+    """A call that waits for its reply; `opened` is what that opens; None: none came.
 
-    `xid` is its number, by which the reply names it; `transport` is that of a service
-    whose reply does not say it.
+    Most open one place, which stands there by itself. `xid` is its number, by which the
+    reply names it; `transport` is that of a service whose reply does not say it.
     """
 
     xid: int
@@ -196,7 +207,7 @@ class _Pending:
     arguments: Arguments | None
     transport: Transport
     expires: float
-    places: tuple[_Place, ...] | None
+    opened: _Place | tuple[_Place, ...] | None
 
     def __init__(
         self,
@@ -205,14 +216,14 @@ class _Pending:
         arguments: Arguments | None,
         transport: Transport,
         expires: float,
-        places: tuple[_Place, ...] | None = None,
+        opened: _Place | tuple[_Place, ...] | None = None,
     ) -> None:
         self.xid = xid
         self.call = call
         self.arguments = arguments
         self.transport = transport
         self.expires = expires
-        self.places = places
+        self.opened = opened
 
     @property
     def program(self) -> int:
@@ -224,15 +235,20 @@ class _Pending:
 
         A spoofed reply that comes late must not open anything more.
         """
-        if places and self.places and self.places != places:
+        opened: _Place | tuple[_Place, ...] = places
+        if len(places) == 1:
+            opened = places[0]
+        if places and self.opened and self.opened != opened:
+            was = self.opened
+            earlier = (was,) if isinstance(was, _Place) else was
             now, before = (
-                _brief([str(endpoint) for _, endpoint in each])
-                for each in (places, self.places)
+                _brief([str(place.endpoint) for place in each])
+                for each in (places, earlier)
             )
             raise ExpectationRefused(
                 "second-answer", f"{now} after {before} for one call"
             )
-        self.places = places or self.places or ()
+        self.opened = opened or self.opened or ()
 
     def repeats(self, other: "_Pending") -> bool:
         """Whether both are one call, which was sent again."""
@@ -240,7 +256,7 @@ class _Pending:
 
     def waits(self, now: float) -> bool:
         """Whether its reply is still to come."""
-        return self.places is None and self.expires > now
+        return self.opened is None and self.expires > now
 
 
 class SunRpc(Helper):
@@ -361,7 +377,7 @@ class SunRpc(Helper):
             return
         # A repeated call is the same again; it must not forget the answer.
         if known is not None and pending.repeats(known):
-            pending.places = known.places
+            pending.opened = known.opened
         elif (
             known is not None and message.transport is UDP and known.waits(message.now)
         ):
@@ -439,7 +455,7 @@ class SunRpc(Helper):
                 offers.append(offer)
                 if enough is None:
                     continue
-                ports.add((offer.transport, offer.port))
+                ports.add((offer.place.transport, offer.place.port))
                 # What else a long list has is not opened, and need not be told.
                 if len(ports) == enough and not translated:
                     break
@@ -516,21 +532,22 @@ def _services(
         # What the server, or the client, knows the server by.
         if host is None or host in (server, known) or host.is_unspecified:
             host = server
-        yield service, _Offer(program, transport, host, service.port)
+        yield service, _Offer(program, _Place(transport, host, service.port))
 
 
 def _places(
     offers: Sequence[_Offer], server: Address, call: Call
 ) -> tuple[_Place, ...]:
     """What is to be opened, as many as may be: first for who takes the ports alone."""
+    found = [each.place for each in offers]
     # Sets of places are dear to hash, and most answers name one.
-    if len(offers) == 1 and offers[0].host is server:
-        return (offers[0].place,)
+    if len(found) == 1 and found[0].host is server:
+        return (found[0],)
     limit = _LISTED.get(call.name, len(offers) * 2)
     # Several programs, and the versions of one, may share a port.
-    ports = dict.fromkeys((each.transport, each.port) for each in offers)
-    own = ((each, Endpoint(server, port)) for each, port in ports)
-    others = (each.place for each in offers if each.host is not server)
+    ports = dict.fromkeys((each.transport, each.port) for each in found)
+    own = (_Place(transport, server, port) for transport, port in ports)
+    others = (each for each in found if each.host is not server)
     return tuple(islice(dict.fromkeys(chain(islice(own, limit), others)), limit))
 
 
@@ -540,20 +557,20 @@ def _open(
     """Expect the client's flows to these places; what it is to be told of each."""
     dump = call.name == "DUMP"
     told = []
-    for transport, endpoint in places:
+    for place in places:
         try:
             grant = yield from expect(
-                endpoint,
+                place.endpoint,
                 policy="dump" if dump else "service",
-                transport=transport,
+                transport=place.transport,
                 permanent=_MODE.of(message) == "service",
                 helper=_NAME if dump else None,
-                alternative=endpoint.address != message.source.address,
+                alternative=place.host != message.source.address,
             )
         except ExpectationRefused:
             # It is counted, and says nothing about the rest of a list.
             continue
-        told.append(((transport, endpoint), grant.endpoint))
+        told.append((place, grant.endpoint))
     return told
 
 
@@ -568,14 +585,14 @@ def _tell(
     service is open to it.
     """
     server, known = message.source.address, message.original.destination.address
-    if known == server and all(place[1] == new for place, new in opened):
+    if known == server and all(place.is_at(new) for place, new in opened):
         return
     told = dict(opened)
     changes = []
-    ports = {(transport, endpoint.port) for transport, endpoint in told}
+    ports = {(place.transport, place.port) for place in told}
     for service, offer in services:
         announced = own = None
-        if (offer.transport, offer.port) in ports:
+        if (offer.place.transport, offer.place.port) in ports:
             announced, own = told.get(offer.place), told.get(offer.at(server))
         place = announced or own
         port = service.port if place is None else place.port
