@@ -9,7 +9,7 @@ clock, tuples and options come with the message.
 """
 
 import enum
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -391,7 +391,7 @@ def expect(
 
 # Compiled or not, helpers that are not compiled may be made of it.
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Helper(ABC):
+class Helper(metaclass=ABCMeta):
     """One protocol. The host makes an instance for each flow.
 
     `name` is known to the kernel and to nft: 1 to 15 characters of a-z, 0-9, ``-``
