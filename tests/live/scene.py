@@ -178,10 +178,16 @@ class Scene:
         return found
 
     def server(self) -> int:
-        """The process of one of the servers."""
+        """The process of one of the servers that have packets.
+
+        By chance all sources may be another one's: who has no packet may stand still.
+        """
         started = self.daemon.events("worker-started")
         latest = {each["worker"]: each["pid"] for each in started}
-        pid: int = self.random.choice(sorted(latest.values()))
+        queues = self.world.queues()
+        pid: int = self.random.choice(
+            sorted(pid for worker, pid in latest.items() if queues[QUEUE + worker].last)
+        )
         return pid
 
     def moment(self, seconds: float = 0.5) -> None:
