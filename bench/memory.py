@@ -18,8 +18,8 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-from collections import deque
 from collections.abc import Iterator
+from functools import cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -36,9 +36,9 @@ from cthelper.core.tuples import (
     UDP,
     Conntrack,
     Endpoint,
-    FlowKey,
     Status,
     Tuple,
+    key_of,
 )
 from tests.live.traffic import getport_call, getport_reply
 
@@ -49,9 +49,15 @@ _PORTS, _FIRST_PORT = 1000, 10_000
 _SAMPLES: Final = 10
 
 
+@cache
+def _address(host: int) -> IPv4Address:
+    """A client's, which its flows share as they do where they come from the kernel."""
+    return IPv4Address(_CLIENTS + host)
+
+
 def _flow(number: int) -> Conntrack:
     host, port = divmod(number, _PORTS)
-    client = Endpoint(IPv4Address(_CLIENTS + host), _FIRST_PORT + port)
+    client = Endpoint(_address(host), _FIRST_PORT + port)
     return Conntrack(
         original=Tuple(UDP, client, _SERVER),
         reply=Tuple(UDP, _SERVER, client),
@@ -87,7 +93,7 @@ class _World:
             clock=lambda: self._now,
             flow_limit=flows,
         )
-        self._keys: deque[FlowKey] = deque()
+        self._oldest = 0
 
     def pass_flow(self, number: int) -> None:
         """A flow asks for a port, and is told one."""
@@ -97,13 +103,12 @@ class _World:
         self._engine.handle(call, entry, ORIGINAL, forwarded=True)
         decision = self._engine.handle(reply, entry, REPLY, forwarded=True)
         assert len(decision.expectations) == 1  # noqa: S101 - else it measures nothing
-        assert decision.flow is not None  # noqa: S101 - for whom else is it made
-        self._keys.append(decision.flow.key)
         self._now += 0.001
 
     def end_oldest(self) -> None:
         """The kernel says that the oldest flow's entry is gone."""
-        self._engine.flows.remove(self._keys.popleft())
+        self._engine.flows.remove(key_of(_flow(self._oldest)))
+        self._oldest += 1
 
 
 def _traced() -> float:

@@ -114,7 +114,7 @@ def memory_rows(result: Mapping[str, Any]) -> list[Row]:
     for kind in ("resident", "traced"):
         held, *later = result[kind]
         name = f"{flows:,} tracked flows, {kind}"
-        rows += _row(name, "engine", "MiB above idle", [held], 100.0, True)
+        rows += _row(name, "engine", "MiB above idle", [held], 60.0, True)
         growth = later[-1] / later[0]
         name = f"the same after a churn of {churn:,}"
         rows += _row(name, "engine", "x its begin", [growth], 1.02, True)
