@@ -345,6 +345,13 @@ def test_call_to_a_group_is_not_answered_without_the_daemon(story: Story) -> Non
 
 def test_call_to_a_group_is_answered_where_it_is_configured(calling: Story) -> None:
     world = calling.world
+    version = ("dpkg-query", "-W", "-f", "${Version}", "rpcbind")
+    rpcbind = world.server.run(*version, check=True).stdout
+    old = ("dpkg", "--compare-versions", rpcbind, "lt", "1.2.7")
+    if world.server.run(*old).returncode:
+        # It passes a call on by the loopback interface, and answers from there, too:
+        # libtirpc's IP_PKTINFO has the source of the last packet that came.
+        pytest.skip(f"rpcbind {rpcbind} answers what it passes on from 127.0.0.1")
     before = world.counter("related-input")
     with lost(world) as dropped:
         assert f"{SERVER}." in broadcast(world, BROADCAST_SECONDS)
