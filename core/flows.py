@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from cthelper.core.accounts import Account
@@ -217,6 +218,13 @@ class _Share:
         self.oldest: Flow | None = None
         self._newest: Flow | None = None
 
+    def __iter__(self) -> Iterator[Flow]:
+        """From the one that was not used for longest."""
+        flow = self.oldest
+        while flow is not None:
+            yield flow
+            flow = flow.newer
+
     def add(self, flow: Flow) -> None:
         """Put in a flow that is in no list, as the one that was used last."""
         newest = self._newest
@@ -250,14 +258,8 @@ class _Share:
 
     def heaviest(self) -> Flow | None:
         """The heaviest of some that were not used for long; None: it has none."""
-        heaviest = flow = self.oldest
-        for _ in range(_LOOKED_AT - 1):
-            if heaviest is None or flow is None:
-                break
-            flow = flow.newer
-            if flow is not None and flow.weight > heaviest.weight:
-                heaviest = flow
-        return heaviest
+        some = islice(self, _LOOKED_AT)
+        return max(some, key=lambda each: each.weight, default=None)
 
 
 class FlowTable:

@@ -353,7 +353,7 @@ def zone_of(key: FlowKey) -> int:
 
 def key_of(entry: Conntrack) -> FlowKey:
     """What tells the entry's flow from all others that there are now."""
-    return entry.zone << 32 | entry.id
+    return flow_key(entry.id, entry.zone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def test_share_is_in_the_order_of_use(
         elif step == "remove" and expected.pop(number, None) is not None:
             share.remove(flow)
             assert flow.older is flow.newer is None
-        assert listed(share) == list(expected.values())
+        assert list(share) == listed(share) == list(expected.values())
         assert share.count == len(expected)
     heaviest = max(expected.values(), key=lambda each: each.weight, default=None)
     assert share.heaviest() is heaviest
