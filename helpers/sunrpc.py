@@ -167,11 +167,14 @@ class _Place:
         """Its address and port."""
         return Endpoint(self.host, self.port)
 
-    def is_at(self, endpoint: Endpoint) -> bool:
-        """Whether that is its address and port."""
-        host = endpoint.address
-        # Comparing is dear, and mostly it is the same object.
-        return self.port == endpoint.port and (self.host is host or self.host == host)
+    @property
+    def way(self) -> tuple[Transport, int]:
+        """Transport and port, which is all that some clients take."""
+        return self.transport, self.port
+
+
+_Opened = tuple[_Place, Endpoint, Endpoint]
+"""A place, its endpoint, and the one that the client is to be told."""
 
 
 @dataclass(slots=True)
@@ -235,9 +238,7 @@ class _Pending:
 
         A spoofed reply that comes late must not open anything more.
         """
-        opened: _Place | tuple[_Place, ...] = places
-        if len(places) == 1:
-            opened = places[0]
+        opened = places[0] if len(places) == 1 else places
         if places and self.opened and self.opened != opened:
             was = self.opened
             earlier = (was,) if isinstance(was, _Place) else was
@@ -455,7 +456,7 @@ class SunRpc(Helper):
                 offers.append(offer)
                 if enough is None:
                     continue
-                ports.add((offer.place.transport, offer.place.port))
+                ports.add(offer.place.way)
                 # What else a long list has is not opened, and need not be told.
                 if len(ports) == enough and not translated:
                     break
@@ -463,8 +464,8 @@ class SunRpc(Helper):
         denied = {each for each in others if not allowed[each]}
         places = _places(offers, message.source.address, pending.call)
         pending.answer(places)
-        told = yield from _open(pending.call, places, message)
-        yield from _tell(services, told, message)
+        opened = yield from _open(pending.call, places, message)
+        yield from _tell(services, opened, message)
         if services and not others and pending.call.name != "DUMP":
             raise ExpectationRefused("portmapper", "the portmapper announced itself")
         if denied:
@@ -545,7 +546,7 @@ def _places(
         return (found[0],)
     limit = _LISTED.get(call.name, len(offers) * 2)
     # Several programs, and the versions of one, may share a port.
-    ports = dict.fromkeys((each.transport, each.port) for each in found)
+    ports = dict.fromkeys(each.way for each in found)
     own = (_Place(transport, server, port) for transport, port in ports)
     others = (each for each in found if each.host is not server)
     return tuple(islice(dict.fromkeys(chain(islice(own, limit), others)), limit))
@@ -553,14 +554,15 @@ def _places(
 
 def _open(
     call: Call, places: Iterable[_Place], message: Message
-) -> Generator[Effect, Grant | None, list[tuple[_Place, Endpoint]]]:
-    """Expect the client's flows to these places; what it is to be told of each."""
+) -> Generator[Effect, Grant | None, list[_Opened]]:
+    """Expect the client's flows to these places; which of them may come, and where."""
     dump = call.name == "DUMP"
-    told = []
+    opened = []
     for place in places:
+        endpoint = place.endpoint
         try:
             grant = yield from expect(
-                place.endpoint,
+                endpoint,
                 policy="dump" if dump else "service",
                 transport=place.transport,
                 permanent=_MODE.of(message) == "service",
@@ -570,13 +572,13 @@ def _open(
         except ExpectationRefused:
             # It is counted, and says nothing about the rest of a list.
             continue
-        told.append((place, grant.endpoint))
-    return told
+        opened.append((place, endpoint, grant.endpoint))
+    return opened
 
 
 def _tell(
     services: Iterable[tuple[Service, _Offer]],
-    opened: Collection[tuple[_Place, Endpoint]],
+    opened: Collection[_Opened],
     message: Message,
 ) -> Effects:
     """Write where the client finds each service.
@@ -585,14 +587,14 @@ def _tell(
     service is open to it.
     """
     server, known = message.source.address, message.original.destination.address
-    if known == server and all(place.is_at(new) for place, new in opened):
+    if known == server and all(there == told for _, there, told in opened):
         return
-    told = dict(opened)
+    told = {place: endpoint for place, _, endpoint in opened}
     changes = []
-    ports = {(place.transport, place.port) for place in told}
+    ports = {place.way for place in told}
     for service, offer in services:
         announced = own = None
-        if (offer.place.transport, offer.place.port) in ports:
+        if offer.place.way in ports:
             announced, own = told.get(offer.place), told.get(offer.at(server))
         place = announced or own
         port = service.port if place is None else place.port
