@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from cthelper.core.errors import NotFound
+from cthelper.core.errors import Busy, NotFound, NotSupported
 from cthelper.core.netlink import encoding, messages
 from cthelper.core.netlink.decoding import (
     conntrack_entry,
@@ -163,6 +163,24 @@ class Ctnetlink:
         what = _Asked("update conntrack entry", original)
         # Without NLM_F_CREATE the kernel changes what is there and makes nothing.
         self._request(original, attributes, CTNETLINK | messages.NEW, 0, what)
+
+    def is_attached(self, original: Tuple, helper: str, zone: int = 0) -> bool:
+        """Whether an entry has the helper that is registered by this name.
+
+        From Linux 7.2 on an entry goes on to name its helper when that is unregistered,
+        and one that is registered by the same name later is not attached to it. An
+        entry that was expected is not told from those. Whoever follows entries sees an
+        update of one that has it. Raises NotFound, for one.
+        """
+        # To give an entry the helper that it has changes nothing; it gets no other
+        # (ctnetlink_change_helper).
+        attributes = encoding.entry_key(original, zone) + encoding.entry_helper(helper)
+        what = _Asked(f"ask for helper {helper} of", original)
+        try:
+            self._request(original, attributes, CTNETLINK | messages.NEW, 0, what)
+        except (Busy, NotSupported):
+            return False
+        return True
 
     def delete(self, original: Tuple, zone: int = 0) -> None:
         """Delete an entry, and with it its expectations. Raises NotFound, for one."""

@@ -33,7 +33,8 @@ from cthelper.core.tuples import (
 )
 
 # include/uapi/linux/netfilter/nfnetlink_conntrack.h
-_ORIG, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 7, 8, 18, 21
+_ORIG, _HELP, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 5, 7, 8, 18, 21
+_HELP_NAME = 1
 
 _NESTED: Final = 0x8000
 _FOLLOW_MASTER: Final = b"nat-follow-master\0"  # net/netfilter/nf_nat_core.c
@@ -59,6 +60,11 @@ def entry_key(original: Tuple, zone: int) -> bytes:
     """What names a conntrack entry: CTA_TUPLE_ORIG, and CTA_ZONE where it has one."""
     key = _tuple(_ORIG, original)
     return key + _u16(_ZONE, zone) if zone else key
+
+
+def entry_helper(name: str) -> bytes:
+    """CTA_HELP with the name alone."""
+    return _nested(_HELP, attribute(_HELP_NAME, _text(name)))
 
 
 def entry_timeout(seconds: int) -> bytes:
@@ -148,7 +154,11 @@ def _template(
 
 def helper_name(name: str) -> bytes:
     """CTA_EXPECT_HELP_NAME."""
-    return attribute(EXP_HELP_NAME, name.encode("ascii") + b"\0")
+    return attribute(EXP_HELP_NAME, _text(name))
+
+
+def _text(value: str) -> bytes:
+    return value.encode("ascii") + b"\0"
 
 
 def _translation(value: Translation, transport: Transport, size: int) -> bytes:

@@ -258,6 +258,23 @@ def test_update_of_an_unknown_tuple_is_not_found_and_makes_nothing(
     assert missing not in {each.original for each in ctnetlink.entries()}
 
 
+def test_entry_has_the_helper_that_is_registered_by_its_name(
+    lab: Lab, flow: Flow
+) -> None:
+    attached = lab.ctnetlink.is_attached
+    before = lab.ctnetlink.get(flow.original)
+    assert attached(flow.original, NAME)
+    assert not attached(flow.original, OTHER)
+    assert not attached(flow.original, "nobody")
+    # To ask changes nothing.
+    after = lab.ctnetlink.get(flow.original)
+    assert (after.helper, after.status) == (before.helper, before.status)
+    with Flow(lab.world, UNTAGGED_PORT) as untagged:
+        assert not attached(untagged.begin().original, NAME)
+    with pytest.raises(NotFound, match="ask for helper lab of udp"):
+        attached(unknown(flow), NAME)
+
+
 def test_delete_removes_the_entry_and_its_expectations(lab: Lab, flow: Flow) -> None:
     wanted = flow.expectation()
     lab.ctnetlink.expect(wanted)

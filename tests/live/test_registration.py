@@ -438,6 +438,32 @@ def test_retag_deletes_untagged_udp_flows_to_the_helpers_ports_alone(
         assert install(config, retag_flows=True) == 0
 
 
+@pytest.mark.usefixtures("ruleset_removed")
+def test_retag_deletes_flows_whose_helper_was_registered_anew(
+    gateway: World, table: HelperTable
+) -> None:
+    """Such an entry names no helper, from Linux 7.2 on the one that is gone."""
+    port = next(_ports)
+    config = Config(helpers={LabHelper.name: replace(HELPER_CONFIG, ports=(port,))})
+    with (
+        Flow(gateway, port) as early,
+        Flow(gateway, port) as late,
+        closing(Ctnetlink()) as ctnetlink,
+    ):
+        install(config, retag_flows=False)
+        assert ctnetlink.is_attached(early.begin().original, LabHelper.name)
+        nft.remove()
+        unregister(table, WANTED)
+        assert not ctnetlink.is_attached(early.original, LabHelper.name)
+        install(config, retag_flows=False)
+        early.begin()
+        assert not ctnetlink.is_attached(early.original, LabHelper.name)
+        late.begin()
+        assert install(config, retag_flows=True) == 1
+        assert ctnetlink.get(late.original).confirmed
+        assert ctnetlink.is_attached(early.begin().original, LabHelper.name)
+
+
 @pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize(
     ("changes", "count"),

@@ -207,6 +207,10 @@ def test_key_of_an_entry(original: Tuple, zone: int) -> None:
     [
         (encoding.entry_timeout(301), [["CTA_TIMEOUT", 301]]),
         (
+            encoding.entry_helper("tns"),
+            [["CTA_HELP", {"attrs": [["CTA_HELP_NAME", "tns"]]}]],
+        ),
+        (
             encoding.entry_mark(0x10000000, 0xF0000000),
             [["CTA_MARK", 0x10000000], ["CTA_MARK_MASK", 0xF0000000]],
         ),
