@@ -4,8 +4,8 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cthelper.control import Control, NotRunning
 from cthelper.core.cli.control import add_socket, connected
 from cthelper.core.cli.options import Commands
-from cthelper.core.errors import UsageError
+from cthelper.core.errors import NotFound, UsageError
 from cthelper.core.records import read_endpoint, read_flow, read_transport
 from cthelper.core.tuples import Endpoint, Tuple
 
@@ -80,6 +80,7 @@ def _explain(options: argparse.Namespace) -> int:
     # Where nobody answers this is said, and the rules are there all the same.
     with suppress(NotRunning):
         status, flows, memory = _ask(options, asked, control)
+        _take_names(flows)
     ends = asked.flow.source.address, asked.flow.destination.address
     texts = rule_texts(nft.ruleset_text())
     family, _, table = nft.TABLE.partition(" ")
@@ -107,6 +108,22 @@ def _explain(options: argparse.Namespace) -> int:
             print(f"{_MARKS[each.blocks]} {each.kind:<10} {_plain(each.text)}")
         print(found.verdict)
     return int(found.blocks is not False)
+
+
+def _take_names(flows: Iterable[dict[str, Any]]) -> None:
+    """Have flows name no helper that is not theirs any more. Raises NetlinkError."""
+    from cthelper.core.netlink.ctnetlink import Ctnetlink
+
+    # The others' packets have come to a server.
+    doubtful = [each for each in flows if each.get("inspection") == "unknown"]
+    if not doubtful:
+        return
+    with closing(Ctnetlink()) as ctnetlink:
+        for each in doubtful:
+            flow = read_flow(each["flow"])
+            with suppress(NotFound):  # it has ended meanwhile
+                if not ctnetlink.is_attached(flow, each["helper"], each["zone"]):
+                    each.update(helper=None, inspection=None)
 
 
 def _plain(text: str) -> str:
