@@ -4,11 +4,15 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cthelper.core.errors import Malformed
 from cthelper.core.tuples import (
     UDP,
+    Address,
     Conntrack,
+    Endpoint,
     Expectation,
     Status,
     Transport,
@@ -17,6 +21,13 @@ from cthelper.core.tuples import (
     host_network,
 )
 from tests.core.builders import CLIENT, CLIENT6, SERVER, SERVER6, endpoint, flow_tuple
+
+
+@given(st.ip_addresses(), st.integers(0, 65535))
+def test_address_is_written_as_everywhere(address: Address, port: int) -> None:
+    shown = f"[{address}]" if address.version == 6 else str(address)
+    for _ in range(2):
+        assert str(Endpoint(address, port)) == f"{shown}:{port}"
 
 
 @pytest.mark.parametrize("port", [65536, 0x10050, -1])
