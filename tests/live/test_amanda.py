@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -189,6 +189,7 @@ class Story:
     world: World
     daemon: Daemon
     said: dict[str, dict[str, str]]
+    tables: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def ask(self) -> dict[str, str]:
         """Have all hosts asked at once; what came of each."""
@@ -198,10 +199,17 @@ class Story:
                 lambda backup: self.world.client.run(*backup.command, timeout=40.0),
                 BACKUPS.values(),
             )
-            return {
+            said = {
                 name: each.stdout + each.stderr
                 for name, each in zip(BACKUPS, done, strict=True)
             }
+            # Later the flows are gone that the backups have ended.
+            self.tables = {
+                (table, family): self.world.conntrack("-L", table, "-f", family)
+                for table in ("conntrack", "expect")
+                for family in ("ipv4", "ipv6")
+            }
+            return said
 
     def ask_in_vain(self) -> None:
         """The same until the streams of all were dropped, which they wait for."""
@@ -251,7 +259,7 @@ class Story:
         return {int(each[1]) for each in found if each}
 
     def waiting(self, backup: Backup) -> set[int]:
-        """Those that the kernel expects."""
+        """Those that the kernel expected then."""
         return self._listed(backup, "expect")
 
     def met(self, backup: Backup) -> set[int]:
@@ -261,7 +269,7 @@ class Story:
     def _listed(self, backup: Backup, table: str) -> set[int]:
         end = rf"\bdst={re.escape(backup.seen)} sport=\d+ dport=(\d+)"
         family = "ipv6" if ":" in backup.seen else "ipv4"
-        found = re.findall(end, self.world.conntrack("-L", table, "-f", family))
+        found = re.findall(end, self.tables[table, family])
         return set(map(int, found)) & set(STREAMS)
 
 
