@@ -189,4 +189,5 @@ def _found(declared: Declaration, source: str, distribution: str | None) -> Foun
         helper = stand_in(declared)
     except RegistryError as error:
         raise _refusal(str(error), source) from None
-    return Found(helper, source, distribution, declared.about, declared.name_at)
+    about, name_at = declared.about, declared.name_at
+    return Found(helper, source, distribution, about, name_at, checked=True)

@@ -45,8 +45,9 @@ Open = Callable[[Path], BinaryIO]
 class Found:
     """A helper and where it comes from: a module, a file, or `distribution`.
 
-    One that was examined elsewhere (examination.py) has `about`, its module's
-    documentation, and `name_at`, which is where its name is written.
+    `checked` is whether it is known to be one. One that was examined elsewhere
+    (examination.py) has `about`, its module's documentation, and `name_at`, which is
+    where its name is written.
     """
 
     helper: type[Helper]
@@ -54,6 +55,7 @@ class Found:
     distribution: str | None = None
     about: str = ""
     name_at: str | None = None
+    checked: bool = False
 
     @property
     def builtin(self) -> bool:
@@ -177,8 +179,7 @@ def _register(found: Iterable[Found], refuse: Refuse = _raise) -> dict[str, Foun
 def _add(helpers: dict[str, Found], found: Found) -> None:
     """Take one that can be installed beside the others. Raises RegistryError."""
     try:
-        # Of ours the tests have done it.
-        if found.name_at is None and not found.builtin:
+        if not found.checked:
             check(found.helper)
         other = helpers.get(found.helper.name)
         if other is not None:
@@ -204,7 +205,8 @@ def _builtin() -> Iterator[Found]:
         for helper in _defined(module):
             # What several of them have in common has no name.
             if hasattr(helper, "name"):
-                yield Found(helper, module.__name__)
+                # The tests have checked ours.
+                yield Found(helper, module.__name__, checked=True)
 
 
 @cache

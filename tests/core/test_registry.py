@@ -47,6 +47,7 @@ def test_builtin_helper_that_cannot_be_imported_is_refused_in_one_line(
     def fails(name: str) -> ModuleType:
         raise ModuleNotFoundError(f"No module named {name!r}")
 
+    builtin_helpers()  # which there are is found out once
     monkeypatch.setattr(registry, "import_module", fails)
     with pytest.raises(RegistryError) as caught:
         find_helpers()
@@ -379,6 +380,19 @@ def test_broken_distribution_is_named_and_takes_down_itself_alone(
     assert found["sunrpc"].builtin
     # Nobody need ask.
     assert find_helpers(folder).keys() == found.keys()
+
+
+def test_entry_point_that_leads_to_what_helpers_of_ours_are_built_upon_is_left_out(
+    site: Path,
+) -> None:
+    code = "from cthelper.helpers.discovery import GroupQuery\n"
+    install(site, "registry_test_base:GroupQuery", code)
+    broken: list[Broken] = []
+    assert find_helpers(broken=broken).keys() == builtin_helpers().keys()
+    ((name, reason),) = broken
+    assert name == "x"
+    assert reason.startswith("cthelper-x 1.2: ")
+    assert reason.endswith("GroupQuery.name: is missing")
 
 
 @pytest.mark.parametrize(
