@@ -12,6 +12,7 @@ import pytest
 
 from tests.core.cli.screen import Screen
 from tests.live.daemon import Daemon, equal_limits, only
+from tests.live.gateway import ask_in
 from tests.live.traffic import PORT, Echo, call, getport
 from tests.live.world import CLIENT, SERVER, World
 
@@ -89,9 +90,10 @@ def test_flow_is_shown_from_its_announcement_on_and_a_daemon_that_comes_back(
 
             lines = screen.until(moves)
         (row,) = (each.split() for each in lines if each.startswith(met))
-        # A kernel that hands helpers down (Linux 6.12.95) gives it its master's.
-        state = row[5] if row[4] == "sunrpc" else row[4]
-        assert state in ("answered", "unanswered")
+        # Linux 6.12.95 gives it its master's helper.
+        handed_down = ask_in(world).hands_down
+        assert (row[4] == "sunrpc") is handed_down
+        assert row[4 + handed_down] in ("answered", "unanswered")
         screen.press("/")
         screen.seen("filter, such as")
         screen.type(f"-p udp --dport {ANNOUNCED} --helper sunrpc")
