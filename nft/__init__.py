@@ -7,13 +7,13 @@ installed. Nothing outside the table is ever touched.
 """
 
 import json
-import secrets
+import os
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any, Final
 
@@ -146,7 +146,7 @@ def _ruleset(
     hands_down: bool = False,
 ) -> str:
     """The table; helper objects that are `loaded` already are left out."""
-    template = Template(files(__name__).joinpath("cthelper.nft").read_text("utf-8"))
+    template = Template(Path(__file__).with_name("cthelper.nft").read_text("utf-8"))
     return template.substitute(
         objects="".join(_objects(each, loaded) for each in config.helpers.values()),
         expected=_expected(config),
@@ -156,6 +156,12 @@ def _ruleset(
         unfinished=_unfinished(config, hands_down=hands_down),
         inspected=_queueing(config),
     )
+
+
+def new_seed() -> int:
+    """A seed of 32 bits that nobody can guess, for how flows spread over workers."""
+    # As secrets.randbits does, with which every start would load OpenSSL.
+    return int.from_bytes(os.urandom(4), "big")
 
 
 def _replacement(
@@ -173,7 +179,7 @@ def _replacement(
     if seed is None:
         seed = _loaded_seed(listing)
     if seed is None:
-        seed = secrets.randbits(32)
+        seed = new_seed()
     rules = _ruleset(config, loaded, seed, hands_down=hands_down)
     return f"{skeleton}flush table {TABLE}\n{rules}"
 

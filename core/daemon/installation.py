@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel holds of a running cthelper: registered helpers, and the ruleset."""
 
-import secrets
 from collections.abc import Callable, Iterable
 
 from cthelper import nft
@@ -32,7 +31,7 @@ class Installation:
         self._asked_before = False
         # As long as it stays flows stay with their workers, also when the ruleset is
         # loaded anew.
-        self._seed = secrets.randbits(32)
+        self._seed = nft.new_seed()
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when anybody touches the ruleset."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cthelper import nft
 from cthelper.core.config import Config, parse
 from cthelper.core.daemon import installation
 from cthelper.core.daemon.installation import Installation
@@ -39,6 +40,7 @@ class World:
     """The kernel's end. `errors` are raised by the steps of these names, once each."""
 
     TABLE = "inet cthelper"
+    new_seed = staticmethod(nft.new_seed)
     flushed = False
 
     def __init__(self) -> None:
