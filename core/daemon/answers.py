@@ -6,6 +6,7 @@ neither reads what was asked before it started.
 """
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +16,13 @@ from cthelper.core.errors import CthelperError
 from cthelper.core.trusted import Untrusted, open_trusted
 
 _LIMIT = 4096
+# Which kernel was asked. A minor release may answer otherwise.
+_ASKED = "kernel"
+
+
+def _running() -> str:
+    system = os.uname()
+    return f"{system.release} {system.version}"
 
 
 def write_answers(path: Path) -> Kernel:
@@ -27,7 +35,7 @@ def write_answers(path: Path) -> Kernel:
     except CannotAsk as error:
         _write(path, str(error))
         raise
-    _write(path, asdict(kernel))
+    _write(path, {_ASKED: _running(), **asdict(kernel)})
     return kernel
 
 
@@ -43,7 +51,10 @@ def _write(path: Path, told: object) -> None:
 
 
 def read_answers(path: Path) -> Kernel:
-    """What was written. Raises CannotAsk, also where the kernel could not be asked."""
+    """What was written.
+
+    Raises CannotAsk, also where the kernel could not be asked, or was another one.
+    """
     try:
         with open_trusted(path) as file:
             told = json.loads(file.read(_LIMIT))
@@ -55,11 +66,14 @@ def read_answers(path: Path) -> Kernel:
         raise CannotAsk(f"{path}: is not what `cthelper ask` writes") from None
     if isinstance(told, str):
         raise CannotAsk(told)
+    asked = told.pop(_ASKED, None) if isinstance(told, dict) else None
     names = {each.name for each in fields(Kernel)}
     if (
-        not isinstance(told, dict)
+        not isinstance(asked, str)
         or told.keys() != names
         or not all(isinstance(each, bool) for each in told.values())
     ):
         raise CannotAsk(f"{path}: is not what `cthelper ask` writes")
+    if asked != _running():
+        raise CannotAsk(f"{path}: is of another kernel, {asked}: `cthelper ask {path}`")
     return Kernel(**told)

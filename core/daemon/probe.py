@@ -29,7 +29,7 @@ from cthelper.core.netlink.ctnetlink import Ctnetlink
 from cthelper.core.netlink.nfnetlink_cthelper import HelperTable, Registration
 from cthelper.core.netlink.socket import NETLINK_NETFILTER
 from cthelper.core.packet import locate, replace_payload
-from cthelper.core.queue.binding import bound_queues
+from cthelper.core.queue.binding import somebody_queues
 from cthelper.core.queue.messages import bind, decode, length, parameters, verdict
 from cthelper.core.queue.protocol import Action, QueuedPacket, Verdict
 from cthelper.core.tuples import (
@@ -133,14 +133,14 @@ def ask(*, keep: bool = False) -> Kernel:
     """Ask the kernel. Raises CannotAsk; the helper NAME is unregistered again.
 
     With `keep` it stays, for who unregisters others later. It stays, too, where it was
-    there before, or somebody serves a queue in this namespace, since the kernel drops
-    all packets that wait in queues when a helper is unregistered (nf_ct_iterate_destroy
+    there before, or somebody serves a queue, since the kernel drops all packets that
+    wait in queues of any namespace when a helper is unregistered (nf_ct_iterate_destroy
     in nf_conntrack_core.c): the end of ``cthelper run`` and ``cthelper ruleset remove``
     take it.
     """
     try:
         with _alone(), closing(HelperTable()) as table:
-            keep = keep or bool(asked_with(table)) or bool(bound_queues())
+            keep = keep or bool(asked_with(table)) or somebody_queues()
             keeps_limits = _register(table)
             try:
                 answers = _asked_in_a_process()

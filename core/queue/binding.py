@@ -144,6 +144,26 @@ def open_list() -> int | None:
         return None
 
 
+def somebody_queues(processes: Path = Path("/proc")) -> bool:
+    """Whether a queue is bound in the network namespace of any process seen here.
+
+    As root. A queue whose owner has gone into another namespace since is found where
+    any other process stayed in its old one.
+    """
+    asked = set()
+    for process in processes.glob("[1-9]*"):
+        try:
+            namespace = os.readlink(process / "ns/net")
+            if namespace not in asked:
+                asked.add(namespace)
+                if (process / "net/netfilter/nfnetlink_queue").read_bytes():
+                    return True
+        except OSError:
+            # It has ended meanwhile, or its namespace has no queues at all.
+            continue
+    return False
+
+
 def bound_queues(opened: int | None = None) -> dict[int, BoundQueue]:
     """The queues of this network namespace that are bound, by number.
 

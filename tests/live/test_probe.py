@@ -70,8 +70,10 @@ def test_daemon_s_unit_leaves_enough_to_ask_with(world: World) -> None:
     assert probes(world) == []
 
 
-def test_packet_that_waits_in_a_queue_is_not_lost(world: World) -> None:
+@pytest.mark.parametrize("asks", ["gateway", "client"])
+def test_packet_that_waits_in_a_queue_is_not_lost(world: World, asks: str) -> None:
     """The kernel drops all that wait, wherever, when a helper is unregistered."""
+    namespace = getattr(world, asks)
     with Lab(world, queueing=True), world.gateway.entered():
         binding = bind_queue(QUEUE, 1 << 20, fail_open=True)
         binding.resume()
@@ -80,7 +82,8 @@ def test_packet_that_waits_in_a_queue_is_not_lost(world: World) -> None:
             queue = NativeQueue(binding, 16)
             assert readable(queue.fileno())
             (packet,) = queue.read(16)
-            assert ask_in(world).carries_entries
+            process = namespace.start(*ASK, stdout=subprocess.PIPE)
+            assert answer(process).carries_entries
             assert set(probes(world)) == {NAME}
             queue.answer([Verdict(packet.id)])
             assert flow.server.recv(100) == b"hello"

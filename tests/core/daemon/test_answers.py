@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What one process has asked the kernel, another one reads."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -68,12 +69,25 @@ def test_what_cannot_be_written_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"renews": true}', '{"renews": 1}', "\xff"]
+    "text",
+    ["", "{", "[]", "{}", '{"renews": true}', '{"renews": 1}', '{"kernel": 1}', "\xff"],
 )
 def test_what_is_no_answer_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "kernel"
     file.write_text(text, "latin-1")
     with pytest.raises(CannotAsk, match="kernel: is not what `cthelper ask` writes"):
+        read_answers(file)
+
+
+def test_answers_of_another_kernel_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked(monkeypatch, KERNEL)
+    file = tmp_path / "kernel"
+    write_answers(file)
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "kernel": "6.12.95 #1"}))
+    with pytest.raises(CannotAsk, match=r"kernel: is of another kernel, 6\.12\.95 #1"):
         read_answers(file)
 
 

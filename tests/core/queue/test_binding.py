@@ -19,6 +19,7 @@ from cthelper.core.queue.binding import (
     bound_queues,
     open_list,
     refusal,
+    somebody_queues,
 )
 from cthelper.core.queue.messages import batch, length, parameters
 from cthelper.core.queue.protocol import Action
@@ -57,6 +58,34 @@ def test_bound_queues_are_read_by_their_number(rows: Path) -> None:
 @pytest.mark.usefixtures("rows")
 def test_no_queue_is_bound_where_the_kernel_has_none() -> None:
     assert bound_queues() == {}
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "found"),
+    [
+        ({}, False),
+        ({"net:[1]": ""}, False),
+        ({"net:[1]": "", "net:[2]": ROWS}, True),
+        ({"net:[1]": None, "net:[2]": ROWS}, True),
+        ({"net:[1]": None}, False),
+    ],
+)
+def test_queues_of_other_namespaces_are_found(
+    tmp_path: Path, namespaces: dict[str, str | None], found: bool
+) -> None:
+    for pid, (namespace, rows) in enumerate(namespaces.items(), 10):
+        # Of each two processes; None: there is nothing of it to be read.
+        for process in (tmp_path / f"{pid}", tmp_path / f"1{pid}"):
+            (process / "ns").mkdir(parents=True)
+            (process / "ns/net").symlink_to(namespace)
+            if rows is not None:
+                (process / "net/netfilter").mkdir(parents=True)
+                (process / "net/netfilter/nfnetlink_queue").write_text(rows)
+    # One that has ended meanwhile, and what is no process.
+    (tmp_path / "5").mkdir()
+    (tmp_path / "net/netfilter").mkdir(parents=True)
+    (tmp_path / "net/netfilter/nfnetlink_queue").write_text(ROWS)
+    assert somebody_queues(tmp_path) is found
 
 
 def test_list_that_was_opened_is_read_anew_each_time(
