@@ -42,7 +42,8 @@ from cthelper.core.queue.binding import bound_queues
 from cthelper.core.tuples import BROADCAST
 
 _OLDEST_KERNEL: Final = (6, 1)
-_OLDEST_NFT: Final = (1, 0)
+# Debian 12's; of older ones it is not known.
+_OLDEST_NFT: Final = (1, 0, 6)
 _FULL: Final = 0.8
 # Of the table of expectations three quarters are ours at most (core/ledger.py).
 _EXPECTATIONS_FULL: Final = 0.7
@@ -60,6 +61,9 @@ _MODULES: Final = (
 # Part of nf_tables since Linux 6.2.
 _OBJECTS: Final = ("nft_objref", "NFT_OBJREF", "rules that name their helper")
 _OBJECTS_BUILT_IN: Final = (6, 2)
+# Parts of a module, of which the configuration alone tells.
+_INET: Final = ("NF_TABLES_INET", "a table for both versions of IP")
+_MARK: Final = ("NF_CONNTRACK_MARK", "the mark of finished flows")
 _HASHES: Final = ("nft_hash", "NFT_HASH", "rules that share flows out to workers")
 _ROUTES: Final = ("nft_fib_inet", "NFT_FIB_INET", "rules for broadcast addresses")
 _GLUED: Final = "queued packets carry their conntrack entry"
@@ -198,10 +202,13 @@ def modules(host: Host) -> Iterator[Finding]:
         yield _module(host, *each)
     if host.version < _OBJECTS_BUILT_IN:
         yield _module(host, *_OBJECTS)
+    yield from _part(host, *_INET)
 
 
 def configured_modules(config: Config, host: Host) -> Iterator[Finding]:
-    """What rules for several workers, or for broadcast addresses, need besides."""
+    """What rules for several workers, broadcast addresses, or the mark need besides."""
+    if config.daemon.mark:
+        yield from _part(host, *_MARK, "set mark = 0 of [daemon], or ")
     if config.daemon.workers > 1:
         yield _module(host, *_HASHES)
     if any(BROADCAST in each.destinations for each in config.helpers.values()):
@@ -228,6 +235,16 @@ def _module_state(host: Host, module: str, symbol: str) -> str | None:
         if file.search(host.text(f"{folder}/{name}") or ""):
             return state
     return "built in" if f"CONFIG_{symbol}=y" in _kernel_config(host) else None
+
+
+def _part(host: Host, symbol: str, purpose: str, else_: str = "") -> Iterator[Finding]:
+    configuration = _kernel_config(host)
+    if configuration and f"CONFIG_{symbol}=y" not in configuration:
+        yield Finding(
+            Health.FAILURE,
+            f"the kernel has no CONFIG_{symbol} ({purpose})",
+            f"{else_}boot one that has: docs/kernels.md",
+        )
 
 
 def glue(host: Host) -> Finding:
@@ -304,15 +321,17 @@ def behaviour(host: Host, ask: Callable[[], Kernel]) -> Iterator[Finding]:
 
 
 def _kernel_config(host: Host) -> str:
-    for path in (f"boot/config-{host.release}", f"lib/modules/{host.release}/config"):
-        plain = host.text(path)
-        if plain is not None:
-            return plain
+    # The running kernel's own, where it has one.
     try:
         data = (host.root / "proc/config.gz").read_bytes()
         return gzip.decompress(data).decode("utf-8", "replace")
     except OSError:
-        return ""
+        pass
+    for path in (f"boot/config-{host.release}", f"lib/modules/{host.release}/config"):
+        plain = host.text(path)
+        if plain is not None:
+            return plain
+    return ""
 
 
 def nft_program() -> Finding:
@@ -323,8 +342,8 @@ def nft_program() -> Finding:
     except RulesetError as error:
         what, _, mend = str(error).partition(": ")
         return Finding(Health.FAILURE, what, mend)
-    found = re.search(r"v(\d+)\.(\d+)[\d.]*", text)
-    if found and (int(found[1]), int(found[2])) >= _OLDEST_NFT:
+    found = re.search(r"v(\d+)\.(\d+)(?:\.(\d+))?", text)
+    if found and tuple(int(each or 0) for each in found.groups()) >= _OLDEST_NFT:
         return Finding(Health.OK, f"nft {found[0]}")
     return Finding(Health.FAILURE, f"{text!r} is too old", f"install nft {oldest}")
 
@@ -481,6 +500,14 @@ def events(host: Host) -> Finding:
             Health.WARNING,
             "conntrack events are off: what is known of ended flows is kept too long",
             "sysctl -w net.netfilter.nf_conntrack_events=2",
+        )
+    configuration = _kernel_config(host)
+    if configuration and "CONFIG_NF_CONNTRACK_EVENTS=y" not in configuration:
+        return Finding(
+            Health.WARNING,
+            "the kernel has no conntrack events: what is known of ended flows is kept "
+            "too long",
+            "boot one with CONFIG_NF_CONNTRACK_EVENTS: docs/kernels.md",
         )
     return Finding(Health.OK, "conntrack events")
 

@@ -214,7 +214,10 @@ def test_modules_are_found_wherever_they_are(folder: Folder) -> None:
         "kernel/net/netfilter/nfnetlink_cthelper.ko.xz: kernel/net/x/nft_ct2.ko\n"
         "kernel/net/netfilter/nfnetlink_queue.ko: kernel/net/netfilter/nfnetlink.ko\n",
     )
-    folder.write(f"boot/config-{RELEASE}", "CONFIG_NF_TABLES=y\nCONFIG_NFT_CT=m\n")
+    folder.write(
+        f"boot/config-{RELEASE}",
+        "CONFIG_NF_TABLES=y\nCONFIG_NFT_CT=m\nCONFIG_NF_TABLES_INET=y\n",
+    )
     found = modules(folder)
     assert {name: each.health for name, each in found.items()} == {
         **dict.fromkeys(MODULES, OK),
@@ -248,6 +251,36 @@ def test_routes_are_looked_up_for_broadcasts(folder: Folder) -> None:
     (found,) = doctor.configured_modules(asking, folder.host)
     assert found.health is FAILURE
     assert "nft_fib_inet" in found.what
+
+
+PART = "the kernel has no CONFIG_NF_CONNTRACK_MARK (the mark of finished flows)"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "settings", "found"),
+    [
+        (None, "", []),
+        ("CONFIG_NF_CONNTRACK_MARK=y\n", "", []),
+        ("# CONFIG_NF_CONNTRACK_MARK is not set\n", "", [PART]),
+        ("# CONFIG_NF_CONNTRACK_MARK is not set\n", "daemon.mark = 0\n", []),
+    ],
+)
+def test_mark_is_needed_unless_none_is_used(
+    folder: Folder, configuration: str | None, settings: str, found: list[str]
+) -> None:
+    if configuration is not None:
+        folder.write(f"boot/config-{RELEASE}", configuration)
+    findings = list(doctor.configured_modules(config(settings), folder.host))
+    assert [each.what for each in findings] == found
+    assert all(each.mend.startswith("set mark = 0 ") for each in findings)
+
+
+def test_running_kernels_own_configuration_counts(folder: Folder) -> None:
+    folder.write("proc/config.gz", gzip.compress(b"CONFIG_NF_TABLES_INET=y\n"))
+    folder.write(f"boot/config-{RELEASE}", "# another one of this name\n")
+    assert not any("INET" in each.what for each in doctor.modules(folder.host))
+    (folder.root / "proc/config.gz").unlink()
+    assert any("INET" in each.what for each in doctor.modules(folder.host))
 
 
 GLUE = "CONFIG_NETFILTER_NETLINK_GLUE_CT"
@@ -360,13 +393,22 @@ def test_what_the_daemon_lives_with_is_told(
         (
             "nftables v0.9.8 (E.D.S.)",
             Finding(
-                FAILURE, "'nftables v0.9.8 (E.D.S.)' is too old", "install nft 1.0"
+                FAILURE, "'nftables v0.9.8 (E.D.S.)' is too old", "install nft 1.0.6"
             ),
         ),
+        (
+            "nftables v1.0.5 (Lester Gooch #4)",
+            Finding(
+                FAILURE,
+                "'nftables v1.0.5 (Lester Gooch #4)' is too old",
+                "install nft 1.0.6",
+            ),
+        ),
+        ("nftables v1.1 (x)", Finding(OK, "nft v1.1")),
     ],
-    ids=["1.0.6", "1.1.0", "0.9.8"],
+    ids=["1.0.6", "1.1.0", "0.9.8", "1.0.5", "1.1"],
 )
-def test_nft_is_1_0_or_later(
+def test_nft_is_debian_12s_or_later(
     monkeypatch: pytest.MonkeyPatch, version: str, finding: Finding
 ) -> None:
     monkeypatch.setattr(nft, "version", lambda: version)
@@ -552,6 +594,15 @@ def test_events_that_are_off_are_a_warning(
     assert finding.health is health
     if health is WARNING:
         assert finding.mend == "sysctl -w net.netfilter.nf_conntrack_events=2"
+
+
+def test_kernel_without_events_is_a_warning(folder: Folder) -> None:
+    folder.write(f"boot/config-{RELEASE}", "CONFIG_NF_CONNTRACK_EVENTS=y\n")
+    assert doctor.events(folder.host).health is OK
+    folder.write(f"boot/config-{RELEASE}", "CONFIG_NF_CONNTRACK=m\n")
+    finding = doctor.events(folder.host)
+    assert finding.health is WARNING
+    assert "CONFIG_NF_CONNTRACK_EVENTS" in finding.mend
 
 
 # How full the tables are.
