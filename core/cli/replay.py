@@ -40,12 +40,12 @@ def add_parser(commands: "Commands[argparse.ArgumentParser]") -> None:
         "replay",
         help="the helpers over captures; needs no root and no kernel",
         description="Runs the configured helpers over captures (pcap, pcapng, also "
-        "compressed), with a model of the kernel's connection tracking in the place "
-        "of the kernel. Needs neither root nor a kernel. Exits with 1 where a capture "
-        "could not be read, a helper has a bug, or --diff found a difference, and with "
-        "130 after Ctrl-C, which ends the output with the summaries so far. A capture "
-        "that is cut short or damaged is used up to there, with a warning, and is no "
-        "failure.",
+        "compressed), with a model of Linux's connection tracking (6.1 to 7.2) in the "
+        "place of the kernel. Needs neither root nor a kernel. Exits with 1 where a "
+        "capture could not be read, a helper has a bug, or --diff found a difference, "
+        "and with 130 after Ctrl-C, which ends the output with the summaries so far. A "
+        "capture that is cut short or damaged is used up to there, with a warning, and "
+        "is no failure.",
     )
     parser.add_argument(
         "captures",

@@ -2,18 +2,18 @@
 """The supervisor starts, reloads and ends: in which order, and where a step fails."""
 
 import errno
-import json
 import os
 import signal
 import time
-from contextlib import closing
-from dataclasses import asdict, replace
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cthelper.core.daemon import channel, notify, supervisor
-from cthelper.core.daemon.probe import NOT_GLUED, UNKNOWN, Kernel
+from cthelper.core.daemon import answers, channel, notify, supervisor
+from cthelper.core.daemon.answers import write_answers
+from cthelper.core.daemon.probe import NOT_GLUED, UNKNOWN, CannotAsk, Kernel
 from tests.core.daemon.supervised import MOVED, SECONDS, Running, pid_of, plain, started
 from tests.core.daemon.test_notify import Manager
 
@@ -132,17 +132,28 @@ def test_log_that_cannot_be_written_ends_nothing_from_the_start_on(
     [
         (replace(UNKNOWN, hands_down=True), "hands_down=true"),
         (replace(UNKNOWN, carries_entries=False), "carries_entries=false"),
-        ("no namespace", "no namespace"),
+        (CannotAsk("no namespace"), "no namespace"),
     ],
     ids=["answers", "no entries", "no answer"],
 )
 def test_what_another_process_has_asked_is_not_asked_again(
-    running: Running, tmp_path: Path, kernel: Kernel | str, line: str
+    running: Running,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: Kernel | CannotAsk,
+    line: str,
 ) -> None:
+    def ask(*, keep: bool) -> Kernel:
+        assert keep
+        if isinstance(kernel, CannotAsk):
+            raise kernel
+        return kernel
+
     running.fail("ask")
     running.answers = tmp_path / "kernel"
-    told = kernel if isinstance(kernel, str) else asdict(kernel)
-    running.answers.write_text(json.dumps(told))
+    monkeypatch.setattr(answers, "ask", ask)
+    with suppress(CannotAsk):
+        write_answers(running.answers)
     running.configure("")
     running.start()
     lacking = "carries" in line
