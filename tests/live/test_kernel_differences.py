@@ -3,7 +3,7 @@
 
 import os
 import socket
-import struct
+import sys
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Final
@@ -15,9 +15,9 @@ from cthelper.core.netlink import encoding
 from cthelper.core.netlink.encoding import attribute
 from cthelper.core.netlink.messages import CTNETLINK, NEW
 from cthelper.core.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
-from cthelper.core.queue.messages import VERDICT
+from cthelper.core.queue.messages import verdict
 from cthelper.core.queue.native import NativeQueue, bind_queue
-from cthelper.core.queue.protocol import Action
+from cthelper.core.queue.protocol import Verdict
 from cthelper.core.tuples import Status
 from tests.live.netlink_lab import QUEUE, Flow, Lab, expected_flow, readable
 from tests.live.world import World
@@ -26,10 +26,8 @@ pytestmark = pytest.mark.live
 
 _VERSION: Final = tuple(int(each) for each in os.uname().release.split(".")[:2])
 
-# include/uapi/linux/netfilter/nfnetlink_queue.h
-_VERDICT_HEADER, _CT, _EXP = 2, 11, 15
+_EXP: Final = 15  # include/uapi/linux/netfilter/nfnetlink_queue.h
 _NESTED: Final = 0x8000
-_REQUEST: Final = 1
 
 
 @pytest.fixture
@@ -84,11 +82,8 @@ def test_expectation_in_the_verdict_of_an_unconfirmed_packet_is_met(
 
 def _accepted_with(packet: int, expectation: bytes) -> bytes:
     """A verdict that lets a packet of QUEUE pass, and has something expected."""
-    attributes = (
-        attribute(_VERDICT_HEADER, struct.pack("!II", Action.ACCEPT, packet))
-        + attribute(_CT | _NESTED, b"")
-        + attribute(_EXP | _NESTED, expectation)
-    )
-    size = 20 + len(attributes)
-    start = struct.pack("=IHHIIBB", size, VERDICT, _REQUEST, 0, 0, socket.AF_UNSPEC, 0)
-    return start + QUEUE.to_bytes(2) + attributes
+    # The kernel reads an expectation only beside what is changed of the entry.
+    unchanged = encoding.entry_mark(0, 0)
+    message = verdict(QUEUE, Verdict(packet, conntrack=unchanged))
+    message += attribute(_NESTED | _EXP, expectation)
+    return len(message).to_bytes(4, sys.byteorder) + message[4:]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cthelper.core.daemon import answers, channel, notify, supervisor
+from cthelper.core.daemon import channel, notify, supervisor
 from cthelper.core.daemon.answers import write_answers
 from cthelper.core.daemon.probe import NOT_GLUED, UNKNOWN, CannotAsk, Kernel
 from tests.core.daemon.supervised import MOVED, SECONDS, Running, pid_of, plain, started
+from tests.core.daemon.test_answers import asked
 from tests.core.daemon.test_notify import Manager
 
 
@@ -143,15 +144,9 @@ def test_what_another_process_has_asked_is_not_asked_again(
     kernel: Kernel | CannotAsk,
     line: str,
 ) -> None:
-    def ask(*, keep: bool) -> Kernel:
-        assert keep
-        if isinstance(kernel, CannotAsk):
-            raise kernel
-        return kernel
-
     running.fail("ask")
     running.answers = tmp_path / "kernel"
-    monkeypatch.setattr(answers, "ask", ask)
+    asked(monkeypatch, kernel)
     with suppress(CannotAsk):
         write_answers(running.answers)
     running.configure("")
