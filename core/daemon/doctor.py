@@ -238,8 +238,7 @@ def _module_state(host: Host, module: str, symbol: str) -> str | None:
 
 
 def _part(host: Host, symbol: str, purpose: str, else_: str = "") -> Iterator[Finding]:
-    configuration = _kernel_config(host)
-    if configuration and f"CONFIG_{symbol}=y" not in configuration:
+    if _lacks(host, symbol):
         yield Finding(
             Health.FAILURE,
             f"the kernel has no CONFIG_{symbol} ({purpose})",
@@ -318,6 +317,12 @@ def behaviour(host: Host, ask: Callable[[], Kernel]) -> Iterator[Finding]:
         if kernel.adjusts_twice
         else "sequence numbers of a rewritten TCP flow are adjusted once",
     )
+
+
+def _lacks(host: Host, symbol: str) -> bool:
+    """Whether the kernel was configured without it, as far as that can be read."""
+    configuration = _kernel_config(host)
+    return bool(configuration) and f"CONFIG_{symbol}=y" not in configuration
 
 
 def _kernel_config(host: Host) -> str:
@@ -501,8 +506,7 @@ def events(host: Host) -> Finding:
             "conntrack events are off: what is known of ended flows is kept too long",
             "sysctl -w net.netfilter.nf_conntrack_events=2",
         )
-    configuration = _kernel_config(host)
-    if configuration and "CONFIG_NF_CONNTRACK_EVENTS=y" not in configuration:
+    if _lacks(host, "NF_CONNTRACK_EVENTS"):
         return Finding(
             Health.WARNING,
             "the kernel has no conntrack events: what is known of ended flows is kept "
